@@ -1,0 +1,1 @@
+//! The network lab, the integration tests and the demo of tunroute.

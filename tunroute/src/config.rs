@@ -1,0 +1,172 @@
+//! The configuration: TOML with spans in, validated policies out. Says what is wrong, where, and what to write.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Which datapath carries the traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// Rules and tables, with the fast path ahead of them.
+    #[default]
+    Both,
+    /// Rules and tables only.
+    Kernel,
+    /// The eBPF programs only; rules are installed where a program cannot be.
+    Ebpf,
+}
+
+/// A validated configuration: every reference in it resolves, every value is in range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `datapath`
+    pub datapath: Datapath,
+    /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long.
+    pub band: u32,
+    /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
+    pub bypass_netfilter: bool,
+    /// `[interfaces]`
+    pub interfaces: Interfaces,
+    /// `[tunnel.NAME]`, in the order of the file.
+    pub tunnels: Vec<Tunnel>,
+    /// `[[policy]]`, in the order of the file.
+    pub policies: Vec<Policy>,
+}
+
+/// `[interfaces]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Where forwarded traffic enters.
+    pub ingress: Vec<DevicePattern>,
+    /// Where policy sources must never leave.
+    pub uplink: Vec<DevicePattern>,
+}
+
+/// A device name, or a prefix of names ending in `*`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevicePattern(pub String);
+
+impl DevicePattern {
+    /// Does the device name match?
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => self.0 == name,
+        }
+    }
+}
+
+/// `[tunnel.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The device's name.
+    pub name: String,
+    /// `table`: the table of the first policy that prefers this tunnel.
+    pub table: Option<u32>,
+    /// `via`: the gateway for IPv4.
+    pub via_v4: Option<std::net::Ipv4Addr>,
+    /// `via`: the gateway for IPv6.
+    pub via_v6: Option<std::net::Ipv6Addr>,
+    /// `up`: the command that brings the tunnel up, supervised. Never empty.
+    pub up: Option<Vec<String>>,
+    /// `down`: the command that takes it down. Never empty.
+    pub down: Option<Vec<String>>,
+    /// `start-limit`
+    pub start_limit: StartLimit,
+    /// `probe`: one or several, all of which must succeed in their family.
+    pub probes: Vec<Probe>,
+}
+
+impl Tunnel {
+    /// The gateway for an address family.
+    #[must_use]
+    pub fn via(&self, family: crate::net::Family) -> Option<IpAddr> {
+        match family {
+            crate::net::Family::V4 => self.via_v4.map(IpAddr::V4),
+            crate::net::Family::V6 => self.via_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// `start-limit = { burst = 4, interval = "60s" }`: at most `burst` starts in any `interval`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartLimit {
+    /// At most this many starts; at least 1.
+    pub burst: u32,
+    /// In any span of this length.
+    pub interval: Duration,
+}
+
+impl Default for StartLimit {
+    fn default() -> Self {
+        Self { burst: 4, interval: Duration::from_secs(60) }
+    }
+}
+
+/// What a probe sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeTarget {
+    /// An ICMP or ICMPv6 echo request: `target = "2001:db8::1"`.
+    Echo(IpAddr),
+    /// A TCP connection: `target = "192.0.2.1:443"` or `"[2001:db8::1]:443"`.
+    Tcp(SocketAddr),
+}
+
+/// `probe = { target = "…", interval = "5s", timeout = "1s", fail = 3, rise = 2, hold-down = "0s" }`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// What is asked; its family is the one that the probe speaks for.
+    pub target: ProbeTarget,
+    /// The source address; otherwise the kernel chooses one of the tunnel's.
+    pub source: Option<IpAddr>,
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// How long an answer may take; at most the interval.
+    pub timeout: Duration,
+    /// This many failures in a row and the tunnel counts as down; at least 1.
+    pub fail: u32,
+    /// This many answers in a row and it counts as up again; at least 1.
+    pub rise: u32,
+    /// After going down it stays down at least this long.
+    pub hold_down: Duration,
+}
+
+/// What happens to a policy's packets when none of its tunnels is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// Drop, and answer with ICMP "unreachable".
+    #[default]
+    Unreachable,
+    /// Drop silently.
+    Blackhole,
+    /// Drop, and answer with ICMP "administratively prohibited".
+    Prohibit,
+    /// As if the policy were not there.
+    Next,
+}
+
+/// `[[policy]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `name`: unique.
+    pub name: String,
+    /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
+    pub table: Option<u32>,
+    /// `from`: the source prefixes, none twice in the whole configuration.
+    pub from: Vec<IpNet>,
+    /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared.
+    pub via: Vec<String>,
+    /// `on-down`
+    pub on_down: OnDown,
+    /// `exempt`: the literal prefixes.
+    pub exempt: Vec<IpNet>,
+    /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
+    pub exempt_connected: bool,
+}

@@ -1,0 +1,5 @@
+//! tunroute: source-based policy routing for tunnels, with an eBPF fast path that always agrees with the kernel's
+//! rules. See ARCHITECTURE.md for the map of the house.
+
+pub mod config;
+pub mod net;

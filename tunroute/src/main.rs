@@ -1,0 +1,2 @@
+//! The `tunroute` command.
+fn main() {}

@@ -1,0 +1,328 @@
+//! The vocabulary that all stages share: links, rules and routes, free of netlink and of BPF.
+//!
+//! `Display` writes what an operator would type with iproute2, so that logs, plans and tests read alike.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// The protocol number that marks tunroute's own rules (`FRA_PROTOCOL`) and routes (`RTPROT`).
+///
+/// Nothing without it is ever changed. iproute2 has no name for it, so `ip` prints the number.
+pub const PROTOCOL: u8 = 116;
+
+/// The kernel's local table (`RT_TABLE_LOCAL`).
+pub const TABLE_LOCAL: u32 = 255;
+/// The kernel's main table (`RT_TABLE_MAIN`).
+pub const TABLE_MAIN: u32 = 254;
+
+/// The kernel's number of a network device in this namespace; never 0.
+pub type IfIndex = u32;
+
+/// An address family that tunroute routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both families, for loops over them.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of a prefix.
+    #[must_use]
+    pub const fn of(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    /// The family of an address.
+    #[must_use]
+    pub const fn of_addr(addr: &IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// `0.0.0.0/0` or `::/0`.
+    #[must_use]
+    pub const fn default_prefix(self) -> IpNet {
+        match self {
+            Self::V4 => IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+            Self::V6 => IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
+        }
+    }
+
+    /// The metric that the kernel gives a route for which none is asked
+    /// (`IP6_RT_PRIO_USER` in `include/uapi/linux/ipv6_route.h`; 0 for IPv4).
+    #[must_use]
+    pub const fn default_metric(self) -> u32 {
+        match self {
+            Self::V4 => 0,
+            Self::V6 => 1024,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// How a device takes packets, which decides how the fast path hands them over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkLayer {
+    /// Ethernet framing (`ARPHRD_ETHER`): veth, vxlan, bridges, most cards.
+    Ethernet,
+    /// Bare IP packets: the types for which `dev_is_mac_header_xmit()` in `include/linux/if_arp.h` is false
+    /// (tun, WireGuard, sit, gre, ip6tnl, PPP).
+    Ip,
+    /// Anything else: only the kernel datapath serves it.
+    Other,
+}
+
+/// A network device as last observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// The device's number in this namespace.
+    pub index: IfIndex,
+    /// The device's name.
+    pub name: String,
+    /// How it takes packets.
+    pub layer: LinkLayer,
+    /// The driver's name (`IFLA_INFO_KIND`): `tun`, `vxlan`, `veth`, `vrf`, `bridge`, …
+    pub kind: Option<String>,
+    /// The largest layer 3 packet, in bytes.
+    pub mtu: u32,
+    /// Can carry traffic: administratively up and its operational state is UP or UNKNOWN (tun, WireGuard).
+    pub up: bool,
+    /// The device that this one is a port of: a bridge, bond or VRF.
+    pub master: Option<IfIndex>,
+}
+
+/// A policy rule as tunroute writes it: `from PREFIX lookup TABLE`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// The priority (preference): lower numbers are asked first.
+    pub priority: u32,
+    /// The source prefix.
+    pub from: IpNet,
+    /// The routing table asked when the source matches.
+    pub table: u32,
+}
+
+/// `ip` or `ip -6`, by the family of a prefix.
+struct Ip<'a>(&'a IpNet);
+
+impl fmt::Display for Ip<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            IpNet::V4(_) => "ip",
+            IpNet::V6(_) => "ip -6",
+        })
+    }
+}
+
+impl Rule {
+    /// The `ip rule add` command that makes this rule.
+    #[must_use]
+    pub fn add_command(&self) -> String {
+        format!("{} rule add {self}", Ip(&self.from))
+    }
+
+    /// The `ip rule del` command that removes this rule.
+    #[must_use]
+    pub fn del_command(&self) -> String {
+        format!("{} rule del {self}", Ip(&self.from))
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { priority, from, table } = self;
+        write!(f, "from {from} lookup {table} pref {priority} protocol {PROTOCOL}")
+    }
+}
+
+/// What a route does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RouteKind {
+    /// Leave by a device, to a gateway or directly.
+    Unicast {
+        /// The device's number.
+        oif: IfIndex,
+        /// The device's name, for people.
+        device: String,
+        /// The next hop; none where the device itself is the next hop.
+        gateway: Option<IpAddr>,
+    },
+    /// Leave this table, as if it had no route: the rule walk goes on.
+    Throw,
+    /// Drop and answer with ICMP "no route" (IPv4: host unreachable).
+    Unreachable,
+    /// Drop silently.
+    Blackhole,
+    /// Drop and answer with ICMP "administratively prohibited".
+    Prohibit,
+}
+
+/// A route in one of tunroute's tables.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// The table's number.
+    pub table: u32,
+    /// The destination prefix.
+    pub dst: IpNet,
+    /// The metric as the kernel reports it; see [`Family::default_metric`].
+    pub metric: u32,
+    /// What it does.
+    pub kind: RouteKind,
+}
+
+impl Route {
+    /// The `ip route add` command that makes this route.
+    #[must_use]
+    pub fn add_command(&self) -> String {
+        format!("{} route add {self}", Ip(&self.dst))
+    }
+
+    /// The `ip route replace` command that puts this route in the place of the one with the same table, destination
+    /// and metric.
+    #[must_use]
+    pub fn replace_command(&self) -> String {
+        format!("{} route replace {self}", Ip(&self.dst))
+    }
+
+    /// The `ip route del` command that removes this route.
+    #[must_use]
+    pub fn del_command(&self) -> String {
+        format!("{} route del {self}", Ip(&self.dst))
+    }
+
+    /// What identifies the route to the kernel: a replacement has the same.
+    #[must_use]
+    pub const fn key(&self) -> (u32, IpNet, u32) {
+        (self.table, self.dst, self.metric)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { table, dst, metric, kind } = self;
+        match kind {
+            RouteKind::Unicast { .. } => {}
+            RouteKind::Throw => f.write_str("throw ")?,
+            RouteKind::Unreachable => f.write_str("unreachable ")?,
+            RouteKind::Blackhole => f.write_str("blackhole ")?,
+            RouteKind::Prohibit => f.write_str("prohibit ")?,
+        }
+        if dst.prefix_len() == 0 {
+            f.write_str("default")?;
+        } else {
+            write!(f, "{dst}")?;
+        }
+        if let RouteKind::Unicast { device, gateway, .. } = kind {
+            match gateway {
+                // `onlink`: the gateway need not be covered by an address of the tunnel.
+                Some(gateway) => write!(f, " via {gateway} dev {device} onlink")?,
+                None => write!(f, " dev {device}")?,
+            }
+        }
+        write!(f, " table {table}")?;
+        if *metric != Family::of(dst).default_metric() {
+            write!(f, " metric {metric}")?;
+        }
+        write!(f, " protocol {PROTOCOL}")
+    }
+}
+
+/// Where the kernel keeps what was observed, so that a deletion names exactly the object that was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle(pub usize);
+
+/// A rule as observed, ours or somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRule {
+    /// The observed message, for an exact deletion.
+    pub handle: Handle,
+    /// The family whose rule list it stands in.
+    pub family: Family,
+    /// Its priority.
+    pub priority: u32,
+    /// Carries [`PROTOCOL`].
+    pub ours: bool,
+    /// The rule as tunroute would write it; none if it has any other selector or action.
+    pub rule: Option<Rule>,
+    /// Looks up [`TABLE_LOCAL`] for every packet, as the kernel's own rule at priority 0 does.
+    pub looks_up_local: bool,
+    /// The `iif` selector.
+    pub iif: Option<String>,
+    /// The `oif` selector: such a rule never matches a packet that is being forwarded.
+    pub oif: Option<String>,
+    /// In `ip rule` syntax, for people.
+    pub text: String,
+}
+
+/// A route that carries [`PROTOCOL`], as observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRoute {
+    /// The observed message, for an exact deletion.
+    pub handle: Handle,
+    /// The route as tunroute would write it; none if it has anything that tunroute does not write.
+    pub route: Option<Route>,
+    /// In `ip route` syntax, for people.
+    pub text: String,
+}
+
+/// A unicast route of the main table, as far as exemptions and the reverse path need it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MainRoute {
+    /// The destination prefix.
+    pub dst: IpNet,
+    /// The device; none if there are several next hops.
+    pub oif: Option<IfIndex>,
+    /// Reached directly, without a gateway.
+    pub on_link: bool,
+}
+
+/// What the kernel says of this network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelState {
+    /// All devices, by number.
+    pub links: BTreeMap<IfIndex, Link>,
+    /// All rules of both families, in the order in which the kernel asks them.
+    pub rules: Vec<ObservedRule>,
+    /// The routes that carry [`PROTOCOL`], of all tables.
+    pub routes: Vec<ObservedRoute>,
+    /// The destinations in the local table: local, broadcast and anycast addresses.
+    pub local: BTreeSet<IpNet>,
+    /// The unicast routes of the main table.
+    pub main: Vec<MainRoute>,
+    /// Tables with routes of others in them.
+    pub foreign_tables: BTreeSet<u32>,
+}
+
+impl KernelState {
+    /// The device with this name.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+}
