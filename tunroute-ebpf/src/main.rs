@@ -1,8 +1,101 @@
-//! The eBPF programs of tunroute.
+//! The eBPF programs of tunroute: entry points of a few lines around [`tunroute_common::decide`].
 #![no_std]
 #![no_main]
-#[cfg(not(test))]
+#![expect(missing_docs, reason = "the classifier macro's functions are seen by the kernel only")]
+
+mod lookup;
+mod skb;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, __sk_buff},
+    macros::classifier,
+    programs::TcContext,
+};
+use tunroute_common::{
+    decide::{Verdict, decide_egress, decide_ingress},
+    maps::Outcome,
+    packet::Packet as _,
+};
+
+use crate::{lookup::Maps, skb::Skb};
+
+/// The length of an Ethernet header: where the network header of an Ethernet device's packets starts.
+const ETHERNET: usize = 14;
+/// Where the network header starts in packets of devices without link-layer header.
+const BARE: usize = 0;
+
+/// Traffic that enters by an Ethernet device.
+#[classifier]
+pub fn ingress_l2(context: TcContext) -> i32 {
+    ingress::<ETHERNET>(context.skb.skb)
+}
+
+/// Traffic that enters by a device without link-layer header.
+#[classifier]
+pub fn ingress_l3(context: TcContext) -> i32 {
+    ingress::<BARE>(context.skb.skb)
+}
+
+/// Traffic that is about to leave by an Ethernet uplink.
+#[classifier]
+pub fn egress_l2(context: TcContext) -> i32 {
+    egress::<ETHERNET>(context.skb.skb)
+}
+
+/// Traffic that is about to leave by an uplink without link-layer header.
+#[classifier]
+pub fn egress_l3(context: TcContext) -> i32 {
+    egress::<BARE>(context.skb.skb)
+}
+
+#[inline(always)]
+fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb::<OFFSET>::new(skb);
+    let verdict = decide_ingress(&packet.arrival(), &packet, &Maps);
+    if let Verdict::Redirect { .. } = verdict
+        && packet.take_hop().is_none()
+    {
+        return TC_ACT_UNSPEC;
+    }
+    carry_out(&packet, verdict)
+}
+
+#[inline(always)]
+fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb::<OFFSET>::new(skb);
+    carry_out(&packet, decide_egress(&packet.arrival(), &packet, &Maps))
+}
+
+/// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.
+#[inline(always)]
+fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) -> i32 {
+    let (index, outcome, result) = match verdict {
+        Verdict::Pass => return TC_ACT_UNSPEC,
+        Verdict::StepAside(index, outcome) => (index, outcome, TC_ACT_UNSPEC),
+        Verdict::Drop(index, outcome) => (index, outcome, TC_ACT_SHOT),
+        Verdict::Redirect(index, slot, outcome) => (index, outcome, packet.redirect(slot)),
+    };
+    count(index, outcome, packet.length());
+    result
+}
+
+#[inline(always)]
+fn count(index: u32, outcome: Outcome, bytes: u32) {
+    if let Some(stats) = lookup::STATS.get_ptr_mut(index) {
+        // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.
+        let counter = unsafe { &mut (*stats).outcomes[outcome as usize] };
+        counter.packets += 1;
+        counter.bytes += u64::from(bytes);
+    }
+}
+
+/// The licence that the kernel reads: some helpers are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here can panic; the verifier would refuse a loop that a packet could reach.
     loop {}
 }

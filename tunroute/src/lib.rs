@@ -1,5 +1,9 @@
 //! tunroute: source-based policy routing for tunnels, with an eBPF fast path that always agrees with the kernel's
 //! rules. See ARCHITECTURE.md for the map of the house.
 
+pub mod compile;
 pub mod config;
+pub mod datapath;
+pub mod fast;
 pub mod net;
+pub mod plan;

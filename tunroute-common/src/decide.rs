@@ -1,0 +1,160 @@
+//! The decision: what becomes of a packet, as a pure function.
+//!
+//! It either decides exactly what the kernel's rules and routes would decide, or steps aside and lets them. Whatever is
+//! not certain steps aside.
+
+use crate::{
+    maps::{Action, MAX_NESTING, Outcome, Slot, Source, flags},
+    packet::{Addresses, Header, Packet, read_lenient, read_strict},
+};
+
+/// The maps, as far as the decision reads them.
+pub trait Lookup {
+    /// The longest source prefix that holds the packet's source address.
+    fn source(&self, addresses: &Addresses) -> Option<Source>;
+
+    /// A policy's prefix holds the packet's *destination* address: packets going the other way are routed by policy.
+    fn destination_is_source(&self, addresses: &Addresses) -> bool;
+
+    /// The exemption set holds the packet's destination address.
+    fn exempt(&self, set: u32, addresses: &Addresses) -> bool;
+
+    /// The slot with this number.
+    fn slot(&self, index: u32) -> Option<&Slot>;
+
+    /// The daemon is alive, and the fast path agrees with the kernel for the family of these addresses.
+    fn open(&self, addresses: &Addresses) -> bool;
+}
+
+/// What is known of a packet besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The ethertype, in host byte order.
+    pub ethertype: u16,
+    /// The device at which the packet is seen.
+    pub ifindex: u32,
+    /// The packet is addressed to this host's link-layer address (`PACKET_HOST`).
+    pub to_this_host: bool,
+    /// The packet carries a VLAN tag.
+    pub tagged: bool,
+}
+
+/// What becomes of a packet, and in which slot it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// No policy's business: the kernel decides.
+    Pass,
+    /// A policy's packet, but left to the kernel.
+    StepAside(u32, Outcome),
+    /// Dropped.
+    Drop(u32, Outcome),
+    /// Handed to the slot's tunnel.
+    Redirect(u32, &'a Slot, Outcome),
+}
+
+/// Where a packet's source leads, once nested policies that do not apply have been passed over.
+enum Applies<'a> {
+    /// This slot decides.
+    To(u32, &'a Slot),
+    /// No policy applies any more; the first one that did not, and why.
+    ToNone(u32, Outcome),
+}
+
+/// Follows the chain of nested policies, from the longest prefix on, to the first one that applies: whose destination is
+/// not exempt, and which does not say `next` while it is down.
+#[inline(always)]
+fn apply<'a, L: Lookup>(first: u32, addresses: &Addresses, maps: &'a L) -> Option<Applies<'a>> {
+    let mut index = first;
+    let mut passed = None;
+    for _ in 0..=MAX_NESTING {
+        let slot = maps.slot(index)?;
+        let outcome = if slot.egress.action() == Action::Next {
+            Outcome::Down
+        } else if maps.exempt(slot.exempt_set, addresses) {
+            Outcome::Exempt
+        } else {
+            return Some(Applies::To(index, slot));
+        };
+        let passed = *passed.get_or_insert(outcome);
+        if slot.next == Slot::NO_NEXT {
+            return Some(Applies::ToNone(first, passed));
+        }
+        index = slot.next;
+    }
+    None
+}
+
+/// Decides a packet that has just arrived and would be forwarded by the kernel next. On [`Verdict::Redirect`] the caller
+/// takes one from the hop limit.
+#[inline(always)]
+pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, maps: &'a L) -> Verdict<'a> {
+    if !arrival.to_this_host || arrival.tagged {
+        return Verdict::Pass;
+    }
+    let Some(header) = read_strict(arrival.ethertype, packet) else { return Verdict::Pass };
+    let Some(source) = policy_source(&header, packet, maps) else { return Verdict::Pass };
+
+    if !maps.open(&header.addresses) {
+        return Verdict::StepAside(source.slot, Outcome::Closed);
+    }
+    let (index, slot) = match apply(source.slot, &header.addresses, maps) {
+        Some(Applies::To(index, slot)) => (index, slot),
+        Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
+        None => return Verdict::Pass,
+    };
+    if source.arrives_by != Source::ANY_DEVICE
+        && (source.arrives_by != arrival.ifindex || maps.destination_is_source(&header.addresses))
+    {
+        return Verdict::StepAside(index, Outcome::SourceCheck);
+    }
+    match slot.egress.action() {
+        Action::Redirect => {
+            if slot.egress.ifindex() == arrival.ifindex {
+                Verdict::StepAside(index, Outcome::Hairpin)
+            } else if header.hop_limit <= 1 {
+                Verdict::StepAside(index, Outcome::Expired)
+            } else if header.length_on_wire(packet).is_none_or(|length| length > slot.mtu) {
+                Verdict::StepAside(index, Outcome::TooBig)
+            } else {
+                Verdict::Redirect(index, slot, Outcome::Forwarded)
+            }
+        }
+        Action::Blackhole => Verdict::Drop(index, Outcome::Blackholed),
+        Action::Reject | Action::Next => Verdict::StepAside(index, Outcome::Down),
+    }
+}
+
+/// Decides a packet that is about to leave by an uplink. A policy's packet passes only where no policy applies to it;
+/// otherwise it goes by its tunnel, or nowhere. The hop limit has been dealt with by then.
+#[inline(always)]
+pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, maps: &'a L) -> Verdict<'a> {
+    if arrival.tagged {
+        return Verdict::Pass;
+    }
+    let Some(header) = read_lenient(arrival.ethertype, packet) else { return Verdict::Pass };
+    let Some(source) = policy_source(&header, packet, maps) else { return Verdict::Pass };
+
+    let (index, slot) = match apply(source.slot, &header.addresses, maps) {
+        Some(Applies::To(index, slot)) => (index, slot),
+        Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
+        None => return Verdict::Drop(source.slot, Outcome::LeakPrevented),
+    };
+    let fits = |slot: &Slot| {
+        slot.egress.has(flags::ANSWERS_TOO_BIG)
+            || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
+    };
+    if slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex && fits(slot) {
+        Verdict::Redirect(index, slot, Outcome::Diverted)
+    } else {
+        Verdict::Drop(index, Outcome::LeakPrevented)
+    }
+}
+
+/// The source prefix that the packet belongs to, unless it is of a kind that policies never apply to.
+#[inline(always)]
+fn policy_source<P: Packet, L: Lookup>(header: &Header, packet: &P, maps: &L) -> Option<Source> {
+    if header.addresses.any_special() || header.is_neighbour_discovery(packet) {
+        return None;
+    }
+    maps.source(&header.addresses)
+}

@@ -1,0 +1,297 @@
+//! Keys, values and names of the BPF maps: the contract between the eBPF programs and the daemon.
+//!
+//! Every type is `repr(C)` without padding. Addresses are kept as they stand in a packet: network byte order in memory,
+//! held in 32-bit words so that the eBPF compiler reads words, not bytes.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
+/// the daemon never read each other's maps.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
+pub const MAX_SLOTS: u32 = 4096;
+
+/// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
+pub const MAX_NESTING: u32 = 8;
+
+/// The maps' names, in the eBPF object and below the pin directory.
+pub mod names {
+    /// LPM: [`Ipv4`](super::Ipv4) source → [`Source`](super::Source).
+    pub const SOURCE_V4: &str = "SOURCE_V4";
+    /// LPM: [`Ipv6`](super::Ipv6) source → [`Source`](super::Source).
+    pub const SOURCE_V6: &str = "SOURCE_V6";
+    /// LPM: [`ExemptV4`](super::ExemptV4) → nothing.
+    pub const EXEMPT_V4: &str = "EXEMPT_V4";
+    /// LPM: [`ExemptV6`](super::ExemptV6) → nothing.
+    pub const EXEMPT_V6: &str = "EXEMPT_V6";
+    /// Array: slot number → [`Slot`](super::Slot).
+    pub const POLICY: &str = "POLICY";
+    /// Per-CPU array: slot number → [`Stats`](super::Stats).
+    pub const STATS: &str = "STATS";
+    /// Array of one [`Control`](super::Control).
+    pub const CONTROL: &str = "CONTROL";
+
+    /// All of them, in the order in which they are pinned.
+    pub const ALL: [&str; 7] = [SOURCE_V4, SOURCE_V6, EXEMPT_V4, EXEMPT_V6, POLICY, STATS, CONTROL];
+}
+
+/// An IPv4 address in network byte order, as in the packet.
+pub type Ipv4 = u32;
+/// An IPv6 address in network byte order, as in the packet.
+pub type Ipv6 = [u32; 4];
+
+/// What is known of a source prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Source {
+    /// The number of its slot in `POLICY`.
+    pub slot: u32,
+    /// The only device by which such packets may be forwarded past the kernel: [`Source::ANY_DEVICE`], a device's
+    /// number (the reverse path, where rp_filter is on), or [`Source::OWN_ADDRESS`].
+    pub arrives_by: u32,
+}
+
+impl Source {
+    /// Packets of this source may arrive by any device.
+    pub const ANY_DEVICE: u32 = 0;
+    /// An address of this host: packets from it that arrive from outside are left to the kernel, which takes them for
+    /// martians (`fib_validate_source()` in `net/ipv4/fib_frontend.c`).
+    pub const OWN_ADDRESS: u32 = u32::MAX;
+}
+
+/// An IPv4 destination that the policies of one exemption set do not apply to. The prefix length counts the 32 bits of
+/// the set, too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct ExemptV4 {
+    /// [`Slot::exempt_set`]
+    pub set: u32,
+    /// The destination.
+    pub destination: Ipv4,
+}
+
+/// An IPv6 destination that the policies of one exemption set do not apply to. The prefix length counts the 32 bits of
+/// the set, too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct ExemptV6 {
+    /// [`Slot::exempt_set`]
+    pub set: u32,
+    /// The destination.
+    pub destination: Ipv6,
+}
+
+/// What is done with packets of the source prefixes that point here.
+///
+/// A slot belongs to a policy, an address family and the policies around the prefix: nested prefixes of different
+/// policies form a chain by [`Slot::next`], which is what falling through a routing table means in the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    /// Names the chain across restarts; 0 in a free slot. Not read by the eBPF programs.
+    pub id: u64,
+    /// What is done, and by which device.
+    pub egress: Egress,
+    /// The largest layer 3 packet that the tunnel takes, in bytes.
+    pub mtu: u32,
+    /// The destinations that the policy does not apply to: the first part of an exemption key.
+    pub exempt_set: u32,
+    /// The slot of the next shorter prefix that belongs to another policy, or [`Slot::NO_NEXT`].
+    pub next: u32,
+    /// Always 0: keeps the type free of padding.
+    pub reserved: u32,
+    /// The next hop in network byte order (IPv4: the first word), where [`flags::GATEWAY`] is set.
+    pub gateway: Ipv6,
+}
+
+impl Slot {
+    /// No policy stands around this one.
+    pub const NO_NEXT: u32 = u32::MAX;
+}
+
+/// Action, flags and device in one word, so that a program that reads while the daemon writes sees either the old or the
+/// new ones (`bpf_long_memcpy()` in `include/linux/bpf.h` copies words).
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Egress(u64);
+
+impl Egress {
+    /// Hand packets to the device, whose properties are a union of [`flags`].
+    #[must_use]
+    pub const fn redirect(ifindex: u32, flags: u16) -> Self {
+        Self(ifindex as u64 | (flags as u64) << 32 | (Action::Redirect as u64) << 48)
+    }
+
+    /// No tunnel is up.
+    #[must_use]
+    pub const fn down(action: Action) -> Self {
+        Self((action as u64) << 48)
+    }
+
+    /// What is done.
+    #[inline(always)]
+    #[must_use]
+    pub const fn action(self) -> Action {
+        match self.0 >> 48 {
+            1 => Action::Redirect,
+            2 => Action::Blackhole,
+            3 => Action::Next,
+            _ => Action::Reject,
+        }
+    }
+
+    /// The tunnel's device; 0 unless the action is [`Action::Redirect`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn ifindex(self) -> u32 {
+        (self.0 & 0xffff_ffff) as u32
+    }
+
+    /// Has any of these [`flags`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, flags: u16) -> bool {
+        self.0 >> 32 & flags as u64 != 0
+    }
+}
+
+impl core::fmt::Debug for Egress {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Egress")
+            .field("action", &self.action())
+            .field("ifindex", &self.ifindex())
+            .field("flags", &(self.0 >> 32 & 0xffff))
+            .finish()
+    }
+}
+
+/// What a slot does with its packets. The last three are for when no tunnel is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The kernel answers with an ICMP error.
+    Reject = 0,
+    /// Hand them to the tunnel.
+    Redirect = 1,
+    /// Drop them.
+    Blackhole = 2,
+    /// As if the policy were not there.
+    Next = 3,
+}
+
+/// Properties of a slot's device.
+pub mod flags {
+    /// It has Ethernet framing: the next hop's address must be resolved.
+    pub const ETHERNET: u16 = 1;
+    /// There is a gateway.
+    pub const GATEWAY: u16 = 2;
+    /// The device itself answers a packet that is too big (sit, gre, ip6tnl).
+    pub const ANSWERS_TOO_BIG: u16 = 4;
+}
+
+/// The outcomes that are counted for each slot.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Handed to the tunnel by the ingress program.
+    Forwarded,
+    /// Handed to the tunnel by the egress program of an uplink.
+    Diverted,
+    /// Dropped at an uplink that it must not leave by.
+    LeakPrevented,
+    /// Dropped, since no tunnel is up and the policy says `blackhole`.
+    Blackholed,
+    /// Left to the kernel: the destination is exempt.
+    Exempt,
+    /// Left to the kernel: no tunnel is up.
+    Down,
+    /// Left to the kernel: the tunnel is where the packet came from.
+    Hairpin,
+    /// Left to the kernel: the hop limit expires here.
+    Expired,
+    /// Left to the kernel: larger than the tunnel's MTU.
+    TooBig,
+    /// Left to the kernel: the source is this host's own, or not expected from this device.
+    SourceCheck,
+    /// Left to the kernel: the daemon's heartbeat is overdue, or the fast path is closed for this family.
+    Closed,
+}
+
+impl Outcome {
+    /// All outcomes, in the order in which they are counted.
+    pub const ALL: [Self; 11] = [
+        Self::Forwarded,
+        Self::Diverted,
+        Self::LeakPrevented,
+        Self::Blackholed,
+        Self::Exempt,
+        Self::Down,
+        Self::Hairpin,
+        Self::Expired,
+        Self::TooBig,
+        Self::SourceCheck,
+        Self::Closed,
+    ];
+
+    /// The name in `status --json` and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Diverted => "diverted",
+            Self::LeakPrevented => "leak_prevented",
+            Self::Blackholed => "blackholed",
+            Self::Exempt => "exempt",
+            Self::Down => "down",
+            Self::Hairpin => "hairpin",
+            Self::Expired => "expired",
+            Self::TooBig => "too_big",
+            Self::SourceCheck => "source_check",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Packets and layer 3 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counter {
+    /// Packets, as the hook sees them: a GSO packet is one.
+    pub packets: u64,
+    /// Layer 3 bytes.
+    pub bytes: u64,
+}
+
+/// A slot's counters, one for each [`Outcome`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Stats {
+    /// Indexed by the outcome's number.
+    pub outcomes: [Counter; Outcome::ALL.len()],
+}
+
+/// What the daemon tells all programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Control {
+    /// `CLOCK_MONOTONIC` in nanoseconds until which the ingress program may decide: nobody follows device changes after
+    /// that.
+    pub valid_until: u64,
+    /// The ingress program may decide IPv4 packets if 1.
+    pub open_v4: u32,
+    /// The ingress program may decide IPv6 packets if 1.
+    pub open_v6: u32,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    //! aya reads and writes maps of types that are its own kind of Pod.
+
+    macro_rules! pod {
+        ($($name:ident),*) => {
+            // SAFETY: `repr(C)`, without padding, and valid for every bit pattern, as bytemuck's derive has checked.
+            $(unsafe impl aya::Pod for super::$name {})*
+        };
+    }
+    pod!(Source, ExemptV4, ExemptV6, Slot, Counter, Stats, Control);
+}

@@ -1,0 +1,176 @@
+//! An skb as a [`Packet`], and what is done to it.
+
+use core::{mem::offset_of, ptr};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
+    helpers::generated::{
+        bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data,
+    },
+};
+use bytemuck::Pod;
+use tunroute_common::{
+    decide::Arrival,
+    maps::{Slot, flags},
+    packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
+};
+
+/// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
+/// `AF_INET`
+const AF_INET: u32 = 2;
+/// `AF_INET6`
+const AF_INET6: u32 = 10;
+/// The length of an Ethernet header.
+const ETHERNET_HEADER: u32 = 14;
+/// As many bytes of headers as the decision reads: an IPv6 header and TCP's data offset.
+const HEADERS: usize = size_of::<Ipv6Header>() + 13;
+
+/// An skb whose network header is at `OFFSET`.
+pub struct Skb<const OFFSET: usize> {
+    skb: *mut __sk_buff,
+    data: usize,
+    data_end: usize,
+}
+
+impl<const OFFSET: usize> Skb<OFFSET> {
+    /// Looks at an skb; if its headers are in fragments, pulls them up first.
+    #[inline(always)]
+    pub fn new(skb: *mut __sk_buff) -> Self {
+        let packet = Self::view(skb);
+        let length = packet.total_length().min((OFFSET + HEADERS) as u32);
+        if packet.data + length as usize <= packet.data_end {
+            return packet;
+        }
+        // SAFETY: the context that the kernel gave. Failure leaves the view short, which reading notices.
+        unsafe { bpf_skb_pull_data(skb, length) };
+        Self::view(skb)
+    }
+
+    #[inline(always)]
+    fn view(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the context that the kernel gave; the verifier knows these two for packet pointers.
+        let (data, data_end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        Self { skb, data, data_end }
+    }
+
+    #[inline(always)]
+    fn total_length(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: the context that the kernel gave. The field holds a 16-bit number in network byte order.
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    #[inline(always)]
+    fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.data + OFFSET + offset;
+        (start + size_of::<T>() <= self.data_end).then_some(start as *mut T)
+    }
+
+    /// What the kernel knows of the packet.
+    #[inline(always)]
+    pub fn arrival(&self) -> Arrival {
+        // SAFETY: the context that the kernel gave.
+        let (ifindex, pkt_type, vlan) = unsafe { ((*self.skb).ifindex, (*self.skb).pkt_type, (*self.skb).vlan_present) };
+        Arrival {
+            ethertype: self.ethertype(),
+            ifindex,
+            to_this_host: pkt_type == PACKET_HOST,
+            tagged: vlan != 0,
+        }
+    }
+
+    /// Takes one from the hop limit, as a router does.
+    #[inline(always)]
+    pub fn take_hop(&self) -> Option<()> {
+        if self.ethertype() == ETHERTYPE_IPV4 {
+            let header = self.pointer::<Ipv4Header>(0)?;
+            // SAFETY: within the packet, as just checked; the decision has seen a TTL above 1.
+            unsafe {
+                (*header).checksum = (*header).checksum_after_hop();
+                (*header).ttl -= 1;
+            }
+        } else {
+            // The hop limit is the second byte of a 16-bit word of the checksum: less 1, which is plus the complement.
+            const MINUS_ONE: u32 = !1u16.to_be() as u32;
+            let header = self.pointer::<Ipv6Header>(0)?;
+            // SAFETY: as above. The checksum of the whole packet, where the card has computed one, is kept true; the
+            // helper refuses where there is none.
+            unsafe {
+                (*header).hop_limit -= 1;
+                bpf_csum_update(self.skb, MINUS_ONE);
+            }
+        }
+        Some(())
+    }
+
+    /// Sends the packet out of the slot's device; it is dropped if it cannot be.
+    #[inline(always)]
+    pub fn redirect(&self, slot: &Slot) -> i32 {
+        if !slot.egress.has(flags::ETHERNET) {
+            // SAFETY: a number and flags.
+            return unsafe { bpf_redirect(slot.egress.ifindex(), 0) } as i32;
+        }
+        let Some(mut next_hop) = self.next_hop(slot) else { return TC_ACT_SHOT };
+        // `bpf_redirect_neigh` takes the link-layer header for granted (`__bpf_redirect_neigh()` in
+        // `net/core/filter.c`).
+        // SAFETY: the context that the kernel gave, and a parameter block of the size that is said.
+        unsafe {
+            if OFFSET == 0 && bpf_skb_change_head(self.skb, ETHERNET_HEADER, 0) != 0 {
+                return TC_ACT_SHOT;
+            }
+            bpf_redirect_neigh(
+                slot.egress.ifindex(),
+                ptr::from_mut(&mut next_hop),
+                size_of::<bpf_redir_neigh>() as i32,
+                0,
+            ) as i32
+        }
+    }
+
+    /// The gateway, or the destination itself: a tunnel's default route makes every destination its neighbour.
+    #[inline(always)]
+    fn next_hop(&self, slot: &Slot) -> Option<bpf_redir_neigh> {
+        let gateway = slot.egress.has(flags::GATEWAY).then_some(slot.gateway);
+        let (nh_family, hop) = if self.ethertype() == ETHERTYPE_IPV4 {
+            let hop = match gateway {
+                Some([first, ..]) => first,
+                None => self.read(offset_of!(Ipv4Header, destination))?,
+            };
+            (AF_INET, [hop, 0, 0, 0])
+        } else {
+            let hop = match gateway {
+                Some(gateway) => gateway,
+                None => self.read(offset_of!(Ipv6Header, destination))?,
+            };
+            (AF_INET6, hop)
+        };
+        Some(bpf_redir_neigh { nh_family, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: hop } })
+    }
+}
+
+impl<const OFFSET: usize> Packet for Skb<OFFSET> {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let pointer = self.pointer::<T>(offset)?;
+        // SAFETY: within the packet, as just checked. The packet need not be aligned: BPF loads of any width may be at
+        // any address where the verifier does not insist, and on those machines the kernel aligns network headers.
+        Some(unsafe { pointer.read() })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.total_length().saturating_sub(OFFSET as u32)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).gso_size }
+    }
+}

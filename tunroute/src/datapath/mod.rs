@@ -1,0 +1,575 @@
+//! The fast path's kernel side: loads and pins the programs and maps, attaches, writes the maps, reads the counters.
+//!
+//! Knows nothing of the configuration. What stands in the maps is kept in a mirror, which an adopting daemon reads back.
+
+mod pins;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    pin::PinError,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::LinkError,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+    util::{KernelVersion, nr_cpus},
+};
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+use tracing::debug;
+use tunroute_common::maps::{
+    Control, Counter, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_SLOTS, Outcome, Slot, Source, Stats, names,
+};
+
+use crate::{
+    datapath::pins::Pins,
+    fast::{Attachment, Exemption, FastOp, FastState, Hook, Open, address_from_words, address_words},
+    net::{Family, IfIndex, Link},
+};
+
+/// How long the ingress program goes on deciding after the daemon's last heartbeat.
+pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
+
+/// The eBPF object, built by the build script. Empty if it was built with `AYA_BUILD_SKIP=1`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
+
+/// The programs, in the object's terms.
+const PROGRAMS: [&str; 4] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3"];
+
+/// The exemption key's bits before the address.
+const SET_BITS: u32 = u32::BITS;
+
+/// Where the filters stand on a clsact qdisc, so that a later daemon finds them again: ahead of the priorities that
+/// others let the kernel choose (49152 and down).
+const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 0x7472), classid: None };
+
+/// What went wrong with the fast path.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// This binary has no eBPF object.
+    #[error("this binary was built without its eBPF programs (AYA_BUILD_SKIP=1); build it with `cargo xtask run`")]
+    NoObject,
+    /// The pin directory cannot be used.
+    #[error("cannot use {} for pinned maps: {source}; it must be on a bpf file system", path.display())]
+    PinDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// bpffs cannot be mounted.
+    #[error("cannot mount the bpf file system on {}: {source}", path.display())]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: nix::Error,
+    },
+    /// The kernel refused a map or program.
+    #[error("cannot load the eBPF programs: {}", chain(.0))]
+    Load(#[from] EbpfError),
+    /// The kernel refused a program.
+    #[error("cannot load or attach eBPF program {program}: {}", chain(.source))]
+    Program {
+        /// Which one.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// A program or map that should be in the object is not there.
+    #[error("the eBPF object has no {0}; the binary is damaged")]
+    Missing(&'static str),
+    /// A map operation failed.
+    #[error("cannot write BPF map {map}: {}", chain(.source))]
+    Map {
+        /// Which one.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// A link could not be pinned.
+    #[error("cannot pin {}: {}", path.display(), chain(.source))]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: PinError,
+    },
+    /// A pinned link could not be used.
+    #[error("cannot use the pinned link {}: {}", path.display(), chain(.source))]
+    Link {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: LinkError,
+    },
+    /// The clsact qdisc could not be added.
+    #[error("cannot add the clsact qdisc to {device}: {}", chain(.source))]
+    Clsact {
+        /// The device.
+        device: String,
+        /// What the kernel said.
+        source: tc::TcError,
+    },
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+type Result<T, E = DatapathError> = std::result::Result<T, E>;
+
+fn map_error(map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
+    move |source| DatapathError::Map { map, source }
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// TCX links, from Linux 6.6 on.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+impl Method {
+    /// What this kernel has.
+    #[must_use]
+    pub fn detect() -> Self {
+        match KernelVersion::current() {
+            Ok(version) if version < KernelVersion::new(6, 6, 0) => Self::Clsact,
+            _ => Self::Tcx,
+        }
+    }
+}
+
+/// The loaded programs and their maps.
+pub struct Datapath {
+    ebpf: Ebpf,
+    source_v4: LpmTrie<MapData, Ipv4, Source>,
+    source_v6: LpmTrie<MapData, Ipv6, Source>,
+    exempt_v4: LpmTrie<MapData, ExemptV4, u32>,
+    exempt_v6: LpmTrie<MapData, ExemptV6, u32>,
+    policy: Array<MapData, Slot>,
+    stats: PerCpuArray<MapData, Stats>,
+    control: Array<MapData, Control>,
+    pins: Pins,
+    method: Method,
+    state: FastState,
+}
+
+impl Datapath {
+    /// Loads the programs, with the maps that an earlier daemon has left in `pin_dir` or with new ones.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no BPF, the capabilities are missing, or the pin directory is not on a bpf file system.
+    pub fn open(pin_dir: &Path, method: Method) -> Result<Self> {
+        if OBJECT.is_empty() {
+            return Err(DatapathError::NoObject);
+        }
+        let pins = Pins::create(pin_dir)?;
+        let mut ebpf = EbpfLoader::new().default_map_pin_directory(&pins.maps).load(OBJECT)?;
+        for program in PROGRAMS {
+            classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
+        }
+        let mut datapath = Self {
+            source_v4: take(&mut ebpf, names::SOURCE_V4)?,
+            source_v6: take(&mut ebpf, names::SOURCE_V6)?,
+            exempt_v4: take(&mut ebpf, names::EXEMPT_V4)?,
+            exempt_v6: take(&mut ebpf, names::EXEMPT_V6)?,
+            policy: take(&mut ebpf, names::POLICY)?,
+            stats: take(&mut ebpf, names::STATS)?,
+            control: take(&mut ebpf, names::CONTROL)?,
+            ebpf,
+            pins,
+            method,
+            state: FastState::default(),
+        };
+        datapath.read_maps()?;
+        Ok(datapath)
+    }
+
+    /// The loaded programs, to hand their log to somebody.
+    pub const fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// What stands in the maps and where programs are attached.
+    #[must_use]
+    pub const fn state(&self) -> &FastState {
+        &self.state
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub const fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Reads back what an earlier daemon has left.
+    fn read_maps(&mut self) -> Result<()> {
+        let mut state = FastState::default();
+        for entry in self.source_v4.iter() {
+            let (key, source) = entry.map_err(map_error(names::SOURCE_V4))?;
+            if let Some(prefix) = prefix(Family::V4, [key.data(), 0, 0, 0], key.prefix_len()) {
+                state.sources.insert(prefix, source);
+            }
+        }
+        for entry in self.source_v6.iter() {
+            let (key, source) = entry.map_err(map_error(names::SOURCE_V6))?;
+            if let Some(prefix) = prefix(Family::V6, key.data(), key.prefix_len()) {
+                state.sources.insert(prefix, source);
+            }
+        }
+        for key in self.exempt_v4.keys() {
+            let key = key.map_err(map_error(names::EXEMPT_V4))?;
+            let ExemptV4 { set, destination } = key.data();
+            let length = key.prefix_len().saturating_sub(SET_BITS);
+            if let Some(prefix) = prefix(Family::V4, [destination, 0, 0, 0], length) {
+                state.exempt.insert(Exemption { set, prefix });
+            }
+        }
+        for key in self.exempt_v6.keys() {
+            let key = key.map_err(map_error(names::EXEMPT_V6))?;
+            let ExemptV6 { set, destination } = key.data();
+            let length = key.prefix_len().saturating_sub(SET_BITS);
+            if let Some(prefix) = prefix(Family::V6, destination, length) {
+                state.exempt.insert(Exemption { set, prefix });
+            }
+        }
+        for index in 0..MAX_SLOTS {
+            let slot = self.policy.get(&index, 0).map_err(map_error(names::POLICY))?;
+            if slot.id != 0 {
+                state.slots.insert(index, slot);
+            }
+        }
+        let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
+        state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
+        self.state = state;
+        Ok(())
+    }
+
+    /// Looks which attachments of this daemon's programs are in place, as the kernel sees it. `filters` are the BPF
+    /// filters on clsact qdiscs, for kernels without TCX.
+    ///
+    /// # Errors
+    ///
+    /// If a program's number cannot be read.
+    pub fn observe_attachments(
+        &mut self,
+        links: &BTreeMap<IfIndex, Link>,
+        filters: &BTreeSet<(Hook, IfIndex, u32)>,
+    ) -> Result<()> {
+        let mut attached = BTreeSet::new();
+        self.pins.forget_missing(links);
+        for link in links.values() {
+            for hook in [Hook::Egress, Hook::Ingress] {
+                let Some(attachment) = Attachment::new(hook, link) else { continue };
+                let id = self.program_id(attachment.program())?;
+                let in_place = match self.method {
+                    // Only devices with a pin are asked: a link that nobody has pinned does not outlive its daemon.
+                    Method::Tcx => {
+                        self.pins.has_link(&attachment)
+                            && SchedClassifier::query_tcx(&attachment.device, attach_type(hook))
+                                .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
+                    }
+                    Method::Clsact => filters.contains(&(hook, link.index, id)),
+                };
+                if in_place {
+                    attached.insert(attachment);
+                }
+            }
+        }
+        self.state.attached = attached;
+        Ok(())
+    }
+
+    fn program_id(&mut self, program: &'static str) -> Result<u32> {
+        let info = classifier(&mut self.ebpf, program)?.info();
+        Ok(info.map_err(|source| DatapathError::Program { program, source })?.id())
+    }
+
+    /// The programs with the number of instructions that the verifier has gone through for each.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
+        let mut instructions = Vec::new();
+        for program in PROGRAMS {
+            let info = classifier(&mut self.ebpf, program)?.info();
+            let info = info.map_err(|source| DatapathError::Program { program, source })?;
+            instructions.push((program, info.verified_instruction_count().unwrap_or(0)));
+        }
+        Ok(instructions)
+    }
+
+    /// Carries out one operation and enters it in the mirror.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it; the mirror then still says what was there before.
+    pub fn apply(&mut self, operation: &FastOp) -> Result<()> {
+        match operation {
+            FastOp::WriteSlot(index, slot, _) => {
+                self.policy.set(*index, slot, 0).map_err(map_error(names::POLICY))?;
+                self.state.slots.insert(*index, *slot);
+            }
+            FastOp::ClearSlot(index) => {
+                self.policy
+                    .set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0)
+                    .map_err(map_error(names::POLICY))?;
+                let cpus = nr_cpus()
+                    .map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
+                let zero = PerCpuValues::try_from(vec![Stats::default(); cpus])
+                    .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
+                self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
+                self.state.slots.remove(index);
+            }
+            FastOp::PutSource(prefix, source) => {
+                match prefix {
+                    IpNet::V4(_) => self.source_v4.insert(&source_v4(prefix), source, 0),
+                    IpNet::V6(_) => self.source_v6.insert(&source_v6(prefix), source, 0),
+                }
+                .map_err(map_error(source_map(prefix)))?;
+                self.state.sources.insert(*prefix, *source);
+            }
+            FastOp::RemoveSource(prefix) => {
+                gone_is_fine(match prefix {
+                    IpNet::V4(_) => self.source_v4.remove(&source_v4(prefix)),
+                    IpNet::V6(_) => self.source_v6.remove(&source_v6(prefix)),
+                })
+                .map_err(map_error(source_map(prefix)))?;
+                self.state.sources.remove(prefix);
+            }
+            FastOp::AddExemption(exemption) => {
+                match exemption.prefix {
+                    IpNet::V4(_) => self.exempt_v4.insert(&exempt_v4(exemption), 1, 0),
+                    IpNet::V6(_) => self.exempt_v6.insert(&exempt_v6(exemption), 1, 0),
+                }
+                .map_err(map_error(exempt_map(exemption)))?;
+                self.state.exempt.insert(*exemption);
+            }
+            FastOp::RemoveExemption(exemption) => {
+                gone_is_fine(match exemption.prefix {
+                    IpNet::V4(_) => self.exempt_v4.remove(&exempt_v4(exemption)),
+                    IpNet::V6(_) => self.exempt_v6.remove(&exempt_v6(exemption)),
+                })
+                .map_err(map_error(exempt_map(exemption)))?;
+                self.state.exempt.remove(exemption);
+            }
+            FastOp::Attach(attachment) => {
+                self.attach(attachment)?;
+                self.state.attached.insert(attachment.clone());
+            }
+            FastOp::Detach(attachment) => {
+                self.detach(attachment)?;
+                self.state.attached.remove(attachment);
+            }
+            FastOp::SetOpen(open) => {
+                self.state.open = *open;
+                self.beat()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the ingress program that the daemon follows what happens, for another [`HEARTBEAT_VALID`].
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn beat(&mut self) -> Result<()> {
+        let Open { v4, v6 } = self.state.open;
+        let control = Control {
+            valid_until: monotonic_now() + u64::try_from(HEARTBEAT_VALID.as_nanos()).unwrap_or(u64::MAX),
+            open_v4: v4.into(),
+            open_v6: v6.into(),
+        };
+        self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
+    }
+
+    /// Attaches ahead of all others; where an earlier daemon's link is in place, its program is replaced without a gap.
+    fn attach(&mut self, attachment: &Attachment) -> Result<()> {
+        let name = attachment.program();
+        let program_error = |source| DatapathError::Program { program: name, source };
+        let program = classifier(&mut self.ebpf, name)?;
+        match self.method {
+            Method::Tcx => {
+                if let Some(link) = self.pins.link(attachment)? {
+                    match program.attach_to_link(link) {
+                        Ok(id) => return self.pins.keep(program.take_link(id).map_err(program_error)?),
+                        // A recreated device leaves a link that opens but fails to update (ENOLINK).
+                        Err(error) => debug!(%attachment, "attaching anew: {}", chain(&error)),
+                    }
+                    self.pins.remove_link(attachment);
+                }
+                let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let id = program
+                    .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
+                    .map_err(program_error)?;
+                self.pins.pin_link(attachment, program.take_link(id).map_err(program_error)?)
+            }
+            Method::Clsact => {
+                match tc::qdisc_add_clsact(&attachment.device) {
+                    Ok(()) => self.pins.mark_qdisc(attachment.ifindex, program)?,
+                    Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                    Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
+                }
+                // Replaces the filter there, or creates it.
+                let id = program.attach_to_link(clsact_filter(attachment)?).map_err(program_error)?;
+                self.pins.keep(program.take_link(id).map_err(program_error)?)
+            }
+        }
+    }
+
+    fn detach(&mut self, attachment: &Attachment) -> Result<()> {
+        match self.method {
+            // The link goes with its last reference, the pin.
+            Method::Tcx => self.pins.remove_link(attachment),
+            // Dropping a filter's handle removes the filter.
+            Method::Clsact => drop(clsact_filter(attachment)?),
+        }
+        Ok(())
+    }
+
+    /// The devices whose clsact qdisc an instance of this daemon has added.
+    #[must_use]
+    pub fn added_qdiscs(&self) -> BTreeSet<IfIndex> {
+        self.pins.added_qdiscs()
+    }
+
+    /// Removes the maps of other layouts, once this daemon's programs are in all links.
+    pub fn forget_other_layouts(&self) {
+        self.pins.remove_other_layouts();
+    }
+
+    /// Removes the pins, and with them what is left of the maps and links.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be removed.
+    pub fn remove(self) -> Result<()> {
+        self.pins.remove_all()
+    }
+
+    /// The counters of all used slots, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn counters(&self) -> Result<BTreeMap<u32, Stats>> {
+        let mut counters = BTreeMap::new();
+        for index in self.state.slots.keys() {
+            let mut sum = Stats::default();
+            for stats in self.stats.get(index, 0).map_err(map_error(names::STATS))?.iter() {
+                for outcome in Outcome::ALL {
+                    let Counter { packets, bytes } = stats.outcomes[outcome as usize];
+                    let counter = &mut sum.outcomes[outcome as usize];
+                    counter.packets = counter.packets.wrapping_add(packets);
+                    counter.bytes = counter.bytes.wrapping_add(bytes);
+                }
+            }
+            counters.insert(*index, sum);
+        }
+        Ok(counters)
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
+    program.try_into().map_err(|source| DatapathError::Program { program: name, source })
+}
+
+fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M> {
+    M::try_from(ebpf.take_map(name).ok_or(DatapathError::Missing(name))?).map_err(map_error(name))
+}
+
+const fn attach_type(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::Ingress => TcAttachType::Ingress,
+        Hook::Egress => TcAttachType::Egress,
+    }
+}
+
+/// The filter that this daemon or an earlier one has on a clsact qdisc.
+fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
+    let NlOptions { priority, handle, classid } = CLSACT;
+    SchedClassifierLink::attached(&attachment.device, attach_type(attachment.hook), priority, handle, classid).map_err(
+        |error| DatapathError::Program { program: attachment.program(), source: tc::TcError::IoError(error).into() },
+    )
+}
+
+/// Removing what is not there leaves what was asked for.
+fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn prefix(family: Family, words: [u32; 4], length: u32) -> Option<IpNet> {
+    IpNet::new(address_from_words(family, words), u8::try_from(length).ok()?).ok()
+}
+
+fn source_v4(prefix: &IpNet) -> Key<Ipv4> {
+    Key::new(prefix.prefix_len().into(), address_words(prefix.addr())[0])
+}
+
+fn source_v6(prefix: &IpNet) -> Key<Ipv6> {
+    Key::new(prefix.prefix_len().into(), address_words(prefix.addr()))
+}
+
+fn exempt_v4(Exemption { set, prefix }: &Exemption) -> Key<ExemptV4> {
+    let destination = address_words(prefix.addr())[0];
+    Key::new(SET_BITS + u32::from(prefix.prefix_len()), ExemptV4 { set: *set, destination })
+}
+
+fn exempt_v6(Exemption { set, prefix }: &Exemption) -> Key<ExemptV6> {
+    let destination = address_words(prefix.addr());
+    Key::new(SET_BITS + u32::from(prefix.prefix_len()), ExemptV6 { set: *set, destination })
+}
+
+const fn source_map(prefix: &IpNet) -> &'static str {
+    match prefix {
+        IpNet::V4(_) => names::SOURCE_V4,
+        IpNet::V6(_) => names::SOURCE_V6,
+    }
+}
+
+const fn exempt_map(exemption: &Exemption) -> &'static str {
+    match exemption.prefix {
+        IpNet::V4(_) => names::EXEMPT_V4,
+        IpNet::V6(_) => names::EXEMPT_V6,
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_coarse_ns` counts.
+fn monotonic_now() -> u64 {
+    // Linux always has this clock; 0 would close the fast path, which is safe.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .ok()
+        .and_then(|now| u64::try_from(Duration::from(now).as_nanos()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,166 @@
+//! The pin directory: what keeps maps and links alive while no daemon runs.
+//!
+//! Maps stand below a directory named by their layout, links beside it: a daemon with another layout fills new maps and
+//! then puts its programs into the same links.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    SchedClassifier,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::SchedClassifierLink,
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use tracing::info;
+use tunroute_common::maps::LAYOUT_VERSION;
+
+use super::{DatapathError, Result};
+use crate::{
+    fast::{Attachment, Hook},
+    net::{IfIndex, Link},
+};
+
+/// Where bpffs belongs.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The directory with everything that is pinned.
+pub(super) struct Pins {
+    root: PathBuf,
+    /// The maps of this layout.
+    pub(super) maps: PathBuf,
+    links: PathBuf,
+}
+
+impl Pins {
+    /// Makes the directories, and mounts bpffs where it is missing.
+    pub(super) fn create(root: &Path) -> Result<Self> {
+        let pins = Self {
+            root: root.to_owned(),
+            maps: root.join(format!("v{LAYOUT_VERSION}")),
+            links: root.join("links"),
+        };
+        mount_bpffs(root)?;
+        for directory in [&pins.maps, &pins.links] {
+            fs::create_dir_all(directory)
+                .map_err(|source| DatapathError::PinDir { path: directory.clone(), source })?;
+        }
+        Ok(pins)
+    }
+
+    fn link_path(&self, hook: Hook, ifindex: IfIndex) -> PathBuf {
+        // A recreated device has another number, so it never meets the link of its predecessor.
+        self.links.join(format!("{hook}-{ifindex}"))
+    }
+
+    fn path(&self, attachment: &Attachment) -> PathBuf {
+        self.link_path(attachment.hook, attachment.ifindex)
+    }
+
+    pub(super) fn has_link(&self, attachment: &Attachment) -> bool {
+        self.path(attachment).exists()
+    }
+
+    /// The pinned link, if there is one.
+    pub(super) fn link(&self, attachment: &Attachment) -> Result<Option<SchedClassifierLink>> {
+        let path = self.path(attachment);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let link_error = |source| DatapathError::Link { path: path.clone(), source };
+        let pinned = PinnedLink::from_pin(&path).map_err(link_error)?;
+        SchedClassifierLink::try_from(FdLink::from(pinned)).map(Some).map_err(link_error)
+    }
+
+    pub(super) fn pin_link(&self, attachment: &Attachment, link: SchedClassifierLink) -> Result<()> {
+        let path = self.path(attachment);
+        let link = FdLink::try_from(link).map_err(|source| DatapathError::Link { path: path.clone(), source })?;
+        link.pin(&path).map_err(|source| DatapathError::Pin { path, source })?;
+        Ok(())
+    }
+
+    /// Lets go of a link that is to stay in place: the pin, or the qdisc, holds it.
+    pub(super) fn keep(&self, link: SchedClassifierLink) -> Result<()> {
+        match FdLink::try_from(link) {
+            Ok(link) => drop(link),
+            // A filter on a qdisc has no descriptor; aya has given the handle up without removing it.
+            Err(LinkError::InvalidLink) => {}
+            Err(source) => return Err(DatapathError::Link { path: self.links.clone(), source }),
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_link(&self, attachment: &Attachment) {
+        // One that is not there is removed.
+        let _gone = fs::remove_file(self.path(attachment));
+    }
+
+    /// Removes what belongs to devices that are gone.
+    pub(super) fn forget_missing(&self, links: &BTreeMap<IfIndex, Link>) {
+        for (name, ifindex) in self.entries() {
+            if !links.contains_key(&ifindex) {
+                let _gone = fs::remove_file(self.links.join(name));
+            }
+        }
+    }
+
+    /// Remembers that the device had no clsact qdisc before: pins are the only state that bpffs keeps.
+    pub(super) fn mark_qdisc(&self, ifindex: IfIndex, program: &mut SchedClassifier) -> Result<()> {
+        let path = self.links.join(format!("qdisc-{ifindex}"));
+        if path.exists() {
+            return Ok(());
+        }
+        program.pin(&path).map_err(|source| DatapathError::Pin { path, source })
+    }
+
+    pub(super) fn added_qdiscs(&self) -> BTreeSet<IfIndex> {
+        self.entries().filter(|(name, _)| name.starts_with("qdisc-")).map(|(_, ifindex)| ifindex).collect()
+    }
+
+    /// The names below the link directory with the device's number in each.
+    fn entries(&self) -> impl Iterator<Item = (String, IfIndex)> {
+        fs::read_dir(&self.links).into_iter().flatten().filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            let ifindex = name.rsplit_once('-')?.1.parse().ok()?;
+            Some((name, ifindex))
+        })
+    }
+
+    /// Removes the maps of other layouts, once nothing uses them.
+    pub(super) fn remove_other_layouts(&self) {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path != self.maps && path != self.links {
+                let _gone = fs::remove_dir_all(path);
+            }
+        }
+    }
+
+    pub(super) fn remove_all(self) -> Result<()> {
+        // bpffs: removing a pin lets go of what it held.
+        fs::remove_dir_all(&self.root).map_err(|source| DatapathError::PinDir { path: self.root, source })
+    }
+}
+
+/// Mounts bpffs on `/sys/fs/bpf`, if the pin directory is to be there and it is missing.
+fn mount_bpffs(root: &Path) -> Result<()> {
+    let existing = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    let is_bpffs = |path: &Path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);
+    if is_bpffs(existing) {
+        return Ok(());
+    }
+    if !root.starts_with(BPFFS) {
+        let source = io::Error::new(io::ErrorKind::Unsupported, "another file system");
+        return Err(DatapathError::PinDir { path: root.to_owned(), source });
+    }
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=700"))
+        .map_err(|source| DatapathError::Mount { path: BPFFS.into(), source })?;
+    info!("mounted the bpf file system on {BPFFS}");
+    Ok(())
+}

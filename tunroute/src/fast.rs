@@ -1,0 +1,205 @@
+//! The fast path's state as the pure stages see it: what stands in the maps, and where programs are attached.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use tunroute_common::maps::{Action, Slot, Source, flags};
+
+use crate::net::{Family, IfIndex, LinkLayer};
+
+/// Where a program sees packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// Traffic about to leave by an uplink.
+    Egress,
+    /// Traffic that enters the host.
+    Ingress,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        })
+    }
+}
+
+/// A program on a device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Attachment {
+    /// Where it sees packets.
+    pub hook: Hook,
+    /// The device's number.
+    pub ifindex: IfIndex,
+    /// The device's name.
+    pub device: String,
+    /// Which variant of the program it is.
+    #[serde(skip)]
+    pub ethernet: bool,
+}
+
+impl Attachment {
+    /// The attachment for a device, if there is a program for its kind of packets.
+    #[must_use]
+    pub fn new(hook: Hook, link: &crate::net::Link) -> Option<Self> {
+        let ethernet = match link.layer {
+            LinkLayer::Ethernet => true,
+            LinkLayer::Ip => false,
+            LinkLayer::Other => return None,
+        };
+        Some(Self { hook, ifindex: link.index, device: link.name.clone(), ethernet })
+    }
+
+    /// The program's name in the eBPF object.
+    #[must_use]
+    pub const fn program(&self) -> &'static str {
+        match (self.hook, self.ethernet) {
+            (Hook::Ingress, true) => "ingress_l2",
+            (Hook::Ingress, false) => "ingress_l3",
+            (Hook::Egress, true) => "egress_l2",
+            (Hook::Egress, false) => "egress_l3",
+        }
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.hook, self.device)
+    }
+}
+
+/// A destination that the policies of one exemption set do not apply to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exemption {
+    /// [`Slot::exempt_set`]
+    pub set: u32,
+    /// The destinations.
+    pub prefix: IpNet,
+}
+
+/// Which families the ingress program may decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Open {
+    /// IPv4 packets.
+    pub v4: bool,
+    /// IPv6 packets.
+    pub v6: bool,
+}
+
+impl Open {
+    /// May packets of this family be decided?
+    #[must_use]
+    pub const fn family(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+/// What stands in the maps and where programs are attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FastState {
+    /// `SOURCE_V4` and `SOURCE_V6`.
+    pub sources: BTreeMap<IpNet, Source>,
+    /// `EXEMPT_V4` and `EXEMPT_V6`.
+    pub exempt: BTreeSet<Exemption>,
+    /// The used slots of `POLICY`.
+    pub slots: BTreeMap<u32, Slot>,
+    /// Programs of this daemon that are attached.
+    pub attached: BTreeSet<Attachment>,
+    /// `CONTROL`.
+    pub open: Open,
+}
+
+/// One change of the fast path. `Display` describes it the way the kernel's commands are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FastOp {
+    /// Write a slot. The family is for display.
+    WriteSlot(u32, Slot, Family),
+    /// Free a slot and zero its counters.
+    ClearSlot(u32),
+    /// Enter or change a source prefix.
+    PutSource(IpNet, Source),
+    /// Remove a source prefix.
+    RemoveSource(IpNet),
+    /// Enter an exemption.
+    AddExemption(Exemption),
+    /// Remove an exemption.
+    RemoveExemption(Exemption),
+    /// Attach a program, or put this daemon's program in the place of an earlier one's.
+    Attach(Attachment),
+    /// Detach a program.
+    Detach(Attachment),
+    /// Say which families the ingress program may decide.
+    SetOpen(Open),
+}
+
+impl fmt::Display for FastOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteSlot(index, slot, family) => {
+                write!(f, "map policy[{index}] = ")?;
+                display_slot(f, slot, *family)
+            }
+            Self::ClearSlot(index) => write!(f, "map policy[{index}] cleared"),
+            Self::PutSource(prefix, source) => {
+                write!(f, "map source[{prefix}] = policy[{}]", source.slot)?;
+                match source.arrives_by {
+                    Source::ANY_DEVICE => Ok(()),
+                    Source::OWN_ADDRESS => f.write_str(", never from outside"),
+                    ifindex => write!(f, ", only from ifindex {ifindex}"),
+                }
+            }
+            Self::RemoveSource(prefix) => write!(f, "map source[{prefix}] removed"),
+            Self::AddExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] added"),
+            Self::RemoveExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] removed"),
+            Self::Attach(attachment) => write!(f, "attach program {attachment}"),
+            Self::Detach(attachment) => write!(f, "detach program {attachment}"),
+            Self::SetOpen(Open { v4, v6 }) => {
+                let state = |open| if open { "open" } else { "closed" };
+                write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
+            }
+        }
+    }
+}
+
+fn display_slot(f: &mut fmt::Formatter<'_>, slot: &Slot, family: Family) -> fmt::Result {
+    match slot.egress.action() {
+        Action::Redirect => {
+            write!(f, "redirect ifindex {} mtu {}", slot.egress.ifindex(), slot.mtu)?;
+            if slot.egress.has(flags::GATEWAY) {
+                write!(f, " via {}", address_from_words(family, slot.gateway))?;
+            }
+        }
+        Action::Reject => f.write_str("reject")?,
+        Action::Blackhole => f.write_str("blackhole")?,
+        Action::Next => f.write_str("next")?,
+    }
+    if slot.next == Slot::NO_NEXT { Ok(()) } else { write!(f, ", else policy[{}]", slot.next) }
+}
+
+/// An address as the maps hold it: network byte order in memory, IPv4 in the first word.
+#[must_use]
+pub fn address_words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(address) => [u32::from_ne_bytes(address.octets()), 0, 0, 0],
+        IpAddr::V6(address) => bytemuck::cast(address.octets()),
+    }
+}
+
+/// The inverse of [`address_words`].
+#[must_use]
+pub fn address_from_words(family: Family, words: [u32; 4]) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from(words[0].to_ne_bytes()),
+        Family::V6 => IpAddr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(words)),
+    }
+}

@@ -1,0 +1,245 @@
+//! Desired minus observed: the ordered operations that lead from one to the other. Pure.
+//!
+//! Make before break: what is new comes first, in the order routes, rules, maps, programs; what goes, afterwards, in the
+//! opposite order. Only closing the fast path comes before everything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use tunroute_common::maps::{MAX_SLOTS, Slot, Source};
+
+use crate::{
+    compile::{ChainId, Desired, DesiredFast},
+    fast::{FastOp, FastState, Open},
+    net::{Family, KernelOp, KernelState, Route},
+};
+
+/// One operation on either datapath.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// On rules and routes.
+    Kernel(KernelOp),
+    /// On maps and programs.
+    Fast(FastOp),
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(op) => op.fmt(f),
+            Self::Fast(op) => op.fmt(f),
+        }
+    }
+}
+
+impl From<KernelOp> for Op {
+    fn from(op: KernelOp) -> Self {
+        Self::Kernel(op)
+    }
+}
+
+impl From<FastOp> for Op {
+    fn from(op: FastOp) -> Self {
+        Self::Fast(op)
+    }
+}
+
+/// Why the desired state cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// More chains of nested policies than slots.
+    #[error("the policies need {needed} slots of the fast path's policy map, which has {MAX_SLOTS}; use fewer policies")]
+    Slots {
+        /// How many would be used at once.
+        needed: usize,
+    },
+}
+
+/// The operations that make the observed state the desired one. `fast` is none where no programs are loaded.
+///
+/// # Errors
+///
+/// If the desired state does not fit the maps; nothing has been changed then.
+pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -> Result<Vec<Op>, PlanError> {
+    let mut kernel_plan = KernelPlan::new(desired, kernel);
+    let mut fast_plan = match fast {
+        Some(fast) => FastPlan::new(desired.fast.as_ref(), fast)?,
+        None => FastPlan::default(),
+    };
+    let mut operations = Vec::new();
+    operations.append(&mut fast_plan.close);
+    operations.append(&mut kernel_plan.routes);
+    operations.append(&mut fast_plan.slots);
+    operations.append(&mut kernel_plan.rules);
+    operations.append(&mut fast_plan.add);
+    operations.append(&mut fast_plan.remove);
+    operations.append(&mut kernel_plan.removed_rules);
+    operations.append(&mut kernel_plan.removed_routes);
+    Ok(operations)
+}
+
+#[derive(Default)]
+struct KernelPlan {
+    routes: Vec<Op>,
+    rules: Vec<Op>,
+    removed_rules: Vec<Op>,
+    removed_routes: Vec<Op>,
+}
+
+impl KernelPlan {
+    fn new(desired: &Desired, kernel: &KernelState) -> Self {
+        let mut plan = Self::default();
+        plan.plan_routes(desired, kernel);
+        plan.plan_rules(desired, kernel);
+        plan
+    }
+
+    fn plan_routes(&mut self, desired: &Desired, kernel: &KernelState) {
+        let by_key: BTreeMap<_, &Route> = desired.routes.iter().map(|route| (route.key(), route)).collect();
+        // A key is settled once the desired route stands there or replaces what does.
+        let mut settled = BTreeSet::new();
+        let present = kernel.routes.iter().filter_map(|observed| observed.route.as_ref());
+        settled.extend(present.filter(|route| desired.routes.contains(*route)).map(Route::key));
+
+        let mut kept = BTreeSet::new();
+        for observed in &kernel.routes {
+            if let Some(route) = &observed.route {
+                if desired.routes.contains(route) && kept.insert(route) {
+                    continue;
+                }
+                if let Some(wanted) = by_key.get(&route.key())
+                    && settled.insert(route.key())
+                {
+                    self.routes.push(KernelOp::ReplaceRoute((*wanted).clone()).into());
+                    continue;
+                }
+            }
+            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
+            self.removed_routes.push(KernelOp::DelRoute { handle, family, text }.into());
+        }
+        let missing = desired.routes.iter().filter(|route| !settled.contains(&route.key()));
+        self.routes.extend(missing.map(|route| KernelOp::AddRoute(route.clone()).into()));
+    }
+
+    fn plan_rules(&mut self, desired: &Desired, kernel: &KernelState) {
+        let mut kept = BTreeSet::new();
+        for observed in kernel.rules.iter().filter(|observed| observed.ours) {
+            if let Some(rule) = &observed.rule
+                && desired.rules.contains(rule)
+                && kept.insert(rule)
+            {
+                continue;
+            }
+            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
+            self.removed_rules.push(KernelOp::DelRule { handle, family, text }.into());
+        }
+        let missing = desired.rules.iter().filter(|rule| !kept.contains(rule));
+        self.rules.extend(missing.map(|rule| KernelOp::AddRule(rule.clone()).into()));
+    }
+}
+
+#[derive(Default)]
+struct FastPlan {
+    close: Vec<Op>,
+    slots: Vec<Op>,
+    add: Vec<Op>,
+    remove: Vec<Op>,
+}
+
+impl FastPlan {
+    fn new(desired: Option<&DesiredFast>, observed: &FastState) -> Result<Self, PlanError> {
+        let nothing = DesiredFast::default();
+        let desired = desired.unwrap_or(&nothing);
+        let numbers = number_slots(desired, observed)?;
+        let mut plan = Self::default();
+
+        let both = Open {
+            v4: observed.open.v4 && desired.open.v4,
+            v6: observed.open.v6 && desired.open.v6,
+        };
+        if both != observed.open {
+            plan.close.push(FastOp::SetOpen(both).into());
+        }
+        plan.plan_slots(desired, observed, &numbers);
+        plan.plan_entries(desired, observed, &numbers);
+        plan.plan_attachments(desired, observed);
+        if both != desired.open {
+            plan.add.push(FastOp::SetOpen(desired.open).into());
+        }
+        plan.plan_removals(desired, observed, &numbers);
+        Ok(plan)
+    }
+
+    fn plan_slots(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
+        // Inner slots refer to outer ones, so those are written first: a shorter chain has fewer to follow.
+        let mut slots: Vec<(u32, Slot, Family)> = Vec::new();
+        for (id, spec) in &desired.slots {
+            let Some(index) = numbers.get(id) else { continue };
+            let slot = Slot {
+                id: id.0,
+                egress: spec.egress,
+                mtu: spec.mtu,
+                exempt_set: spec.exempt_set,
+                next: spec.next.and_then(|next| numbers.get(&next).copied()).unwrap_or(Slot::NO_NEXT),
+                reserved: 0,
+                gateway: spec.gateway,
+            };
+            if observed.slots.get(index) != Some(&slot) {
+                slots.push((*index, slot, spec.family));
+            }
+        }
+        // Those that refer to nothing first; the others only refer to slots that no source leads to yet, or to old ones.
+        slots.sort_by_key(|(index, slot, _)| (slot.next != Slot::NO_NEXT, *index));
+        self.slots.extend(slots.into_iter().map(|(index, slot, family)| FastOp::WriteSlot(index, slot, family).into()));
+    }
+
+    fn plan_entries(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
+        // Exemptions first: a source without them would be redirected too far.
+        let exemptions = desired.exempt.difference(&observed.exempt);
+        self.add.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
+        for (prefix, (id, arrives_by)) in &desired.sources {
+            let Some(slot) = numbers.get(id) else { continue };
+            let source = Source { slot: *slot, arrives_by: *arrives_by };
+            if observed.sources.get(prefix) != Some(&source) {
+                self.add.push(FastOp::PutSource(*prefix, source).into());
+            }
+        }
+    }
+
+    fn plan_attachments(&mut self, desired: &DesiredFast, observed: &FastState) {
+        let missing = desired.attachments.difference(&observed.attached);
+        self.add.extend(missing.map(|attachment| FastOp::Attach(attachment.clone()).into()));
+        let extra = observed.attached.difference(&desired.attachments);
+        self.remove.extend(extra.map(|attachment| FastOp::Detach(attachment.clone()).into()));
+    }
+
+    fn plan_removals(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
+        let sources = observed.sources.keys().filter(|prefix| !desired.sources.contains_key(*prefix));
+        self.remove.extend(sources.map(|prefix| FastOp::RemoveSource(*prefix).into()));
+        let exemptions = observed.exempt.difference(&desired.exempt);
+        self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
+        let used: BTreeSet<u32> = numbers.values().copied().collect();
+        let slots = observed.slots.keys().filter(|index| !used.contains(index));
+        self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
+    }
+}
+
+/// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.
+///
+/// # Errors
+///
+/// If the old and the new chains together do not fit.
+pub fn number_slots(desired: &DesiredFast, observed: &FastState) -> Result<BTreeMap<ChainId, u32>, PlanError> {
+    let existing: BTreeMap<ChainId, u32> =
+        observed.slots.iter().map(|(index, slot)| (ChainId(slot.id), *index)).collect();
+    let mut free = (0..MAX_SLOTS).filter(|index| !observed.slots.contains_key(index));
+    let mut numbers = BTreeMap::new();
+    for id in desired.slots.keys() {
+        let number = existing.get(id).copied().or_else(|| free.next());
+        let needed = desired.slots.len() + existing.keys().filter(|id| !desired.slots.contains_key(id)).count();
+        numbers.insert(*id, number.ok_or(PlanError::Slots { needed })?);
+    }
+    Ok(numbers)
+}
