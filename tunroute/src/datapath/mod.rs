@@ -17,7 +17,7 @@ use aya::{
     pin::PinError,
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::LinkError,
+        links::{FdLink, LinkError},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
     util::{KernelVersion, nr_cpus},
@@ -174,6 +174,8 @@ pub struct Datapath {
     control: Array<MapData, Control>,
     pins: Pins,
     method: Method,
+    /// The TCX links. Held besides the pins, so that removing a pin does not detach a program while the daemon runs.
+    links: BTreeMap<(Hook, IfIndex), FdLink>,
     state: FastState,
 }
 
@@ -203,6 +205,7 @@ impl Datapath {
             ebpf,
             pins,
             method,
+            links: BTreeMap::new(),
             state: FastState::default(),
         };
         datapath.read_maps()?;
@@ -282,19 +285,18 @@ impl Datapath {
     ) -> Result<()> {
         let mut attached = BTreeSet::new();
         self.pins.forget_missing(links);
+        self.links.retain(|(_, ifindex), _| links.contains_key(ifindex));
         for link in links.values() {
             for hook in [Hook::Egress, Hook::Ingress] {
                 let Some(attachment) = Attachment::new(hook, link) else { continue };
                 let id = self.program_id(attachment.program())?;
-                let in_place = match self.method {
-                    // Only devices with a pin are asked: a link that nobody has pinned does not outlive its daemon.
-                    Method::Tcx => {
-                        self.pins.has_link(&attachment)
-                            && SchedClassifier::query_tcx(&attachment.device, attach_type(hook))
-                                .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id))
-                    }
-                    Method::Clsact => filters.contains(&(hook, link.index, id)),
-                };
+                // A link without its pin would not outlive this daemon: it is attached again, which pins it.
+                let in_place = self.pins.is_pinned(&attachment)
+                    && match self.method {
+                        Method::Tcx => SchedClassifier::query_tcx(&attachment.device, attach_type(hook))
+                            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id)),
+                        Method::Clsact => filters.contains(&(hook, link.index, id)),
+                    };
                 if in_place {
                     attached.insert(attachment);
                 }
@@ -409,26 +411,42 @@ impl Datapath {
         self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
     }
 
-    /// Attaches ahead of all others; where an earlier daemon's link is in place, its program is replaced without a gap.
+    /// Attaches ahead of all others; where an earlier program of this project is in place, it is replaced without a gap.
     fn attach(&mut self, attachment: &Attachment) -> Result<()> {
         let name = attachment.program();
         let program_error = |source| DatapathError::Program { program: name, source };
+        let link_error = |source| DatapathError::Link { path: self.pins.path(attachment), source };
         let program = classifier(&mut self.ebpf, name)?;
         match self.method {
             Method::Tcx => {
-                if let Some(link) = self.pins.link(attachment)? {
-                    match program.attach_to_link(link) {
-                        Ok(id) => return self.pins.keep(program.take_link(id).map_err(program_error)?),
-                        // A recreated device leaves a link that opens but fails to update (ENOLINK).
-                        Err(error) => debug!(%attachment, "attaching anew: {}", chain(&error)),
+                let key = (attachment.hook, attachment.ifindex);
+                let pinned = self.pins.is_pinned(attachment);
+                let earlier = match self.links.remove(&key) {
+                    None => self.pins.pinned(attachment)?,
+                    held => held,
+                };
+                let updated = match earlier {
+                    None => None,
+                    // A recreated device leaves a link that opens but fails to update (ENOLINK).
+                    Some(link) => program
+                        .attach_to_link(SchedClassifierLink::try_from(link).map_err(link_error)?)
+                        .inspect_err(|error| debug!(%attachment, "attaching anew: {}", chain(error)))
+                        .ok(),
+                };
+                let keep_pin = pinned && updated.is_some();
+                let id = match updated {
+                    Some(id) => id,
+                    None => {
+                        self.pins.unpin(attachment);
+                        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+                        program
+                            .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
+                            .map_err(program_error)?
                     }
-                    self.pins.remove_link(attachment);
-                }
-                let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-                let id = program
-                    .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
-                    .map_err(program_error)?;
-                self.pins.pin_link(attachment, program.take_link(id).map_err(program_error)?)
+                };
+                let link = FdLink::try_from(program.take_link(id).map_err(program_error)?).map_err(link_error)?;
+                let link = if keep_pin { link } else { self.pins.pin(attachment, link)? };
+                self.links.insert(key, link);
             }
             Method::Clsact => {
                 match tc::qdisc_add_clsact(&attachment.device) {
@@ -438,19 +456,28 @@ impl Datapath {
                 }
                 // Replaces the filter there, or creates it.
                 let id = program.attach_to_link(clsact_filter(attachment)?).map_err(program_error)?;
-                self.pins.keep(program.take_link(id).map_err(program_error)?)
+                // A filter's handle that is dropped removes the filter; it has nothing else to let go of.
+                std::mem::forget(program.take_link(id).map_err(program_error)?);
+                self.pins.pin_program(attachment, program)?;
             }
         }
+        Ok(())
     }
 
     fn detach(&mut self, attachment: &Attachment) -> Result<()> {
-        match self.method {
-            // The link goes with its last reference, the pin.
-            Method::Tcx => self.pins.remove_link(attachment),
+        if self.method == Method::Clsact {
             // Dropping a filter's handle removes the filter.
-            Method::Clsact => drop(clsact_filter(attachment)?),
+            drop(clsact_filter(attachment)?);
         }
+        self.links.remove(&(attachment.hook, attachment.ifindex));
+        self.pins.unpin(attachment);
         Ok(())
+    }
+
+    /// Are the maps still pinned? If not, open anew: they would not outlive this daemon.
+    #[must_use]
+    pub fn maps_pinned(&self) -> bool {
+        self.pins.maps_pinned()
     }
 
     /// The devices whose clsact qdisc an instance of this daemon has added.
@@ -464,12 +491,20 @@ impl Datapath {
         self.pins.remove_other_layouts();
     }
 
-    /// Removes the pins, and with them what is left of the maps and links.
+    /// Removes all attachments on these devices, whoever of this project's daemons made them, then the pins, and with
+    /// them what is left of the maps.
     ///
     /// # Errors
     ///
     /// If the directory cannot be removed.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(mut self, links: &BTreeMap<IfIndex, Link>) -> Result<()> {
+        for link in links.values() {
+            for attachment in [Hook::Ingress, Hook::Egress].map(|hook| Attachment::new(hook, link)).iter().flatten() {
+                if self.pins.is_pinned(attachment) {
+                    self.detach(attachment)?;
+                }
+            }
+        }
         self.pins.remove_all()
     }
 

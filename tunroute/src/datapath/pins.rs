@@ -11,15 +11,14 @@ use std::{
 
 use aya::programs::{
     SchedClassifier,
-    links::{FdLink, LinkError, PinnedLink},
-    tc::SchedClassifierLink,
+    links::{FdLink, PinnedLink},
 };
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use tracing::info;
-use tunroute_common::maps::LAYOUT_VERSION;
+use tunroute_common::maps::{LAYOUT_VERSION, names};
 
 use super::{DatapathError, Result};
 use crate::{
@@ -59,44 +58,42 @@ impl Pins {
         self.links.join(format!("{hook}-{ifindex}"))
     }
 
-    fn path(&self, attachment: &Attachment) -> PathBuf {
+    pub(super) fn path(&self, attachment: &Attachment) -> PathBuf {
         self.link_path(attachment.hook, attachment.ifindex)
     }
 
-    pub(super) fn has_link(&self, attachment: &Attachment) -> bool {
+    /// Are the maps still pinned? Somebody may have removed them, or unmounted bpffs.
+    pub(super) fn maps_pinned(&self) -> bool {
+        names::ALL.iter().all(|name| self.maps.join(name).exists())
+    }
+
+    pub(super) fn is_pinned(&self, attachment: &Attachment) -> bool {
         self.path(attachment).exists()
     }
 
-    /// The pinned link, if there is one.
-    pub(super) fn link(&self, attachment: &Attachment) -> Result<Option<SchedClassifierLink>> {
+    /// The link that an earlier daemon has pinned.
+    pub(super) fn pinned(&self, attachment: &Attachment) -> Result<Option<FdLink>> {
         let path = self.path(attachment);
         if !path.exists() {
             return Ok(None);
         }
-        let link_error = |source| DatapathError::Link { path: path.clone(), source };
-        let pinned = PinnedLink::from_pin(&path).map_err(link_error)?;
-        SchedClassifierLink::try_from(FdLink::from(pinned)).map(Some).map_err(link_error)
+        let link = PinnedLink::from_pin(&path).map_err(|source| DatapathError::Link { path, source })?;
+        Ok(Some(link.into()))
     }
 
-    pub(super) fn pin_link(&self, attachment: &Attachment, link: SchedClassifierLink) -> Result<()> {
+    pub(super) fn pin(&self, attachment: &Attachment, link: FdLink) -> Result<FdLink> {
         let path = self.path(attachment);
-        let link = FdLink::try_from(link).map_err(|source| DatapathError::Link { path: path.clone(), source })?;
-        link.pin(&path).map_err(|source| DatapathError::Pin { path, source })?;
-        Ok(())
+        Ok(link.pin(&path).map_err(|source| DatapathError::Pin { path, source })?.into())
     }
 
-    /// Lets go of a link that is to stay in place: the pin, or the qdisc, holds it.
-    pub(super) fn keep(&self, link: SchedClassifierLink) -> Result<()> {
-        match FdLink::try_from(link) {
-            Ok(link) => drop(link),
-            // A filter on a qdisc has no descriptor; aya has given the handle up without removing it.
-            Err(LinkError::InvalidLink) => {}
-            Err(source) => return Err(DatapathError::Link { path: self.links.clone(), source }),
-        }
-        Ok(())
+    /// Remembers a filter on a qdisc, which has no link to pin.
+    pub(super) fn pin_program(&self, attachment: &Attachment, program: &mut SchedClassifier) -> Result<()> {
+        self.unpin(attachment);
+        let path = self.path(attachment);
+        program.pin(&path).map_err(|source| DatapathError::Pin { path, source })
     }
 
-    pub(super) fn remove_link(&self, attachment: &Attachment) {
+    pub(super) fn unpin(&self, attachment: &Attachment) {
         // One that is not there is removed.
         let _gone = fs::remove_file(self.path(attachment));
     }

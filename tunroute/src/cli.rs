@@ -1,0 +1,121 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Datapath;
+
+/// Source-based policy routing for tunnels: packets leave by the tunnel that their source address belongs to.
+#[derive(Debug, Parser)]
+#[command(name = "tunroute", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: keep rules, routes and the fast path as the configuration says.
+    ///
+    /// It stays in the foreground and logs to standard error. SIGHUP reloads the configuration. SIGTERM and SIGINT stop
+    /// the daemon and leave the datapaths in place, so that a restart loses no packet.
+    #[command(after_help = "Example: tunroute run --config /etc/tunroute/tunroute.toml")]
+    Run(Run),
+    /// Check a configuration file: exit status 0 if it is good, 1 if not.
+    #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml")]
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Show tunnels, policies and counters of the running daemon.
+    #[command(after_help = "Example: tunroute status --json | jq .policies")]
+    Status {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.
+    #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
+    Reload {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+    /// Stop the daemon, if there is one, and remove everything it has made.
+    #[command(after_help = "Example: tunroute down")]
+    Down {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+}
+
+/// Where the daemon's socket is.
+#[derive(Debug, Args)]
+pub struct RuntimeDir {
+    /// The daemon's runtime directory, with its control socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/tunroute")]
+    pub runtime_dir: PathBuf,
+}
+
+/// `tunroute run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment here would become help text")]
+    pub runtime: RuntimeDir,
+    /// What must outlive the daemon: allocated tables, start histories.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tunroute")]
+    pub state_dir: PathBuf,
+    /// Where maps and programs are pinned, on a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/tunroute")]
+    pub pin_dir: PathBuf,
+    /// Where iproute2 looks for the names of routing tables.
+    #[arg(long, value_name = "DIR", default_value = "/etc/iproute2/rt_tables.d")]
+    pub rt_tables_dir: PathBuf,
+    /// Use this datapath, whatever the configuration says.
+    #[arg(long)]
+    pub datapath: Option<DatapathArg>,
+    /// Attach by clsact filters, as on kernels before 6.6, or by TCX links; otherwise what the kernel has.
+    #[arg(long, hide = true)]
+    pub attach: Option<AttachArg>,
+    /// At the end remove everything, as `tunroute down` does.
+    #[arg(long)]
+    pub down_on_exit: bool,
+}
+
+/// `--datapath`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DatapathArg {
+    /// Rules and tables, with the fast path ahead of them.
+    Both,
+    /// Rules and tables only.
+    Kernel,
+    /// The eBPF programs only.
+    Ebpf,
+}
+
+impl From<DatapathArg> for Datapath {
+    fn from(argument: DatapathArg) -> Self {
+        match argument {
+            DatapathArg::Both => Self::Both,
+            DatapathArg::Kernel => Self::Kernel,
+            DatapathArg::Ebpf => Self::Ebpf,
+        }
+    }
+}
+
+/// `--attach`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AttachArg {
+    /// TCX links.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}

@@ -1,0 +1,190 @@
+//! The control socket: one request and one answer a connection, each a line of JSON.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+};
+use tracing::{debug, warn};
+
+use crate::status::Status;
+
+/// The socket's name in the runtime directory.
+pub const SOCKET: &str = "control.sock";
+/// A request is a word or two.
+const MAX_REQUEST: u64 = 64 << 10;
+/// An answer may list many tunnels.
+const MAX_ANSWER: u64 = 256 << 20;
+/// How long a client may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many clients may be served at once.
+const MAX_CLIENTS: usize = 32;
+
+/// What may be asked of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How are things?
+    Status,
+    /// Read the configuration again.
+    Reload,
+    /// Remove everything and stop.
+    Down,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", content = "content", rename_all = "kebab-case")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It could not be done, and why.
+    Failed(String),
+}
+
+/// A request with the way back.
+pub type Call = (Request, oneshot::Sender<Answer>);
+
+/// What went wrong with the control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The daemon cannot listen.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody listens.
+    #[error("no tunroute daemon answers at {}; is it running? (`tunroute run`, and --runtime-dir if it has its own)", path.display())]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket may not be used.
+    #[error("cannot connect to {}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke, or something else answered.
+    #[error("the daemon at {} did not answer: {source}", path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Listens in the runtime directory and passes on what is asked by root or by the daemon's own user.
+///
+/// # Errors
+///
+/// If the socket cannot be made. A socket that a dead daemon has left is replaced: the state directory's lock has shown
+/// by then that there is no living one.
+pub fn listen(runtime_dir: &Path) -> Result<mpsc::Receiver<Call>, ControlError> {
+    let path = runtime_dir.join(SOCKET);
+    let error = |source| ControlError::Listen { path: path.clone(), source };
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(error)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(error)?;
+    let (calls, receiver) = mpsc::channel(MAX_CLIENTS);
+    tokio::spawn(accept(listener, calls));
+    Ok(receiver)
+}
+
+async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
+    let own = nix::unistd::geteuid().as_raw();
+    let clients = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(permit) = std::sync::Arc::clone(&clients).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: somebody will close one.
+                warn!("cannot accept a control connection: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
+                let calls = calls.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, calls).await {
+                        debug!("control connection: {error}");
+                    }
+                    drop(permit);
+                });
+            }
+            Ok(peer) => warn!("refused a control connection of user {}", peer.uid()),
+            Err(error) => warn!("refused a control connection: {error}"),
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+    tokio::time::timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;
+    let answer = match serde_json::from_slice(&line) {
+        Ok(request) => {
+            let (answer, receiver) = oneshot::channel();
+            // The daemon is on its way out if it does not take or answer the call.
+            let stopping = || Answer::Failed("the daemon is stopping".to_owned());
+            match calls.send((request, answer)).await {
+                Ok(()) => receiver.await.unwrap_or_else(|_| stopping()),
+                Err(_) => stopping(),
+            }
+        }
+        Err(error) => Answer::Failed(format!("not a request: {error}")),
+    };
+    let mut answer = serde_json::to_vec(&answer)?;
+    answer.push(b'\n');
+    tokio::time::timeout(REQUEST_TIMEOUT, writer.write_all(&answer)).await?
+}
+
+/// Asks the daemon that listens in the runtime directory.
+///
+/// # Errors
+///
+/// If there is none, or it does not answer.
+pub async fn ask(runtime_dir: &Path, request: Request) -> Result<Answer, ControlError> {
+    let path = runtime_dir.join(SOCKET);
+    let stream = match UnixStream::connect(&path).await {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Err(ControlError::NoDaemon { path });
+        }
+        Err(source) => return Err(ControlError::Connect { path, source }),
+    };
+    exchange(stream, request).await.map_err(|source| ControlError::Broken { path, source })
+}
+
+async fn exchange(stream: UnixStream, request: Request) -> io::Result<Answer> {
+    let (reader, mut writer) = stream.into_split();
+    let mut request = serde_json::to_vec(&request)?;
+    request.push(b'\n');
+    writer.write_all(&request).await?;
+    let mut line = Vec::new();
+    BufReader::new(reader.take(MAX_ANSWER)).read_until(b'\n', &mut line).await?;
+    Ok(serde_json::from_slice(&line)?)
+}

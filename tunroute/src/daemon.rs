@@ -1,0 +1,516 @@
+//! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
+
+mod report;
+mod tables;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    compile::{Desired, FastInputs, Inputs, compile},
+    config::{Config, Datapath},
+    control::{self, Answer, Call, Request},
+    datapath::{self, Method},
+    fast::Open,
+    instance::{Instance, NamespaceLock},
+    kernel::{Change, Events, Kernel, Kinds, Snapshot},
+    net::{Family, KernelOp},
+    plan::{Op, plan},
+    state::StateDir,
+};
+
+/// From one heartbeat and look at the attachments to the next: well below [`datapath::HEARTBEAT_VALID`], and often
+/// enough that what somebody has removed is back within a second.
+const AUDIT: Duration = Duration::from_millis(500);
+/// From one full check to the next: notifications may be lost without anybody saying so.
+const FULL_CHECK: Duration = Duration::from_secs(30);
+/// How long after something could not be done it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// So many repairs a second, and no more: two managers that remove each other's rules must not burn a CPU.
+const REPAIR_PAUSE: Duration = Duration::from_millis(100);
+/// So many operations of a plan are logged each; a larger plan is summed up.
+const LOGGED_OPERATIONS: usize = 50;
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Socket and record.
+    pub runtime_dir: PathBuf,
+    /// Everything else that it keeps.
+    pub instance: Instance,
+    /// Instead of the configuration's.
+    pub datapath: Option<Datapath>,
+    /// Instead of what the kernel offers.
+    pub method: Option<Method>,
+    /// Remove everything at the end.
+    pub down_on_exit: bool,
+}
+
+/// The state that the passes work on.
+struct Daemon {
+    options: Options,
+    config: Config,
+    kernel: Kernel,
+    snapshot: Option<Snapshot>,
+    /// The programs, unless the datapath is `kernel` or they could not be loaded.
+    fast: Option<datapath::Datapath>,
+    /// Why there are none although there should be.
+    fast_error: Option<String>,
+    /// In `ebpf` mode: the programs could not be put in place, so the rules stand in for them.
+    fallback: bool,
+    gates: tables::Gates,
+    tables: tables::Tables,
+    failed: BTreeSet<(String, Family)>,
+    state: StateDir,
+    /// What could not be done in the last pass.
+    problems: Vec<String>,
+    started: Instant,
+}
+
+/// Why the daemon stops.
+enum Exit {
+    /// The datapaths stay.
+    Leave,
+    /// Everything is removed; somebody may be waiting to hear of it.
+    Down(Option<oneshot::Sender<Answer>>),
+}
+
+/// Runs the daemon until it is told to stop. `ready` is called once the datapaths are in place.
+///
+/// # Errors
+///
+/// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
+pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
+    let state = StateDir::open(&options.instance.state_dir)?;
+    let _lock = NamespaceLock::take()?;
+    options.instance.record(&options.runtime_dir)?;
+    let (kernel, mut events) = Kernel::connect()?;
+    let mut daemon = Daemon {
+        tables: tables::Tables::load(&state),
+        config: with_datapath(config, options.datapath),
+        options,
+        kernel,
+        snapshot: None,
+        fast: None,
+        fast_error: None,
+        fallback: false,
+        gates: tables::Gates::default(),
+        failed: BTreeSet::new(),
+        state,
+        problems: Vec::new(),
+        started: Instant::now(),
+    };
+    daemon.reconcile(Kinds::ALL).await;
+    let calls = control::listen(&daemon.options.runtime_dir)?;
+    info!("ready");
+    ready();
+    let exit = daemon.serve(&mut events, calls).await?;
+    match exit {
+        Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
+        Exit::Leave => daemon.down().await?,
+        Exit::Down(answer) => {
+            let result = daemon.down().await;
+            if let Some(answer) = answer {
+                let told = match &result {
+                    Ok(()) => Answer::Done,
+                    Err(error) => Answer::Failed(format!("{error:#}")),
+                };
+                let _nobody_waits = answer.send(told);
+                // The connection's task gets its turn to write the answer before the runtime ends.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            result?;
+        }
+    }
+    Ok(())
+}
+
+fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
+    Config { datapath: datapath.unwrap_or(config.datapath), ..config }
+}
+
+impl Daemon {
+    async fn serve(&mut self, events: &mut Events, mut calls: mpsc::Receiver<Call>) -> anyhow::Result<Exit> {
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
+        full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            let retry = async {
+                if self.problems.is_empty() { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
+            };
+            tokio::select! {
+                change = events.next() => {
+                    let change = change?;
+                    let repair = report_removed(&change);
+                    self.reconcile(change.kinds).await;
+                    if repair {
+                        tokio::time::sleep(REPAIR_PAUSE).await;
+                    }
+                }
+                Some((request, answer)) = calls.recv() => match request {
+                    Request::Down => return Ok(Exit::Down(Some(answer))),
+                    Request::Status => {
+                        let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
+                    }
+                    Request::Reload => {
+                        let told = match self.reload().await {
+                            Ok(()) => Answer::Done,
+                            Err(error) => Answer::Failed(format!("{error:#}")),
+                        };
+                        let _nobody_waits = answer.send(told);
+                    }
+                },
+                _ = audit.tick() => self.audit().await,
+                () = retry => self.reconcile(Kinds::ALL).await,
+                _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
+                _ = hangup.recv() => {
+                    // What went wrong has been logged; the old configuration is still in force.
+                    let _logged = self.reload().await;
+                }
+                _ = terminate.recv() => return Ok(Exit::Leave),
+                _ = interrupt.recv() => return Ok(Exit::Leave),
+            }
+        }
+    }
+
+    /// Reads the configuration again; applies it in full or not at all.
+    async fn reload(&mut self) -> anyhow::Result<()> {
+        let result = self.try_reload().await;
+        match &result {
+            Ok(()) => info!("the new configuration is in force"),
+            Err(error) => error!("the old configuration stays in force: {error:#}"),
+        }
+        result
+    }
+
+    async fn try_reload(&mut self) -> anyhow::Result<()> {
+        let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
+        let old = std::mem::replace(&mut self.config, config);
+        self.reconcile(Kinds::ALL).await;
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        let problems = self.problems.join("; ");
+        self.config = old;
+        self.reconcile(Kinds::ALL).await;
+        anyhow::bail!("the new configuration cannot be applied in full: {problems}")
+    }
+
+    /// One pass: observes what is dirty, and makes the system what the configuration says.
+    async fn reconcile(&mut self, dirty: Kinds) {
+        self.problems.clear();
+        if let Err(error) = self.pass(dirty).await {
+            self.problem(format!("{error:#}"));
+        }
+        // In `ebpf` mode, one more pass if the programs' being in place has changed whether rules are needed.
+        if self.update_fallback()
+            && let Err(error) = self.pass(Kinds::NONE).await
+        {
+            self.problem(format!("{error:#}"));
+        }
+        if self.problems.is_empty()
+            && let Some(fast) = &self.fast
+        {
+            fast.forget_other_layouts();
+        }
+    }
+
+    async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
+        let snapshot = self.kernel.observe(dirty, self.snapshot.take()).await?;
+        self.open_fast_path();
+        let config = &self.config;
+        let changed = self.tables.update(config, &snapshot.state, &self.state);
+        if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
+            warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
+        }
+        self.gates.update(config, &snapshot.state);
+        if let Some(fast) = &mut self.fast {
+            fast.observe_attachments(&snapshot.state.links, &BTreeSet::new())?;
+        }
+        let desired = self.desired(&snapshot);
+        let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
+        let operations = match operations {
+            Ok(operations) => operations,
+            Err(error) => {
+                self.snapshot = Some(snapshot);
+                return Err(error.into());
+            }
+        };
+        log_plan(&operations);
+        let kernel_changed = self.apply(&operations, &snapshot).await;
+        self.snapshot = if kernel_changed {
+            // What was planned is not necessarily what is: look.
+            Some(self.kernel.observe(Kinds::RULES | Kinds::ROUTES, Some(snapshot)).await?)
+        } else {
+            Some(snapshot)
+        };
+        if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+            self.remove_fast_path()?;
+        }
+        Ok(())
+    }
+
+    /// What both datapaths are to look like now.
+    fn desired(&self, snapshot: &Snapshot) -> Desired {
+        let wanted = !config_wants_no_fast_path(&self.config);
+        let closed = self.gates.closed_devices();
+        compile(&Inputs {
+            config: &self.config,
+            kernel: &snapshot.state,
+            tables: self.tables.numbers(),
+            failed: &self.failed,
+            rules: self.config.datapath != Datapath::Ebpf || self.fallback,
+            fast: (wanted && self.fast.is_some()).then_some(FastInputs {
+                open: self.gates.open(),
+                closed: &closed,
+                reverse_path: self.gates.reverse_path(),
+            }),
+        })
+    }
+
+    /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns whether rules or
+    /// routes may have changed.
+    async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> bool {
+        let mut kernel_changed = false;
+        let mut rest = operations;
+        while let [first, ..] = rest {
+            match first {
+                Op::Fast(operation) => {
+                    rest = &rest[1..];
+                    let Some(fast) = &mut self.fast else { continue };
+                    if operation.is_removal() && !self.problems.is_empty() {
+                        continue;
+                    }
+                    if let Err(error) = fast.apply(operation) {
+                        self.problem(format!("{operation}: {error}"));
+                    }
+                }
+                Op::Kernel(_) => {
+                    let end = rest.iter().position(|op| matches!(op, Op::Fast(_))).unwrap_or(rest.len());
+                    let (batch, after) = rest.split_at(end);
+                    rest = after;
+                    let put_off = !self.problems.is_empty();
+                    let batch = batch.iter().filter_map(|op| match op {
+                        Op::Kernel(op) => (!(put_off && op.is_removal())).then_some(op),
+                        Op::Fast(_) => None,
+                    });
+                    kernel_changed = true;
+                    for error in self.kernel.apply_all(batch, snapshot).await {
+                        self.problem(error.to_string());
+                    }
+                }
+            }
+        }
+        kernel_changed
+    }
+
+    fn problem(&mut self, problem: String) {
+        error!("{problem}");
+        self.problems.push(problem);
+    }
+
+    /// Loads the programs if there should be some and are none.
+    fn open_fast_path(&mut self) {
+        let pins = &self.options.instance.pin_dir;
+        if let Some(fast) = &self.fast
+            && !fast.maps_pinned()
+        {
+            warn!("the pinned maps below {} are gone; loading the fast path anew", pins.display());
+            self.fast = None;
+        }
+        // With `datapath = "kernel"` only to remove what an earlier daemon has left.
+        let wanted = !config_wants_no_fast_path(&self.config) || pins.exists();
+        if self.fast.is_some() || !wanted {
+            return;
+        }
+        match datapath::Datapath::open(pins, self.options.method.unwrap_or_else(Method::detect)) {
+            Ok(mut fast) => {
+                forward_log(&mut fast);
+                self.fast = Some(fast);
+                self.fast_error = None;
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.fast_error.as_ref() != Some(&error) {
+                    warn!("no fast path, the kernel's rules carry all traffic: {error}");
+                }
+                self.fast_error = Some(error);
+            }
+        }
+    }
+
+    fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        let links = self.snapshot.as_ref().map(|snapshot| &snapshot.state.links);
+        if let (Some(fast), Some(links)) = (self.fast.take(), links) {
+            fast.remove(links)?;
+            info!("the fast path is removed");
+        }
+        Ok(())
+    }
+
+    /// In `ebpf` mode: are the programs in place, so that no rules are needed? Returns whether the answer has changed.
+    fn update_fallback(&mut self) -> bool {
+        let Some(snapshot) = &self.snapshot else { return false };
+        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete(snapshot);
+        if needed == self.fallback {
+            return false;
+        }
+        if needed {
+            warn!("the programs are not all in place: installing rules until they are");
+        } else {
+            info!("the programs are in place: no rules needed");
+        }
+        self.fallback = needed;
+        true
+    }
+
+    /// All programs are attached that the configuration asks for, and may decide all families in use.
+    fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
+        let Some(fast) = &self.fast else { return false };
+        let Some(desired) = self.desired(snapshot).fast else { return false };
+        let Open { v4, v6 } = self.gates.open_in_use(&self.config);
+        desired.attachments.is_subset(&fast.state().attached) && v4 && v6 && self.gates.closed_devices().is_empty()
+    }
+
+    /// The heartbeat, and a look whether the programs are still where they belong.
+    async fn audit(&mut self) {
+        let Some(fast) = &mut self.fast else { return };
+        if let Err(error) = fast.beat() {
+            warn!("{error}");
+        }
+        let Some(snapshot) = &self.snapshot else { return };
+        let before = fast.state().attached.clone();
+        let observed = fast.observe_attachments(&snapshot.state.links, &BTreeSet::new());
+        let lost: Vec<String> = before.difference(&fast.state().attached).map(ToString::to_string).collect();
+        let mut repair = observed.is_err() || !fast.maps_pinned();
+        if !lost.is_empty() {
+            warn!("somebody has detached {}; attaching again", lost.join(", "));
+            repair = true;
+        }
+        if repair {
+            self.reconcile(Kinds::NONE).await;
+        }
+    }
+
+    /// Removes everything that any daemon with these directories has made.
+    async fn down(mut self) -> anyhow::Result<()> {
+        clean(&self.kernel, self.fast.take(), &self.options.instance, self.options.method).await?;
+        Instance::forget(&self.options.runtime_dir);
+        info!("everything is removed");
+        Ok(())
+    }
+}
+
+const fn config_wants_no_fast_path(config: &Config) -> bool {
+    matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Says what others have removed. Returns whether anything was.
+fn report_removed(change: &Change) -> bool {
+    for removed in &change.removed {
+        let who = fs::read_to_string(format!("/proc/{}/comm", removed.port)).unwrap_or_default();
+        let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
+        warn!("somebody{who} has removed {}: {}; restoring it", removed.object, removed.text);
+    }
+    if change.removed_more > 0 {
+        warn!("somebody has removed {} more of tunroute's rules and routes; restoring them", change.removed_more);
+    }
+    if change.overrun {
+        warn!("the kernel's notifications overran; looking at everything");
+    }
+    !change.removed.is_empty()
+}
+
+fn log_plan(operations: &[Op]) {
+    for operation in operations.iter().take(LOGGED_OPERATIONS) {
+        info!("{operation}");
+    }
+    if let Some(more) = operations.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
+        info!("and {more} more operations");
+    }
+}
+
+/// What the eBPF programs log goes where the daemon's log goes.
+fn forward_log(fast: &mut datapath::Datapath) {
+    let logger = aya_log::EbpfLogger::init(fast.ebpf());
+    match logger.and_then(|logger| Ok(tokio::io::unix::AsyncFd::new(logger)?)) {
+        Ok(mut logger) => {
+            tokio::spawn(async move {
+                while let Ok(mut guard) = logger.readable_mut().await {
+                    guard.get_inner_mut().flush();
+                    guard.clear_ready();
+                }
+            });
+        }
+        Err(error) => warn!("cannot show what the eBPF programs log: {error}"),
+    }
+}
+
+/// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
+async fn clean(
+    kernel: &Kernel,
+    fast: Option<datapath::Datapath>,
+    instance: &Instance,
+    method: Option<Method>,
+) -> anyhow::Result<()> {
+    let snapshot = kernel.observe(Kinds::ALL, None).await?;
+    // Programs first: they are ahead of the rules, and would go on deciding.
+    let fast = match fast {
+        None if instance.pin_dir.exists() => {
+            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect))?)
+        }
+        fast => fast,
+    };
+    if let Some(fast) = fast {
+        fast.remove(&snapshot.state.links)?;
+    }
+    let operations = plan(&Desired::default(), &snapshot.state, None)?;
+    log_plan(&operations);
+    let operations: Vec<&KernelOp> = operations
+        .iter()
+        .filter_map(|op| match op {
+            Op::Kernel(op) => Some(op),
+            Op::Fast(_) => None,
+        })
+        .collect();
+    let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
+    instance.unname_tables();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    anyhow::bail!("not everything could be removed: {}", problems.join("; "))
+}
+
+/// Removes what a daemon that is gone has left. Returns whether there was anything to remove.
+///
+/// # Errors
+///
+/// If something cannot be removed, or a daemon is running after all.
+pub async fn down_without_daemon(runtime_dir: &std::path::Path) -> anyhow::Result<bool> {
+    let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
+    let _state = StateDir::open(&instance.state_dir)?;
+    let _lock = NamespaceLock::take()?;
+    let (kernel, _events) = Kernel::connect()?;
+    clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
+    Instance::forget(runtime_dir);
+    Ok(true)
+}

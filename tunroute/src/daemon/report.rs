@@ -1,0 +1,164 @@
+//! The daemon's answer to `status`.
+
+use std::collections::BTreeMap;
+
+use tracing::warn;
+use tunroute_common::maps::{Outcome, Stats};
+
+use super::Daemon;
+use crate::{
+    compile::{TunnelState, active_tunnel, tunnel_state},
+    config::{Config, Datapath, OnDown, Policy},
+    datapath::Method,
+    net::{Family, KernelState, Link},
+    plan::number_slots,
+    status::{FastPathStatus, KernelStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
+};
+
+impl Daemon {
+    pub(super) fn status(&self) -> Status {
+        let nothing = KernelState::default();
+        let kernel = self.snapshot.as_ref().map_or(&nothing, |snapshot| &snapshot.state);
+        let counters = self.counters();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime: self.started.elapsed().as_secs(),
+            datapath: self.config.datapath,
+            tunnels: self.tunnels(kernel),
+            policies: self
+                .config
+                .policies
+                .iter()
+                .enumerate()
+                .map(|(index, policy)| self.policy(policy, kernel, counters.get(&index)))
+                .collect(),
+            fast_path: self.fast_path(),
+            kernel: KernelStatus {
+                rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
+                routes: kernel.routes.len(),
+            },
+            problems: self.problems.clone(),
+        }
+    }
+
+    fn tunnels(&self, kernel: &KernelState) -> Vec<TunnelStatus> {
+        let families = families(&self.config);
+        self.config
+            .tunnels
+            .iter()
+            .map(|tunnel| {
+                let failed: Vec<Family> = families
+                    .iter()
+                    .copied()
+                    .filter(|family| {
+                        matches!(tunnel_state(&tunnel.name, *family, kernel, &self.failed), TunnelState::Failed(_))
+                    })
+                    .collect();
+                let link: Option<&Link> = kernel.link(&tunnel.name);
+                let state = match link {
+                    None => "pending",
+                    Some(link) if !link.up => "down",
+                    Some(_) if !failed.is_empty() && failed.len() == families.len() => "failed",
+                    Some(_) => "up",
+                };
+                TunnelStatus {
+                    name: tunnel.name.clone(),
+                    state: state.to_owned(),
+                    ifindex: link.map(|link| link.index),
+                    mtu: link.map(|link| link.mtu),
+                    failed,
+                    command: None,
+                    probes: Vec::new(),
+                }
+            })
+            .collect()
+    }
+
+    fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
+        let families: Vec<Family> =
+            Family::ALL.into_iter().filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family)).collect();
+        let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
+            Some((tunnel, _)) => tunnel.name.clone(),
+            None => match policy.on_down {
+                OnDown::Unreachable => "(unreachable)",
+                OnDown::Blackhole => "(blackhole)",
+                OnDown::Prohibit => "(prohibit)",
+                OnDown::Next => "(next)",
+            }
+            .to_owned(),
+        };
+        let carried_by = |family| {
+            let open = self.fast.as_ref().is_some_and(|fast| fast.state().open.family(family));
+            if open { "fast path" } else { "kernel" }.to_owned()
+        };
+        let counter = |outcome: Outcome| stats.map(|stats| stats.outcomes[outcome as usize]).unwrap_or_default();
+        let (forwarded, diverted) = (counter(Outcome::Forwarded), counter(Outcome::Diverted));
+        PolicyStatus {
+            name: policy.name.clone(),
+            prefixes: policy.from.len(),
+            table: self.tables.numbers().get(&policy.name).copied(),
+            active: families.iter().map(|family| (*family, active(*family))).collect(),
+            carried_by: families.iter().map(|family| (*family, carried_by(*family))).collect(),
+            packets: forwarded.packets.wrapping_add(diverted.packets),
+            bytes: forwarded.bytes.wrapping_add(diverted.bytes),
+            outcomes: Outcome::ALL
+                .into_iter()
+                .map(|outcome| {
+                    let counter = counter(outcome);
+                    (outcome.name().to_owned(), OutcomeStatus { packets: counter.packets, bytes: counter.bytes })
+                })
+                .collect(),
+        }
+    }
+
+    /// The counters by policy: a policy has a slot for each family and chain that begins with it.
+    fn counters(&self) -> BTreeMap<usize, Stats> {
+        let mut by_policy: BTreeMap<usize, Stats> = BTreeMap::new();
+        let (Some(fast), Some(snapshot)) = (&self.fast, &self.snapshot) else { return by_policy };
+        let Some(desired) = self.desired(snapshot).fast else { return by_policy };
+        let counters = fast.counters().unwrap_or_else(|error| {
+            warn!("{error}");
+            BTreeMap::new()
+        });
+        // The numbers are those of the last pass: an observed chain keeps its own.
+        let Ok(numbers) = number_slots(&desired, fast.state()) else { return by_policy };
+        for (id, slot) in &desired.slots {
+            let Some(stats) = numbers.get(id).and_then(|number| counters.get(number)) else { continue };
+            let sum = by_policy.entry(slot.policy).or_default();
+            for (sum, counter) in sum.outcomes.iter_mut().zip(&stats.outcomes) {
+                sum.packets = sum.packets.wrapping_add(counter.packets);
+                sum.bytes = sum.bytes.wrapping_add(counter.bytes);
+            }
+        }
+        by_policy
+    }
+
+    fn fast_path(&self) -> FastPathStatus {
+        if self.config.datapath == Datapath::Kernel {
+            let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
+            return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
+        }
+        let Some(fast) = &self.fast else {
+            let reasons = self.fast_error.iter().cloned().collect();
+            return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
+        };
+        let reasons = self.gates.reasons();
+        let method = match fast.method() {
+            Method::Tcx => "tcx",
+            Method::Clsact => "clsact",
+        };
+        FastPathStatus {
+            state: if reasons.is_empty() { "on" } else { "partly" }.to_owned(),
+            reasons,
+            attached: fast.state().attached.iter().map(ToString::to_string).collect(),
+            method: Some(method.to_owned()),
+        }
+    }
+}
+
+/// The families that the policies speak of.
+fn families(config: &Config) -> Vec<Family> {
+    let used = |family| config.policies.iter().any(|policy| policy.from.iter().any(|from| Family::of(from) == family));
+    Family::ALL.into_iter().filter(|family| used(*family)).collect()
+}

@@ -1,0 +1,75 @@
+//! Which routing table each policy has: from the configuration, remembered, or allocated.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::warn;
+
+use crate::{
+    config::Config,
+    net::KernelState,
+    state::{StateDir, tables},
+};
+
+/// The policies' tables, by the policies' names.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    numbers: BTreeMap<String, u32>,
+    /// Allocated ones, as they stand in the state directory.
+    remembered: BTreeMap<String, u32>,
+    named: bool,
+}
+
+impl Tables {
+    pub(super) fn load(state: &StateDir) -> Self {
+        let remembered = state.load(tables::FILE).unwrap_or_else(|error| {
+            warn!("{error}; allocating tables anew");
+            None
+        });
+        Self { remembered: remembered.unwrap_or_default(), ..Self::default() }
+    }
+
+    pub(super) const fn numbers(&self) -> &BTreeMap<String, u32> {
+        &self.numbers
+    }
+
+    /// The tables in the order of the configuration.
+    pub(super) fn names<'a>(&'a self, config: &'a Config) -> impl Iterator<Item = (&'a str, u32)> {
+        let table = |name: &'a String| Some((name.as_str(), *self.numbers.get(name)?));
+        config.policies.iter().filter_map(move |policy| table(&policy.name))
+    }
+
+    /// Brings the numbers up to date with the configuration. Returns whether any has changed.
+    pub(super) fn update(&mut self, config: &Config, kernel: &KernelState, state: &StateDir) -> bool {
+        let mut numbers = explicit(config);
+        let unnumbered: Vec<&str> =
+            config.policies.iter().map(|policy| policy.name.as_str()).filter(|name| !numbers.contains_key(*name)).collect();
+        // A table that tunroute uses already stays in use although somebody else has put a route there.
+        let foreign = kernel.foreign_tables.iter().filter(|table| !self.numbers.values().any(|used| used == *table));
+        let taken: BTreeSet<u32> = numbers.values().chain(foreign).copied().collect();
+        let allocated = tables::allocate_tables(unnumbered, &self.remembered, &taken);
+        if allocated != self.remembered {
+            state.save_or_say(tables::FILE, &allocated);
+            self.remembered.clone_from(&allocated);
+        }
+        numbers.extend(allocated);
+        let changed = numbers != self.numbers || !self.named;
+        self.numbers = numbers;
+        self.named = true;
+        changed
+    }
+}
+
+/// The numbers that the configuration gives: a policy's own, or that of the tunnel it prefers, which goes to the first
+/// such policy.
+fn explicit(config: &Config) -> BTreeMap<String, u32> {
+    let mut numbers = BTreeMap::new();
+    let mut used: BTreeSet<u32> = config.policies.iter().filter_map(|policy| policy.table).collect();
+    for policy in &config.policies {
+        let preferred = policy.via.first().and_then(|name| config.tunnels.iter().find(|tunnel| tunnel.name == *name));
+        let tunnels = || preferred?.table.filter(|table| used.insert(*table));
+        if let Some(table) = policy.table.or_else(tunnels) {
+            numbers.insert(policy.name.clone(), table);
+        }
+    }
+    numbers
+}

@@ -1,0 +1,211 @@
+//! What `tunroute status` tells: the types behind `--json`, and the table.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Datapath, net::Family};
+
+/// Everything about a running daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Seconds since it was started.
+    pub uptime: u64,
+    /// The datapath asked for.
+    pub datapath: Datapath,
+    /// The tunnels, in the order of the configuration.
+    pub tunnels: Vec<TunnelStatus>,
+    /// The policies, in the order of the configuration.
+    pub policies: Vec<PolicyStatus>,
+    /// The fast path.
+    pub fast_path: FastPathStatus,
+    /// The kernel datapath.
+    pub kernel: KernelStatus,
+    /// What could not be done, and is tried again; empty if the system is as it should be.
+    pub problems: Vec<String>,
+}
+
+/// A tunnel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// The device's name.
+    pub name: String,
+    /// `up`, `down`, `failed` (its probe is not answered) or `pending` (there is no such device yet).
+    pub state: String,
+    /// The device's number.
+    pub ifindex: Option<u32>,
+    /// Its MTU, in bytes.
+    pub mtu: Option<u32>,
+    /// The families that its probes declare down.
+    pub failed: Vec<Family>,
+    /// Its supervised command, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<serde_json::Value>,
+    /// Its probes.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub probes: Vec<serde_json::Value>,
+}
+
+/// A policy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The policy's name.
+    pub name: String,
+    /// How many source prefixes it has.
+    pub prefixes: usize,
+    /// Its routing table.
+    pub table: Option<u32>,
+    /// By family: the tunnel that carries its packets, or what happens to them while none is up.
+    pub active: BTreeMap<Family, String>,
+    /// By family: what decides forwarded packets, `fast path` or `kernel`.
+    pub carried_by: BTreeMap<Family, String>,
+    /// Packets that the fast path handed to the tunnel.
+    pub packets: u64,
+    /// Their layer 3 bytes.
+    pub bytes: u64,
+    /// All that the fast path has counted, by outcome.
+    pub outcomes: BTreeMap<String, OutcomeStatus>,
+}
+
+/// A counter.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct OutcomeStatus {
+    /// Packets; a GSO packet is one.
+    pub packets: u64,
+    /// Layer 3 bytes.
+    pub bytes: u64,
+}
+
+/// The fast path.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FastPathStatus {
+    /// `on`, `partly` or `off`.
+    pub state: String,
+    /// Why it is not `on`, and what to do about it.
+    pub reasons: Vec<String>,
+    /// Where programs are attached: `ingress dev lan0`.
+    pub attached: Vec<String>,
+    /// How they are attached: `tcx` or `clsact`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+}
+
+/// The kernel datapath.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// Installed rules.
+    pub rules: usize,
+    /// Installed routes.
+    pub routes: usize,
+}
+
+impl Status {
+    /// The status as a person reads it.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let Self { version, pid, uptime, .. } = self;
+        let uptime = humantime::format_duration(std::time::Duration::from_secs(*uptime));
+        let datapath = match self.datapath {
+            Datapath::Both => "both",
+            Datapath::Kernel => "kernel",
+            Datapath::Ebpf => "ebpf",
+        };
+        // Writing to a string does not fail.
+        let _infallible = writeln!(text, "tunroute {version}, pid {pid}, up {uptime}, datapath {datapath}\n");
+
+        let mut tunnels = table(&["TUNNEL", "STATE", "IFINDEX", "MTU"], &[2, 3]);
+        for tunnel in &self.tunnels {
+            let number = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+            tunnels.add_row(vec![
+                tunnel.name.clone(),
+                tunnel.state.clone(),
+                number(tunnel.ifindex),
+                number(tunnel.mtu),
+            ]);
+        }
+        let _infallible = writeln!(text, "{}\n", trimmed(&tunnels));
+
+        let mut policies = table(&["POLICY", "PREFIXES", "LEAVES BY", "DECIDED BY", "PACKETS", "BYTES"], &[1, 4, 5]);
+        for policy in &self.policies {
+            policies.add_row(vec![
+                policy.name.clone(),
+                policy.prefixes.to_string(),
+                by_family(&policy.active),
+                by_family(&policy.carried_by),
+                policy.packets.to_string(),
+                bytes(policy.bytes),
+            ]);
+        }
+        let _infallible = writeln!(text, "{}\n", trimmed(&policies));
+
+        for policy in &self.policies {
+            let others: Vec<String> = policy
+                .outcomes
+                .iter()
+                .filter(|(name, counter)| counter.packets > 0 && !matches!(name.as_str(), "forwarded" | "diverted"))
+                .map(|(name, counter)| format!("{} {}", counter.packets, name.replace('_', " ")))
+                .collect();
+            if !others.is_empty() {
+                let _infallible = writeln!(text, "{}: {}", policy.name, others.join(", "));
+            }
+        }
+        let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
+        let _infallible = write!(text, "fast path: {}", self.fast_path.state);
+        if !self.fast_path.attached.is_empty() {
+            let _infallible = write!(text, " ({})", self.fast_path.attached.join(", "));
+        }
+        text.push('\n');
+        for reason in &self.fast_path.reasons {
+            let _infallible = writeln!(text, "  {reason}");
+        }
+        for problem in &self.problems {
+            let _infallible = writeln!(text, "problem: {problem}");
+        }
+        text
+    }
+}
+
+fn table(header: &[&str], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn trimmed(table: &Table) -> String {
+    table.trim_fmt().lines().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// One word if both families agree.
+fn by_family(values: &BTreeMap<Family, String>) -> String {
+    let mut distinct: Vec<&String> = values.values().collect();
+    distinct.dedup();
+    match distinct.as_slice() {
+        [one] => (*one).clone(),
+        _ => values.iter().map(|(family, value)| format!("{family}: {value}")).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+/// Bytes with a binary unit, at most four digits.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = bytes;
+    let mut tenths = 0;
+    let mut unit = 0;
+    while value >= 1024 && unit + 1 < UNITS.len() {
+        tenths = value % 1024 * 10 / 1024;
+        value /= 1024;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value} B") } else { format!("{value}.{tenths} {}", UNITS[unit]) }
+}
