@@ -1,4 +1,18 @@
 //! The configuration: TOML with spans in, validated policies out. Says what is wrong, where, and what to write.
+//!
+//! [`load`] reads the file, [`parse`] takes each value, [`check`] looks at how they fit together; all of them go on after
+//! an error, so that one run shows everything.
+
+mod check;
+mod load;
+mod parse;
+mod prefix;
+mod report;
+mod section;
+mod source;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -6,6 +20,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+pub use load::Loaded;
+pub use report::{ConfigError, Problem};
 use serde::{Deserialize, Serialize};
 
 /// Which datapath carries the traffic.
