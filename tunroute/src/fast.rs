@@ -142,6 +142,17 @@ pub enum FastOp {
     SetOpen(Open),
 }
 
+impl FastOp {
+    /// Takes something away, which must wait until what replaces it is there.
+    #[must_use]
+    pub const fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::ClearSlot(_) | Self::RemoveSource(_) | Self::RemoveExemption(_) | Self::Detach(_)
+        )
+    }
+}
+
 impl fmt::Display for FastOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

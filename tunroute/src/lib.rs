@@ -1,9 +1,17 @@
 //! tunroute: source-based policy routing for tunnels, with an eBPF fast path that always agrees with the kernel's
 //! rules. See ARCHITECTURE.md for the map of the house.
 
+pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod datapath;
 pub mod fast;
+pub mod instance;
+pub mod kernel;
 pub mod net;
 pub mod plan;
+pub mod privilege;
+pub mod state;
+pub mod status;
