@@ -2,4 +2,6 @@
 //! rules. See ARCHITECTURE.md for the map of the house.
 
 pub mod config;
+pub mod gates;
+pub mod kernel;
 pub mod net;

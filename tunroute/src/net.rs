@@ -285,6 +285,8 @@ pub struct ObservedRule {
 pub struct ObservedRoute {
     /// The observed message, for an exact deletion.
     pub handle: Handle,
+    /// Its family.
+    pub family: Family,
     /// The route as tunroute would write it; none if it has anything that tunroute does not write.
     pub route: Option<Route>,
     /// In `ip route` syntax, for people.
@@ -324,5 +326,46 @@ impl KernelState {
     #[must_use]
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
+    }
+}
+
+/// One change to the kernel's rules and routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelOp {
+    /// Make a rule.
+    AddRule(Rule),
+    /// Remove a rule, exactly as observed.
+    DelRule {
+        /// The observed rule.
+        handle: Handle,
+        /// The family whose rule list it stands in.
+        family: Family,
+        /// In `ip rule` syntax, for people.
+        text: String,
+    },
+    /// Make a route where none has its [`Route::key`].
+    AddRoute(Route),
+    /// Put a route in the place of the one with its [`Route::key`], at once.
+    ReplaceRoute(Route),
+    /// Remove a route, exactly as observed.
+    DelRoute {
+        /// The observed route.
+        handle: Handle,
+        /// Its family.
+        family: Family,
+        /// In `ip route` syntax, for people.
+        text: String,
+    },
+}
+
+impl fmt::Display for KernelOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddRule(rule) => f.write_str(&rule.add_command()),
+            Self::DelRule { family, text, .. } => write!(f, "{} rule del {text}", Ip(&family.default_prefix())),
+            Self::AddRoute(route) => f.write_str(&route.add_command()),
+            Self::ReplaceRoute(route) => f.write_str(&route.replace_command()),
+            Self::DelRoute { family, text, .. } => write!(f, "{} route del {text}", Ip(&family.default_prefix())),
+        }
     }
 }
