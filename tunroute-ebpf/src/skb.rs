@@ -7,7 +7,9 @@ use aya_ebpf::{
     helpers::generated::{
         bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data,
     },
+    programs::TcContext,
 };
+use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
@@ -122,6 +124,8 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         // SAFETY: the context that the kernel gave, and a parameter block of the size that is said.
         unsafe {
             if OFFSET == 0 && bpf_skb_change_head(self.skb, ETHERNET_HEADER, 0) != 0 {
+                let context = TcContext::new(self.skb);
+                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", slot.egress.ifindex());
                 return TC_ACT_SHOT;
             }
             bpf_redirect_neigh(

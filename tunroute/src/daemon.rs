@@ -1,5 +1,6 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod gates;
 mod report;
 mod tables;
 
@@ -12,6 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
@@ -72,7 +74,7 @@ struct Daemon {
     fast_error: Option<String>,
     /// In `ebpf` mode: the programs could not be put in place, so the rules stand in for them.
     fallback: bool,
-    gates: tables::Gates,
+    gates: gates::Gates,
     tables: tables::Tables,
     failed: BTreeSet<(String, Family)>,
     state: StateDir,
@@ -108,7 +110,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         fast: None,
         fast_error: None,
         fallback: false,
-        gates: tables::Gates::default(),
+        gates: gates::Gates::default(),
         failed: BTreeSet::new(),
         state,
         problems: Vec::new(),
@@ -450,8 +452,12 @@ fn log_plan(operations: &[Op]) {
 
 /// What the eBPF programs log goes where the daemon's log goes.
 fn forward_log(fast: &mut datapath::Datapath) {
-    let logger = aya_log::EbpfLogger::init(fast.ebpf());
-    match logger.and_then(|logger| Ok(tokio::io::unix::AsyncFd::new(logger)?)) {
+    let logger = match aya_log::EbpfLogger::init(fast.ebpf()) {
+        Ok(logger) => logger,
+        Err(error) => return warn!("cannot show what the eBPF programs log: {error}"),
+    };
+    // SAFETY: the logger owns its descriptor and gives it up to nobody before it is dropped.
+    match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
         Ok(mut logger) => {
             tokio::spawn(async move {
                 while let Ok(mut guard) = logger.readable_mut().await {

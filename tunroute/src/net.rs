@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The protocol number that marks tunroute's own rules (`FRA_PROTOCOL`) and routes (`RTPROT`).
 ///
@@ -25,7 +25,7 @@ pub const TABLE_MAIN: u32 = 254;
 pub type IfIndex = u32;
 
 /// An address family that tunroute routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4.
@@ -358,14 +358,22 @@ pub enum KernelOp {
     },
 }
 
+impl KernelOp {
+    /// Takes something away, which must wait until what replaces it is there.
+    #[must_use]
+    pub const fn is_removal(&self) -> bool {
+        matches!(self, Self::DelRule { .. } | Self::DelRoute { .. })
+    }
+}
+
 impl fmt::Display for KernelOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AddRule(rule) => f.write_str(&rule.add_command()),
-            Self::DelRule { family, text, .. } => write!(f, "{} rule del {text}", family.ip()),
+            Self::DelRule { family, text, .. } => write!(f, "{} rule del {text}", Ip(&family.default_prefix())),
             Self::AddRoute(route) => f.write_str(&route.add_command()),
             Self::ReplaceRoute(route) => f.write_str(&route.replace_command()),
-            Self::DelRoute { family, text, .. } => write!(f, "{} route del {text}", family.ip()),
+            Self::DelRoute { family, text, .. } => write!(f, "{} route del {text}", Ip(&family.default_prefix())),
         }
     }
 }

@@ -1,0 +1,220 @@
+//! The kernel's rules, routes and devices over rtnetlink: observe, apply, watch. Knows nothing of configuration.
+//!
+//! It speaks netlink with rtnetlink's message types and sockets, but without its request queue: that drops a message
+//! it cannot decode (a foreign rule must not be overlooked), holds a whole dump or event storm in memory, and forgets
+//! the bytes that make a deletion exact.
+
+mod apply;
+mod link;
+mod observe;
+mod route;
+mod rule;
+pub(crate) mod socket;
+pub mod sysctl;
+mod watch;
+
+use std::{fmt, io, ops};
+
+use rtnetlink::{packet_route::AddressFamily, sys::protocols::NETLINK_ROUTE};
+
+pub use self::{
+    observe::Snapshot,
+    watch::{Change, Events, Removed},
+};
+use crate::net::{Family, KernelOp};
+
+/// A set of the kinds of state that the kernel reports on.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kinds(u8);
+
+impl Kinds {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Devices.
+    pub const LINKS: Self = Self(1);
+    /// Routes of all tables.
+    pub const ROUTES: Self = Self(2);
+    /// Policy rules.
+    pub const RULES: Self = Self(4);
+    /// Addresses: seen in the state as routes of the local and the main table.
+    pub const ADDRESSES: Self = Self(8);
+    /// Settings such as forwarding and rp_filter: not part of the state, but gates depend on them.
+    pub const NETCONF: Self = Self(16);
+    /// All of them: after an overrun.
+    pub const ALL: Self = Self(31);
+
+    /// Are all of `other` in this set?
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Is nothing in this set?
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Adds what changes along without being told: IPv4 routes vanish silently with their device or address
+    /// (`fib_table_flush()` in `net/ipv4/fib_trie.c`), and routes are shown with device names.
+    #[must_use]
+    fn with_consequences(self) -> Self {
+        if self.0 & (Self::LINKS | Self::ADDRESSES).0 == 0 { self } else { self | Self::ROUTES }
+    }
+}
+
+impl ops::BitOr for Kinds {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl ops::BitOrAssign for Kinds {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
+}
+
+impl fmt::Display for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (Self::LINKS, "links"),
+            (Self::ROUTES, "routes"),
+            (Self::RULES, "rules"),
+            (Self::ADDRESSES, "addresses"),
+            (Self::NETCONF, "settings"),
+        ];
+        let mut separator = "";
+        for (_, name) in names.into_iter().filter(|&(kind, _)| self.contains(kind)) {
+            write!(f, "{separator}{name}")?;
+            separator = ", ";
+        }
+        if self.is_empty() { f.write_str("nothing") } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kinds({self})")
+    }
+}
+
+/// What went wrong between tunroute and the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}; the service may be confined from AF_NETLINK (RestrictAddressFamilies)")]
+    Open(#[source] io::Error),
+    /// The socket failed, or the kernel's answer was lost.
+    #[error("cannot talk to the kernel over netlink: {0}")]
+    Socket(#[source] io::Error),
+    /// A list was refused or broke off.
+    #[error("cannot read the list of {what} from the kernel: {source}")]
+    List {
+        /// What was to be listed.
+        what: &'static str,
+        /// The kernel's refusal.
+        source: io::Error,
+    },
+    /// A list never held still.
+    #[error("the list of {what} changed during each of {attempts} readings; will be read again")]
+    Unstable {
+        /// What was to be listed.
+        what: &'static str,
+        /// How often it was tried.
+        attempts: usize,
+    },
+    /// The kernel refused a change.
+    #[error("`{command}` failed: {source}{}; {advice}", explained(.explanation.as_ref()))]
+    Refused {
+        /// What was tried, in `ip` syntax.
+        command: String,
+        /// The kernel's error number.
+        source: io::Error,
+        /// The kernel's explanation, where it gives one.
+        explanation: Option<String>,
+        /// What the operator can do.
+        advice: &'static str,
+    },
+    /// An operation names an object that the snapshot does not have: it was planned from another one.
+    #[error("`{command}` was planned from another observation; nothing was done")]
+    Stale {
+        /// What was to be done, in `ip` syntax.
+        command: String,
+    },
+    /// Not done, because an earlier addition failed: old rules and routes stay until the new ones are there.
+    #[error("`{command}` was put off, because an addition before it failed")]
+    PutOff {
+        /// What was to be done, in `ip` syntax.
+        command: String,
+    },
+}
+
+fn explained(explanation: Option<&String>) -> String {
+    explanation.map(|explanation| format!(" ({explanation})")).unwrap_or_default()
+}
+
+/// The kernel of one network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    socket: tokio::sync::Mutex<socket::Socket>,
+}
+
+impl Kernel {
+    /// Connects to the kernel of the calling thread's network namespace.
+    ///
+    /// The events begin before anything is observed, so no change is missed between the two. Must be called within a
+    /// tokio runtime with I/O enabled.
+    ///
+    /// # Errors
+    /// [`KernelError::Open`]
+    pub fn connect() -> Result<(Self, Events), KernelError> {
+        let socket = socket::Socket::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
+        let events = Events::subscribe(socket.port()).map_err(KernelError::Open)?;
+        Ok((Self { socket: tokio::sync::Mutex::new(socket) }, events))
+    }
+
+    /// Observes the kinds in `what` anew and keeps the others from `previous`; without one, observes everything.
+    ///
+    /// # Errors
+    /// The list that could not be read. The previous snapshot is gone then: observe everything next time.
+    pub async fn observe(&self, what: Kinds, previous: Option<Snapshot>) -> Result<Snapshot, KernelError> {
+        observe::observe(&mut *self.socket.lock().await, what, previous).await
+    }
+
+    /// Applies one operation that was planned from `snapshot`.
+    ///
+    /// Adding a rule that exists, and deleting what is gone, is success. Adding a route where another one with the same
+    /// table, destination and metric exists is an error: that one decides otherwise, or is somebody else's.
+    ///
+    /// # Errors
+    /// What the kernel said, with what was tried and what can be done about it.
+    pub async fn apply(&self, op: &KernelOp, snapshot: &Snapshot) -> Result<(), KernelError> {
+        match self.apply_all(std::iter::once(op), snapshot).await.pop() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Applies operations in order, several to a request. Every addition is tried; deletions that come after a failed
+    /// addition are put off, so that nothing is broken before its replacement is made.
+    ///
+    /// Returns what failed; empty means that all is done.
+    pub async fn apply_all<'a>(
+        &self,
+        ops: impl IntoIterator<Item = &'a KernelOp>,
+        snapshot: &Snapshot,
+    ) -> Vec<KernelError> {
+        apply::apply_all(&mut *self.socket.lock().await, ops, snapshot).await
+    }
+}
+
+/// The family's number in netlink messages.
+const fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}

@@ -1,0 +1,532 @@
+//! The kernel backend against a real kernel: every test in a network namespace of its own. Needs root.
+
+mod lab;
+
+use std::{collections::BTreeSet, fs, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use lab::{RouteMonitor, in_namespace, ip};
+use tunroute::{
+    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot},
+    net::{Family, Handle, IfIndex, KernelOp, LinkLayer, Route, RouteKind, Rule},
+};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn rule(priority: u32, from: &str, table: u32) -> Rule {
+    Rule { priority, from: net(from), table }
+}
+
+fn route(table: u32, dst: &str, metric: u32, kind: RouteKind) -> Route {
+    Route { table, dst: net(dst), metric, kind }
+}
+
+fn unicast(device: &str, oif: IfIndex, gateway: Option<&str>) -> RouteKind {
+    RouteKind::Unicast { oif, device: device.into(), gateway: gateway.map(|gateway| gateway.parse().unwrap()) }
+}
+
+/// Two devices that are up, `t0` and `t1`, and their numbers.
+fn devices() -> (IfIndex, IfIndex) {
+    for name in ["t0", "t1"] {
+        ip(&format!("tuntap add {name} mode tun"));
+        ip(&format!("link set {name} up"));
+    }
+    let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
+    (index("t0"), index("t1"))
+}
+
+async fn observe(kernel: &Kernel) -> Snapshot {
+    kernel.observe(Kinds::ALL, None).await.unwrap()
+}
+
+async fn apply(kernel: &Kernel, ops: &[KernelOp]) {
+    let snapshot = observe(kernel).await;
+    let errors = kernel.apply_all(ops, &snapshot).await;
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+fn our_rules(snapshot: &Snapshot) -> BTreeSet<Rule> {
+    snapshot.state.rules.iter().filter_map(|observed| observed.rule.clone()).collect()
+}
+
+fn our_routes(snapshot: &Snapshot) -> BTreeSet<Route> {
+    snapshot.state.routes.iter().filter_map(|observed| observed.route.clone()).collect()
+}
+
+/// A rule of ours as an operation that deletes it.
+fn deletion(snapshot: &Snapshot, wanted: &Rule) -> KernelOp {
+    let observed = snapshot.state.rules.iter().find(|observed| observed.rule.as_ref() == Some(wanted)).unwrap();
+    KernelOp::DelRule { handle: observed.handle, family: observed.family, text: observed.text.clone() }
+}
+
+#[test]
+fn rules_are_read_as_they_were_written() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let rules: BTreeSet<_> = [
+            rule(20128, "0.0.0.0/0", 7),
+            rule(20096, "192.0.2.1/32", 200),
+            rule(20104, "192.0.2.0/24", 255 + 1),
+            rule(20000, "2a02::1/128", 200),
+            rule(20080, "2a02:578:85a0::/48", 4_000_000_000),
+            rule(20128, "::/0", 100_000),
+            rule(1, "10.0.0.0/8", 1),
+        ]
+        .into();
+        let ops: Vec<_> = rules.iter().cloned().map(KernelOp::AddRule).collect();
+        apply(&kernel, &ops).await;
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_rules(&snapshot), rules);
+        assert!(snapshot.state.rules.iter().filter(|observed| observed.ours).all(|observed| observed.rule.is_some()));
+        // In the order in which the kernel asks them.
+        for family in Family::ALL {
+            let order: Vec<_> =
+                snapshot.state.rules.iter().filter(|r| r.family == family).map(|rule| rule.priority).collect();
+            assert!(order.is_sorted(), "{order:?}");
+        }
+        // Written twice they are still there once.
+        apply(&kernel, &ops).await;
+        assert_eq!(observe(&kernel).await.state.rules.len(), snapshot.state.rules.len());
+        // And what is written is what iproute2 deletes by the text that we print.
+        for observed in snapshot.state.rules.iter().filter(|observed| observed.ours) {
+            ip(&observed.rule.as_ref().unwrap().del_command()["ip ".len()..]);
+        }
+        assert_eq!(our_rules(&observe(&kernel).await), BTreeSet::new());
+    });
+}
+
+#[test]
+fn routes_are_read_as_they_were_written() {
+    in_namespace(async || {
+        let (t0, t1) = devices();
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let mut routes = BTreeSet::new();
+        for (default, dst, gateway) in
+            [("0.0.0.0/0", "198.51.100.0/24", "192.0.2.1"), ("::/0", "2001:db8:1::/48", "2001:db8::1")]
+        {
+            let metric = Family::of(&net(default)).default_metric();
+            routes.extend([
+                route(200, default, metric, unicast("t0", t0, None)),
+                route(100_000, default, metric, unicast("t1", t1, Some(gateway))),
+                route(201, default, 7, unicast("t1", t1, None)),
+            ]);
+            let rejecting = [RouteKind::Throw, RouteKind::Unreachable, RouteKind::Blackhole, RouteKind::Prohibit];
+            for (table, kind) in (300..).zip(rejecting) {
+                routes.insert(route(table, default, u32::MAX, kind.clone()));
+                routes.insert(route(table, dst, metric, kind));
+            }
+        }
+        let ops: Vec<_> = routes.iter().cloned().map(KernelOp::AddRoute).collect();
+        apply(&kernel, &ops).await;
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_routes(&snapshot), routes);
+        assert_eq!(snapshot.state.routes.len(), routes.len());
+        // Deleted exactly, half of them by us and half by the text that we print.
+        let (by_us, by_ip): (Vec<_>, Vec<_>) =
+            snapshot.state.routes.iter().partition(|observed| observed.handle.0 % 2 == 0);
+        for observed in by_ip {
+            ip(&observed.route.as_ref().unwrap().del_command()["ip ".len()..]);
+        }
+        let ops: Vec<_> = by_us
+            .into_iter()
+            .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
+            .collect();
+        // Twice: what is gone is gone.
+        for _ in 0..2 {
+            assert!(kernel.apply_all(&ops, &snapshot).await.is_empty());
+        }
+        assert_eq!(observe(&kernel).await.state.routes, []);
+    });
+}
+
+/// Rules that are almost `from 192.0.2.1 lookup 200 pref 20096`, in `ip rule` syntax.
+const SIMILAR_RULES: [&str; 16] = [
+    "from 192.0.2.0/31 lookup 200",
+    "from all lookup 200",
+    "from 192.0.2.1 iif lo lookup 200",
+    "from 192.0.2.1 oif lo lookup 200",
+    "from 192.0.2.1 to 198.51.100.1/32 lookup 200",
+    "not from 192.0.2.1 lookup 200",
+    "from 192.0.2.1 fwmark 0x1 lookup 200",
+    "from 192.0.2.1 fwmark 0x1/0xff lookup 200",
+    "from 192.0.2.1 ipproto 17 lookup 200",
+    "from 192.0.2.1 sport 53-54 lookup 200",
+    "from 192.0.2.1 dport 53-54 lookup 200",
+    "from 192.0.2.1 uidrange 5-6 lookup 200",
+    "from 192.0.2.1 lookup 200 suppress_prefixlength 0",
+    "from 192.0.2.1 tos 0x10 lookup 200",
+    "from 192.0.2.1 blackhole",
+    "from 192.0.2.1 goto 32766",
+];
+
+#[test]
+fn what_looks_like_ours_is_left_alone() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let ours = rule(20096, "192.0.2.1/32", 200);
+        // `rule_exists()` compares only what the new rule has, so each gets a protocol of its own.
+        for (protocol, similar) in (120..).zip(SIMILAR_RULES.into_iter().chain(["from 192.0.2.1 lookup 200"])) {
+            ip(&format!("rule add {similar} pref 20096 protocol {protocol}"));
+        }
+        let before = ip("rule");
+        let snapshot = observe(&kernel).await;
+        assert!(snapshot.state.rules.iter().all(|observed| !observed.ours && observed.rule.is_none()), "{before}");
+        // Ours stands last among them; it alone goes away.
+        apply(&kernel, &[KernelOp::AddRule(ours.clone())]).await;
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_rules(&snapshot), BTreeSet::from([ours.clone()]), "{}", ip("rule"));
+        kernel.apply(&deletion(&snapshot, &ours), &snapshot).await.unwrap();
+        assert_eq!(ip("rule"), before);
+    });
+}
+
+#[test]
+fn a_rule_with_our_number_is_described_and_deleted_exactly() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let before = ip("rule");
+        for similar in
+            SIMILAR_RULES.into_iter().filter(|similar| similar.contains("192.0.2.1 ") || similar.contains("/31"))
+        {
+            let text = format!("{similar} pref 20096 protocol 116");
+            ip(&format!("rule add {text}"));
+            let snapshot = observe(&kernel).await;
+            let observed = snapshot.state.rules.iter().find(|observed| observed.ours).unwrap();
+            let plain = similar.contains("/31");
+            assert_eq!(observed.rule.is_some(), plain, "{text}");
+            if !plain {
+                assert_eq!(observed.text, text.replace("192.0.2.1 ", "192.0.2.1/32 "));
+            }
+            let op =
+                KernelOp::DelRule { handle: observed.handle, family: observed.family, text: observed.text.clone() };
+            kernel.apply(&op, &snapshot).await.unwrap();
+            assert_eq!(ip("rule"), before, "{text}");
+        }
+    });
+}
+
+#[test]
+fn routes_of_others_are_not_ours() {
+    in_namespace(async || {
+        let (t0, _) = devices();
+        let (kernel, _events) = Kernel::connect().unwrap();
+        for foreign in [
+            "-4 default dev t0 table 200",
+            "-6 default dev t0 table 200 metric 5",
+            "-4 198.51.100.0/24 dev t0 table 100000 protocol 115",
+            "-4 203.0.113.0/24 dev t0",
+            "-4 203.0.114.0/24 via 192.0.2.1 dev t0 onlink",
+            "-4 203.0.115.0/24 nexthop dev t0 nexthop dev t1",
+            "-6 2001:db8:7::/48 via 2001:db8::1 dev t0 onlink",
+            "-4 blackhole 203.0.116.0/24",
+            // Ours by number, but tunroute writes none of it.
+            "-4 default dev t0 table 300 protocol 116 src 127.0.0.1",
+            "-4 198.51.100.0/24 tos 0x10 dev t0 table 300 protocol 116",
+            "-6 default from 2001:db8::/32 dev t0 table 300 protocol 116",
+            "-6 2001:db8:8::/48 dev t0 table 300 protocol 116 mtu 1400",
+            "-6 2001:db8:9::/48 dev t0 table 300 protocol 116 pref high",
+            "-4 203.0.115.0/24 table 300 protocol 116 nexthop dev t0 nexthop dev t1",
+        ] {
+            ip(&foreign.replacen(' ', " route add ", 1));
+        }
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_routes(&snapshot), BTreeSet::new());
+        assert_eq!(snapshot.state.routes.len(), 6, "{:?}", snapshot.state.routes);
+        assert!(snapshot.state.foreign_tables.is_superset(&BTreeSet::from([200, 254, 255, 100_000])));
+        assert!(!snapshot.state.foreign_tables.contains(&300));
+        let main: BTreeSet<_> = snapshot.state.main.iter().map(|r| (r.dst.to_string(), r.oif, r.on_link)).collect();
+        for expected in [
+            ("203.0.113.0/24".to_owned(), Some(t0), true),
+            ("203.0.114.0/24".to_owned(), Some(t0), false),
+            ("203.0.115.0/24".to_owned(), None, false),
+            ("2001:db8:7::/48".to_owned(), Some(t0), false),
+        ] {
+            assert!(main.contains(&expected), "{expected:?} in {main:?}");
+        }
+        assert!(!main.iter().any(|(dst, ..)| dst.starts_with("203.0.116")));
+        assert!(snapshot.state.local.contains(&net("127.0.0.1/32")));
+        // Ours are deleted as observed, nothing else is.
+        let ops: Vec<_> = (snapshot.state.routes.iter())
+            .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
+            .collect();
+        assert!(kernel.apply_all(&ops, &snapshot).await.is_empty());
+        let after = observe(&kernel).await.state;
+        assert_eq!(after.routes, []);
+        assert_eq!((after.main, after.foreign_tables), (snapshot.state.main, snapshot.state.foreign_tables));
+    });
+}
+
+#[test]
+fn replacing_leaves_exactly_one_route_at_any_moment() {
+    in_namespace(async || {
+        let (t0, t1) = devices();
+        let (kernel, _events) = Kernel::connect().unwrap();
+        for (default, gateway) in [("0.0.0.0/0", "192.0.2.1"), ("::/0", "2001:db8::1")] {
+            let metric = Family::of(&net(default)).default_metric();
+            let unreachable = route(200, default, u32::MAX, RouteKind::Unreachable);
+            // Device to device, to a gateway, to another one, back to a device: the kernel has a case for each.
+            let hops = [
+                unicast("t0", t0, None),
+                unicast("t1", t1, None),
+                unicast("t0", t0, Some(gateway)),
+                unicast("t1", t1, Some(gateway)),
+                unicast("t0", t0, None),
+                unicast("t0", t0, None),
+            ];
+            apply(&kernel, &[KernelOp::AddRoute(unreachable.clone())]).await;
+            let monitor = RouteMonitor::start();
+            for hop in hops {
+                let wanted = route(200, default, metric, hop);
+                apply(&kernel, &[KernelOp::ReplaceRoute(wanted.clone())]).await;
+                let mine: BTreeSet<_> =
+                    our_routes(&observe(&kernel).await).into_iter().filter(|route| route.dst == net(default)).collect();
+                assert_eq!(mine, BTreeSet::from([wanted, unreachable.clone()]));
+            }
+            // One moment without the route would have been told as a deletion.
+            let (made, removed) = monitor.seen();
+            // IPv4 does not tell of the last one, which changed nothing.
+            assert!(made >= 5 && removed == 0, "{default}: {made} made, {removed} removed");
+        }
+    });
+}
+
+#[test]
+fn refusals_say_what_and_why_and_what_to_do() {
+    in_namespace(async || {
+        let (t0, t1) = devices();
+        ip("link set t1 down");
+        ip("route add default dev t0 table 200");
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let snapshot = observe(&kernel).await;
+        for (op, words) in [
+            (
+                KernelOp::AddRoute(route(200, "0.0.0.0/0", 0, unicast("t0", t0, None))),
+                ["`ip route add default dev t0 table 200 protocol 116`", "File exists", "another `table`"],
+            ),
+            (
+                KernelOp::AddRoute(route(200, "::/0", 1024, unicast("gone0", 9999, None))),
+                ["`ip -6 route add default dev gone0 table 200 protocol 116`", "No such device", "appears"],
+            ),
+            (
+                KernelOp::AddRoute(route(201, "0.0.0.0/0", 0, unicast("t1", t1, None))),
+                ["dev t1", "Network is down (", "ip link set"],
+            ),
+            (
+                KernelOp::AddRoute(route(202, "0.0.0.0/0", 0, unicast("t0", t0, Some("127.0.0.1")))),
+                ["via 127.0.0.1 dev t0 onlink", "Nexthop has invalid gateway", "neighbour's address"],
+            ),
+            (
+                KernelOp::DelRule { handle: Handle(4711), family: Family::V6, text: "from all lookup 7".into() },
+                ["`ip -6 rule del from all lookup 7`", "another observation", "nothing was done"],
+            ),
+        ] {
+            let error = kernel.apply(&op, &snapshot).await.unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{word:?} in {error:?}");
+            }
+        }
+        // Deletions wait for additions that failed; other additions do not.
+        let ours = [rule(20096, "192.0.2.1/32", 200), rule(20096, "192.0.2.2/32", 200)];
+        apply(&kernel, &[KernelOp::AddRule(ours[0].clone())]).await;
+        let snapshot = observe(&kernel).await;
+        let failing = KernelOp::AddRoute(route(200, "0.0.0.0/0", 0, unicast("t0", t0, None)));
+        let ops = [failing, KernelOp::AddRule(ours[1].clone()), deletion(&snapshot, &ours[0])];
+        let errors = kernel.apply_all(&ops, &snapshot).await;
+        assert!(matches!(&errors[..], [KernelError::Refused { .. }, KernelError::PutOff { .. }]), "{errors:?}");
+        assert_eq!(our_rules(&observe(&kernel).await), BTreeSet::from(ours));
+    });
+}
+
+#[test]
+fn without_the_capability_it_says_so() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let snapshot = observe(&kernel).await;
+        lab::drop_capabilities();
+        // The socket remembers who opened it, and the kernel asks both.
+        let op = KernelOp::AddRule(rule(20096, "192.0.2.1/32", 200));
+        let error = kernel.apply(&op, &snapshot).await.unwrap_err().to_string();
+        assert!(error.contains("Operation not permitted") && error.contains("CAP_NET_ADMIN"), "{error}");
+        assert!(error.contains("`ip rule add from 192.0.2.1/32 lookup 200 pref 20096 protocol 116`"), "{error}");
+        // Looking is allowed.
+        let (kernel, _events) = Kernel::connect().unwrap();
+        assert!(!observe(&kernel).await.state.rules.is_empty());
+    });
+}
+
+/// The next change; fails the test if none comes.
+async fn next(events: &mut Events) -> Change {
+    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("an event").unwrap()
+}
+
+/// All changes up to a moment of silence.
+async fn changes(events: &mut Events) -> Kinds {
+    let mut kinds = Kinds::NONE;
+    while let Ok(change) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
+        let change = change.unwrap();
+        assert!(change.removed.is_empty() && !change.overrun, "{change:?}");
+        kinds |= change.kinds;
+    }
+    kinds
+}
+
+#[test]
+fn every_kind_of_change_is_told() {
+    in_namespace(async || {
+        devices();
+        let (_kernel, mut events) = Kernel::connect().unwrap();
+        assert_eq!(changes(&mut events).await, Kinds::NONE);
+        for (arguments, kinds) in [
+            ("link set t0 mtu 1400", Kinds::LINKS),
+            ("link add v0 type veth peer name v1", Kinds::LINKS),
+            ("-4 addr add 192.0.2.1/24 dev t0", Kinds::ADDRESSES | Kinds::ROUTES),
+            ("-6 addr add 2001:db8::1/64 dev t0 nodad", Kinds::ADDRESSES | Kinds::ROUTES),
+            ("-4 route add 198.51.100.0/24 dev t0", Kinds::ROUTES),
+            ("-6 route add 2001:db8:1::/48 dev t0", Kinds::ROUTES),
+            ("-4 rule add from 192.0.2.7 lookup 7", Kinds::RULES),
+            ("-6 rule add from 2001:db8::7 lookup 7", Kinds::RULES),
+        ] {
+            ip(arguments);
+            let told = changes(&mut events).await;
+            assert!(told.contains(kinds), "{arguments}: {told}");
+        }
+        for setting in ["ipv4/conf/t0/forwarding", "ipv4/conf/t0/rp_filter", "ipv6/conf/all/forwarding"] {
+            let path = format!("/proc/sys/net/{setting}");
+            let old = fs::read_to_string(&path).unwrap();
+            fs::write(&path, if old.trim() == "0" { "1" } else { "0" }).unwrap();
+            let told = changes(&mut events).await;
+            assert!(told.contains(Kinds::NETCONF), "{setting}: {told}");
+        }
+    });
+}
+
+#[test]
+fn what_others_remove_is_told_by_name() {
+    in_namespace(async || {
+        let (t0, _) = devices();
+        let (kernel, mut events) = Kernel::connect().unwrap();
+        let rules: Vec<_> = (0..40).map(|i| rule(20000, &format!("2001:db8::{i:x}/128"), 200)).collect();
+        let mut ops: Vec<_> = rules.iter().cloned().map(KernelOp::AddRule).collect();
+        ops.push(KernelOp::AddRoute(route(200, "::/0", 1024, unicast("t0", t0, None))));
+        ops.push(KernelOp::AddRoute(route(200, "0.0.0.0/0", 0, unicast("t0", t0, None))));
+        apply(&kernel, &ops).await;
+        ip("-6 rule add from 2001:db8::1 lookup 7");
+        let snapshot = observe(&kernel).await;
+        // What tunroute does itself is not told as done by others.
+        kernel.apply(&deletion(&snapshot, &rules[0]), &snapshot).await.unwrap();
+        // A foreign rule is nobody's business, the kernel removing routes with their device is nobody's deed.
+        ip("-6 rule del from 2001:db8::1 lookup 7");
+        let change = next(&mut events).await;
+        assert_eq!((change.removed, change.removed_more), (vec![], 0));
+        ip("-6 rule del from 2001:db8::1 lookup 200");
+        let change = next(&mut events).await;
+        let [removed] = &change.removed[..] else { panic!("{change:?}") };
+        assert_eq!((removed.object, removed.family, &removed.text), ("rule", Family::V6, &rules[1].to_string()));
+        assert_ne!(removed.port, 0);
+        ip("-4 route flush table 200");
+        let change = next(&mut events).await;
+        let [removed] = &change.removed[..] else { panic!("{change:?}") };
+        assert_eq!(removed.to_string(), "ip route del default dev t0 table 200 protocol 116");
+        // A flush is told in part, and counted.
+        ip("-6 rule flush");
+        let change = next(&mut events).await;
+        assert_eq!((change.removed.len(), change.removed_more), (16, 38 - 16), "{change:?}");
+        ip("link del t0");
+        let change = next(&mut events).await;
+        assert!(change.removed.is_empty(), "{change:?}");
+        let kinds = change.kinds;
+        assert!(kinds.contains(Kinds::LINKS), "{kinds}");
+        // IPv4 says nothing of the routes that went with the device: observing links looks at routes, too.
+        let after = kernel.observe(Kinds::LINKS, Some(observe(&kernel).await)).await.unwrap();
+        assert_eq!(after.state.routes, []);
+    });
+}
+
+#[test]
+fn only_what_is_dirty_is_read_again() {
+    in_namespace(async || {
+        devices();
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let before = observe(&kernel).await;
+        ip("rule add from 192.0.2.7 lookup 7");
+        ip("route add 198.51.100.0/24 dev t0");
+        let same = kernel.observe(Kinds::NETCONF, Some(before.clone())).await.unwrap();
+        assert_eq!(same.state, before.state);
+        let rules = kernel.observe(Kinds::RULES, Some(before.clone())).await.unwrap();
+        assert_eq!((rules.state.rules.len(), &rules.state.main), (before.state.rules.len() + 1, &before.state.main));
+        let routes = kernel.observe(Kinds::ROUTES, Some(before.clone())).await.unwrap();
+        assert_eq!((&routes.state.rules, routes.state.main.len()), (&before.state.rules, before.state.main.len() + 1));
+        let all = kernel.observe(Kinds::RULES, Some(routes)).await.unwrap();
+        assert_eq!(all.state, observe(&kernel).await.state);
+    });
+}
+
+#[test]
+fn devices_are_described() {
+    in_namespace(async || {
+        devices();
+        ip("tuntap add tap0 mode tap");
+        ip("link add br0 type bridge");
+        ip("link add v0 mtu 1300 type veth peer name v1");
+        ip("link set v0 up master br0");
+        ip("link set v1 up");
+        ip("link add vx0 type vxlan id 7 remote 192.0.2.1 dstport 4789 dev v1");
+        ip("link set t1 down");
+        // Somebody serves the tunnel: it has a carrier.
+        let tun = lab::serve_tun("t0");
+        let (kernel, mut events) = Kernel::connect().unwrap();
+        // The kernel takes up to a second to notice a carrier (`net/core/link_watch.c`), and then tells.
+        let mut state = observe(&kernel).await.state;
+        while !state.link("t0").unwrap().up {
+            assert!(next(&mut events).await.kinds.contains(Kinds::LINKS));
+            state = observe(&kernel).await.state;
+        }
+        let link = |name: &str| state.link(name).unwrap();
+        for (name, layer, kind, up) in [
+            ("lo", LinkLayer::Other, None, true),
+            ("t0", LinkLayer::Ip, Some("tun"), true),
+            ("t1", LinkLayer::Ip, Some("tun"), false),
+            ("tap0", LinkLayer::Ethernet, Some("tun"), false),
+            ("br0", LinkLayer::Ethernet, Some("bridge"), false),
+            ("v0", LinkLayer::Ethernet, Some("veth"), true),
+            ("vx0", LinkLayer::Ethernet, Some("vxlan"), false),
+        ] {
+            let found = link(name);
+            assert_eq!((found.layer, found.kind.as_deref(), found.up), (layer, kind, up), "{found:?}");
+        }
+        assert_eq!(link("v0").mtu, 1300);
+        assert_eq!(link("v0").master, Some(link("br0").index));
+        assert_eq!(link("v1").master, None);
+        // Its program ends: the tunnel carries nothing more, and that is told.
+        drop(tun);
+        while observe(&kernel).await.state.link("t0").unwrap().up {
+            assert!(next(&mut events).await.kinds.contains(Kinds::LINKS));
+        }
+    });
+}
+
+#[test]
+fn an_observation_that_was_given_up_does_not_disturb_the_next() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let ops: Vec<_> = (0..30_000_u32)
+            .map(|i| {
+                let dst =
+                    IpNet::new(IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(i)).to_be_bytes()), 128).unwrap();
+                KernelOp::AddRoute(Route { table: 200, dst, metric: 1024, kind: RouteKind::Blackhole })
+            })
+            .collect();
+        apply(&kernel, &ops).await;
+        // Polled once and dropped, it leaves the kernel in the middle of a dump.
+        let given_up = kernel.observe(Kinds::ALL, None);
+        assert!(futures::FutureExt::now_or_never(given_up).is_none());
+        kernel.apply(&KernelOp::AddRule(rule(20096, "192.0.2.1/32", 200)), &Snapshot::default()).await.unwrap();
+        let given_up = kernel.observe(Kinds::ALL, None);
+        assert!(futures::FutureExt::now_or_never(given_up).is_none());
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_routes(&snapshot).len(), ops.len());
+        assert_eq!(our_rules(&snapshot).len(), 1);
+    });
+}
