@@ -23,7 +23,7 @@ const LARGEST: u64 = 64 << 20;
 pub struct Loaded {
     /// The validated configuration.
     pub config: Config,
-    /// What is allowed, but hardly meant.
+    /// What is allowed, but hardly meant: at most 100.
     pub warnings: Vec<Problem>,
 }
 

@@ -50,7 +50,7 @@ pub struct Config {
     pub interfaces: Interfaces,
     /// `[tunnel.NAME]`, in the order of the file.
     pub tunnels: Vec<Tunnel>,
-    /// `[[policy]]`, in the order of the file.
+    /// `[[policy]]`, in the order of the file; at most 1024.
     pub policies: Vec<Policy>,
 }
 
@@ -115,7 +115,7 @@ impl Tunnel {
 pub struct StartLimit {
     /// At most this many starts; at least 1.
     pub burst: u32,
-    /// In any span of this length.
+    /// In any span of this length; more than zero and at most 30 days.
     pub interval: Duration,
 }
 
@@ -141,15 +141,15 @@ pub struct Probe {
     pub target: ProbeTarget,
     /// The source address; otherwise the kernel chooses one of the tunnel's.
     pub source: Option<IpAddr>,
-    /// From one probe to the next.
+    /// From one probe to the next; 10 ms to 30 days.
     pub interval: Duration,
-    /// How long an answer may take; at most the interval.
+    /// How long an answer may take; more than zero and at most the interval.
     pub timeout: Duration,
     /// This many failures in a row and the tunnel counts as down; at least 1.
     pub fail: u32,
     /// This many answers in a row and it counts as up again; at least 1.
     pub rise: u32,
-    /// After going down it stays down at least this long.
+    /// After going down it stays down at least this long; at most 30 days.
     pub hold_down: Duration,
 }
 
@@ -175,13 +175,13 @@ pub struct Policy {
     pub name: String,
     /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
     pub table: Option<u32>,
-    /// `from`: the source prefixes, none twice in the whole configuration.
+    /// `from`: the source prefixes, without host bits. Never empty, none twice in the whole configuration.
     pub from: Vec<IpNet>,
-    /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared.
+    /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
     /// `on-down`
     pub on_down: OnDown,
-    /// `exempt`: the literal prefixes.
+    /// `exempt`: the literal prefixes, without host bits, none twice and none of length 0.
     pub exempt: Vec<IpNet>,
     /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
     pub exempt_connected: bool,

@@ -9,8 +9,8 @@ use super::source::{Source, printable};
 /// A range of bytes of the file.
 pub(super) type Span = Range<usize>;
 
-/// Errors beyond this number are counted, not kept: one slip in a generated list can make a million of them.
-pub(super) const MOST_ERRORS: usize = 100;
+/// Errors beyond this number are counted, not kept, and warnings dropped: one slip in a generated list can make a million.
+const MOST_FINDINGS: usize = 100;
 /// How many characters of an offending value a message repeats.
 const LONGEST_QUOTE: usize = 60;
 
@@ -91,7 +91,7 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn error(&mut self, finding: Finding) {
-        if self.errors.len() < MOST_ERRORS {
+        if self.errors.len() < MOST_FINDINGS {
             self.errors.push(finding);
         } else {
             self.omitted += 1;
@@ -99,7 +99,9 @@ impl Findings {
     }
 
     pub(super) fn warning(&mut self, finding: Finding) {
-        self.warnings.push(finding);
+        if self.warnings.len() < MOST_FINDINGS {
+            self.warnings.push(finding);
+        }
     }
 
     /// The value, or none and an error at the span.

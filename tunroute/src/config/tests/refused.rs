@@ -340,6 +340,8 @@ fn syntax() {
     check("[tunnel.a«»\nband = 1", "unclosed table", "`]`");
     check("band = «»\n", "syntax error", "");
     check("# «»\u{1b}[2J\n", "invalid comment character", "printable");
+    // What is not shown as it is takes as much room, so that what follows is underlined rightly.
+    check("# \u{9b}\u{202e}é\n«bandd» = 1", "unknown key", "`band`");
     let deep = format!("a = {}", "[".repeat(10_000));
     assert!(!refuse(&deep).problems().is_empty());
 }
