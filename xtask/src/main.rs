@@ -1,2 +1,55 @@
-//! Developer tasks.
-fn main() {}
+//! `cargo xtask`: everything a developer or CI does here, by one name on every machine.
+
+mod command;
+mod lint;
+mod run;
+mod setup;
+mod test;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// The tasks of a tunroute developer. Each installs what it needs when that is missing.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing needs, where it is missing
+    Setup,
+    /// Build and start the demo; or, with arguments, `tunroute run` with them
+    Run {
+        /// Arguments for `tunroute run`
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Build, and run every test: unit tests, and the integration tests in network namespaces
+    Test {
+        /// Arguments for the test binaries, such as a part of a test's name
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
+    /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::everything(),
+        Task::Run { args } => run::run(&args),
+        Task::Test { args } => test::test(&args),
+        Task::Lint => lint::lint(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            command::say(format_args!("failed: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! How this program says things and starts others.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Says what is being done, on stderr.
+pub fn say(message: impl fmt::Display) {
+    eprintln!("xtask: {message}");
+}
+
+/// The root of the workspace.
+pub fn workspace() -> Result<PathBuf> {
+    let crate_dir = env::var_os("CARGO_MANIFEST_DIR").context("start this program as `cargo xtask`")?;
+    let root = Path::new(&crate_dir).parent().context("the crate xtask has no workspace around it")?;
+    Ok(root.to_owned())
+}
+
+/// The directory of the release build. It lies beside the one of the build that this program comes from, wherever
+/// cargo has been told to put them.
+pub fn release_dir() -> Result<PathBuf> {
+    let this = env::current_exe().context("cannot tell where this program lies")?;
+    let target = this.parent().and_then(Path::parent).context("this program lies outside of a target directory")?;
+    Ok(target.join("release"))
+}
+
+/// The cargo that runs this program, with `args`, in the root of the workspace.
+pub fn cargo<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Command> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(workspace()?);
+    Ok(command)
+}
+
+/// Runs `command` to its end with this program's input and output. `advice` is what to do if it fails.
+pub fn run(command: &mut Command, advice: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run `{}`", shown(command)))?;
+    ensure!(status.success(), "`{}` ended with {status}: {advice}", shown(command));
+    Ok(())
+}
+
+/// What `command` prints.
+pub fn output_of(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run `{}`", shown(command)))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{}` ended with {}: {}", shown(command), output.status, stderr.trim());
+    String::from_utf8(output.stdout).with_context(|| format!("`{}` printed something other than text", shown(command)))
+}
+
+/// `command` as one would type it; for people only, as nothing is quoted.
+pub fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    let mut words = vec![name.to_string_lossy()];
+    words.extend(command.get_args().map(OsStr::to_string_lossy));
+    words.join(" ")
+}
+
+/// Whether `program` is found in `PATH` or where Debian keeps programs that root uses.
+pub fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let root_only = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(root_only).any(|dir| dir.join(program).is_file())
+}
+
+/// Whether this program runs as root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The variable that makes cargo start what it has built through another program.
+pub fn runner_variable(host: &str) -> OsString {
+    format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use super::*;
+
+    #[test]
+    fn shows_a_command_by_name_and_arguments() {
+        let mut command = Command::new("/opt/rust/bin/cargo");
+        command.args(["build", "--release"]).arg(OsStr::from_bytes(b"\xff"));
+        assert_eq!(shown(&command), "cargo build --release \u{fffd}");
+    }
+
+    #[test]
+    fn names_the_runner_variable_as_cargo_reads_it() {
+        for (host, variable) in [
+            ("x86_64-unknown-linux-gnu", "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"),
+            ("thumbv8m.main-none-eabi", "CARGO_TARGET_THUMBV8M_MAIN_NONE_EABI_RUNNER"),
+        ] {
+            assert_eq!(runner_variable(host), variable);
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_command_its_status_and_the_advice() {
+        let error = run(Command::new("false").arg("x"), "try again").expect_err("false fails");
+        assert_eq!(error.to_string(), "`false x` ended with exit status: 1: try again");
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = run(&mut Command::new("/nowhere/tool"), "").expect_err("there is no such program");
+        assert_eq!(error.to_string(), "cannot run `tool`");
+    }
+}

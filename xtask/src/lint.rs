@@ -1,0 +1,39 @@
+//! `cargo xtask lint`: what can be said about the code without running it.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{
+    command::{cargo, release_dir, run, say},
+    setup,
+};
+
+/// Formatting, clippy and the documentation; stops at the first that is not in order.
+pub fn lint() -> Result<()> {
+    let start = Instant::now();
+    say("checking the formatting");
+    run(&mut cargo(["fmt", "--all", "--check"])?, "run `cargo fmt --all`")?;
+
+    setup::for_building()?;
+    // All in the profile of the other tasks: build scripts and procedural macros are then shared with them.
+    let host = ["--release", "--workspace", "--exclude", "tunroute-ebpf"];
+    say("checking the host's code with clippy");
+    let mut clippy = cargo(["clippy"])?;
+    run(clippy.args(host).args(["--all-targets", "--", "-D", "warnings"]), "change what clippy names above")?;
+
+    say("checking the eBPF code with clippy");
+    let mut clippy = cargo(["clippy", "--release", "--package", "tunroute-ebpf", "--target", "bpfel-unknown-none"])?;
+    clippy.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1");
+    // Beside what tunroute's build script builds: another target and compiler environment must not share a place with
+    // the host's build, or each would undo the other's.
+    clippy.arg("--target-dir").arg(release_dir()?.with_file_name("ebpf"));
+    run(clippy.args(["--", "-D", "warnings"]), "change what clippy names above")?;
+
+    say("checking the documentation");
+    let mut doc = cargo(["doc", "--no-deps"])?;
+    run(doc.args(host).env("RUSTDOCFLAGS", "-D warnings"), "change what rustdoc names above")?;
+
+    say(format_args!("nothing to complain about, after {:.0?}", start.elapsed()));
+    Ok(())
+}

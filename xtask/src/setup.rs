@@ -1,0 +1,115 @@
+//! Installs what building and testing needs. Each step looks first, and says one line when it does something.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::command::{cargo, is_installed, is_root, output_of, run, say, workspace};
+
+/// Its LLVM must be that of the compiler pinned in rust-toolchain.toml: change the two together.
+const BPF_LINKER: &str = "0.10.3";
+
+/// The programs that tests and demo start, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ping", "iputils-ping")];
+
+/// All steps.
+pub fn everything() -> Result<()> {
+    for_building()?;
+    for_testing()?;
+    say("what building and testing needs is installed");
+    Ok(())
+}
+
+/// What the eBPF part of the build needs.
+pub fn for_building() -> Result<()> {
+    rust_src()?;
+    bpf_linker()
+}
+
+/// What the tests and the demo start.
+pub fn for_testing() -> Result<()> {
+    let packages = packages_without(is_installed);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    ensure!(is_installed("apt-get"), "not installed: {names} (these are Debian's names): install them and try again");
+    ensure!(is_root(), "not installed: {names}: run `sudo apt-get install {names}` and try again");
+
+    say(format_args!("installing {names}"));
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "--yes", "--no-install-recommends"]);
+    install.args(packages);
+    let advice = "see what apt-get says above";
+    // Debian's package lists are fetched only where they turn out to be missing or too old.
+    if run(&mut install, advice).is_err() {
+        run(Command::new("apt-get").arg("update"), advice)?;
+        run(&mut install, advice)?;
+    }
+    Ok(())
+}
+
+fn packages_without(is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
+}
+
+/// The source of `core`, which is compiled anew for eBPF.
+fn rust_src() -> Result<()> {
+    let sysroot = output_of(Command::new("rustc").args(["--print", "sysroot"]))?;
+    if Path::new(sysroot.trim_end()).join("lib/rustlib/src/rust/library/Cargo.lock").is_file() {
+        return Ok(());
+    }
+    let Ok(toolchain) = env::var("RUSTUP_TOOLCHAIN") else {
+        bail!(
+            "the Rust component rust-src is not installed, and this cargo was not started by rustup: install the \
+             source of this Rust into {}, or use the Rust of https://rustup.rs",
+            sysroot.trim_end()
+        );
+    };
+    say(format_args!("installing the Rust component rust-src for {toolchain}"));
+    run(
+        Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", &toolchain]),
+        "see what rustup says above",
+    )
+}
+
+/// The linker for eBPF. It goes into the workspace, so that the build has this version and no other.
+fn bpf_linker() -> Result<()> {
+    let tools = workspace()?.join("target/tools");
+    let installed = output_of(Command::new(tools.join("bin/bpf-linker")).arg("--version"));
+    if installed.is_ok_and(|output| version(&output) == Some(BPF_LINKER)) {
+        return Ok(());
+    }
+    say(format_args!("installing bpf-linker {BPF_LINKER} into target/tools (a minute or two)"));
+    let mut install = cargo(["install", "--quiet", "--locked", "--force", "--version", BPF_LINKER, "--root"])?;
+    run(install.arg(tools).arg("bpf-linker"), "see what cargo says above")
+}
+
+/// The version in the output of `PROGRAM --version`.
+fn version(output: &str) -> Option<&str> {
+    output.split_whitespace().nth(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_version_of_a_program() {
+        for (output, expected) in [
+            ("bpf-linker 0.10.3\n", Some("0.10.3")),
+            ("bpf-linker 0.10.30-dev (LLVM 22)\n", Some("0.10.30-dev")),
+            ("bpf-linker", None),
+            ("", None),
+        ] {
+            assert_eq!(version(output), expected, "{output:?}");
+        }
+    }
+
+    #[test]
+    fn asks_only_for_the_packages_of_missing_programs() {
+        assert_eq!(packages_without(|_| true), Vec::<&str>::new());
+        assert_eq!(packages_without(|program| program == "ip"), ["iputils-ping"]);
+        assert_eq!(packages_without(|_| false), ["iproute2", "iputils-ping"]);
+    }
+}

@@ -1,0 +1,141 @@
+//! `cargo xtask test`: all tests, and their count in one line at the end.
+
+use std::{
+    ffi::OsString,
+    io::{self, BufRead, BufReader, Write},
+    ops::AddAssign,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    command::{cargo, is_installed, is_root, output_of, runner_variable, say, shown},
+    run::build_release,
+    setup,
+};
+
+/// Runs all tests, or with `args`, what the test binaries make of these.
+pub fn test(args: &[OsString]) -> Result<()> {
+    let start = Instant::now();
+    setup::for_building()?;
+    setup::for_testing()?;
+    // The integration tests start the binaries that a user has.
+    build_release()?;
+
+    let mut tests = cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--no-fail-fast", "--"])?;
+    tests.args(args);
+    if !is_root() {
+        ensure!(is_installed("sudo"), "the tests make network namespaces, which needs root: install sudo, or be root");
+        say("running the tests through sudo, as they make network namespaces");
+        // The build stays unprivileged: cargo starts only what it has built through this.
+        tests.env(runner_variable(&host()?), "sudo -E");
+    }
+    let (tally, success) = run_and_count(&mut tests)?;
+
+    say(format_args!("tests ended after {:.0?}", start.elapsed()));
+    println!("tests: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
+    if tally.failed > 0 {
+        bail!("{} tests: they are named above, and `cargo xtask test -- NAME` runs one alone", tally.failed);
+    }
+    ensure!(success, "`{}`, though no test did: see above for what ended it", shown(&tests));
+    Ok(())
+}
+
+fn host() -> Result<String> {
+    let version = output_of(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("`rustc -vV` names no host")
+}
+
+/// Runs `tests` with its output passed on, and counts what it reports. Also says whether it ended well.
+fn run_and_count(tests: &mut Command) -> Result<(Tally, bool)> {
+    let mut child = tests.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{}`", shown(tests)))?;
+    let tally = match child.stdout.take() {
+        Some(output) => pass_on_and_count(BufReader::new(output), io::stdout())?,
+        None => Tally::default(),
+    };
+    let status = child.wait().context("cannot wait for the tests")?;
+    Ok((tally, status.success()))
+}
+
+fn pass_on_and_count(mut from: impl BufRead, mut to: impl Write) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut line = Vec::new();
+    while from.read_until(b'\n', &mut line).context("cannot read what the tests print")? > 0 {
+        to.write_all(&line).context("cannot pass on what the tests print")?;
+        if let Some(counted) = Tally::read(&String::from_utf8_lossy(&line)) {
+            tally += counted;
+        }
+        line.clear();
+    }
+    Ok(tally)
+}
+
+/// Numbers of tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Tally {
+    /// Reads the closing line of a test binary, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn read(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let count = |name| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse().ok());
+        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_closing_line_of_a_test_binary() {
+        for (line, expected) in [
+            (
+                "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+                Some(Tally { passed: 12, failed: 0, ignored: 3 }),
+            ),
+            (
+                "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n",
+                Some(Tally { passed: 1, failed: 2, ignored: 0 }),
+            ),
+            ("test lab::test_result ... ok\n", None),
+            ("test result: ok. many passed; 0 failed; 0 ignored\n", None),
+            ("", None),
+        ] {
+            assert_eq!(Tally::read(line), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn counts_over_all_test_binaries_and_passes_on_every_byte() {
+        let output = b"running 3 tests\n\xff\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured\n\
+                       test result: FAILED. 3 passed; 4 failed; 0 ignored; 0 measured";
+        let mut passed_on = Vec::new();
+        let tally = pass_on_and_count(&output[..], &mut passed_on).expect("memory can be read and written");
+        assert_eq!(tally, Tally { passed: 5, failed: 4, ignored: 1 });
+        assert_eq!(passed_on, output);
+    }
+
+    #[test]
+    fn tells_a_good_end_from_a_bad_one() {
+        for (program, success) in [("true", true), ("false", false)] {
+            let ended = run_and_count(&mut Command::new(program)).expect("it can be run");
+            assert_eq!(ended, (Tally::default(), success), "{program}");
+        }
+    }
+}
