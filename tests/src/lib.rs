@@ -1,1 +1,37 @@
-//! The network lab, the integration tests and the demo of tunroute.
+//! The network lab: namespaces, devices, captures and packet flows that the integration tests, the demo and the bench
+//! stand on.
+//!
+//! Everything here is setup and observation: it calls `ip`, `tc` and `ping` as an operator would, and looks at frames
+//! as the far end sees them. Nothing is ever changed outside the namespaces that the lab makes, and nothing is left
+//! behind: each piece cleans up when dropped, and what a crashed run left is removed when the next one starts.
+//!
+//! [`World`] is the whole story of tunroute in six namespaces; start there.
+
+pub mod capture;
+pub mod daemon;
+pub mod device;
+pub mod flow;
+pub mod inject;
+pub mod lab;
+pub mod netns;
+mod packet_socket;
+pub mod plan;
+pub mod seen;
+pub mod snapshot;
+pub mod traffic;
+pub mod tun;
+pub mod world;
+
+pub use capture::Capture;
+pub use daemon::{Daemon, DaemonOptions};
+pub use device::{End, Mac};
+pub use flow::{Flow, FlowOptions, FlowReport, Watch};
+pub use inject::Injector;
+pub use lab::Lab;
+pub use netns::Netns;
+pub use plan::{Dual, TUNNELS, TunnelPlan};
+pub use seen::{Direction, Seen};
+pub use snapshot::Snapshot;
+pub use traffic::{bulk, ping};
+pub use tun::{TunOptions, TunPair};
+pub use world::{TunnelKind, World, WorldBuilder};

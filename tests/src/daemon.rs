@@ -1,0 +1,279 @@
+//! The daemon under test: the built `tunroute` binary, running in a world's host.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::{netns::Netns, world::World};
+
+/// How long the daemon may take to start, to stop and to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two questions whether it is ready.
+const POLL: Duration = Duration::from_millis(5);
+
+/// How the daemon is started.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// `--datapath`, over the configuration's: `both`, `kernel` or `ebpf`.
+    pub datapath: Option<&'static str>,
+    /// `--down-on-exit`
+    pub down_on_exit: bool,
+    /// The binary; [`binary`] unless told.
+    pub binary: Option<PathBuf>,
+}
+
+/// The `tunroute` binary: `$TUNROUTE_BIN`, else the newest of `target/release` and `target/debug`.
+///
+/// # Errors
+/// It was not built.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TUNROUTE_BIN") {
+        return Ok(path.into());
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    ["release", "debug"]
+        .map(|profile| target.join(profile).join("tunroute"))
+        .into_iter()
+        .filter(|path| path.is_file())
+        .max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
+        .with_context(|| format!("no tunroute binary below {}: run `cargo build -p tunroute`", target.display()))
+}
+
+/// A running daemon. Its directories are the world's, so a second one started there adopts what the first left.
+/// Dropping it kills it and leaves its datapaths to the namespace.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    host: &'a Netns,
+    binary: PathBuf,
+    child: Child,
+    config: PathBuf,
+    runtime_dir: PathBuf,
+    log: PathBuf,
+}
+
+impl<'a> Daemon<'a> {
+    /// Starts the daemon in the world's host and waits until `status` answers.
+    ///
+    /// # Errors
+    /// It was not built, exits, or does not answer in 10 s; the error has its log.
+    pub fn start(world: &'a World, config: &str, options: &DaemonOptions) -> Result<Self> {
+        let mut daemon = Self::spawn(world, config, options)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon and does not wait.
+    ///
+    /// # Errors
+    /// It was not built, or cannot be started.
+    pub fn spawn(world: &'a World, config: &str, options: &DaemonOptions) -> Result<Self> {
+        let binary = options.binary.clone().map_or_else(binary, Ok)?;
+        let dir = world.host.dir();
+        let config_file = dir.join("tunroute.toml");
+        fs::write(&config_file, config).with_context(|| format!("cannot write {}", config_file.display()))?;
+        let log = dir.join("tunroute.log");
+        // Appended: a restarted daemon goes on in the same log.
+        let writer = File::options().create(true).append(true).open(&log).context("cannot open the log")?;
+        let mut command = world.host.command(&binary);
+        command.arg("run").arg("--config").arg(&config_file);
+        for (option, name) in [("--runtime-dir", "run"), ("--state-dir", "state"), ("--rt-tables-dir", "rt_tables.d")] {
+            command.arg(option).arg(dir.join(name));
+        }
+        command.arg("--pin-dir").arg(world.pin_dir());
+        if let Some(datapath) = options.datapath {
+            command.args(["--datapath", datapath]);
+        }
+        if options.down_on_exit {
+            command.arg("--down-on-exit");
+        }
+        command.stdin(Stdio::null()).stdout(writer.try_clone().context("cannot share the log")?).stderr(writer);
+        let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
+        Ok(Self { host: &world.host, binary, child, config: config_file, runtime_dir: dir.join("run"), log })
+    }
+
+    /// Waits until `status` answers.
+    ///
+    /// # Errors
+    /// The daemon exits, or does not answer in 10 s; the error has its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
+                bail!("the daemon ended with {status}; its log:\n{}", self.log());
+            }
+            let answer = self.client(&["status", "--json"])?;
+            if answer.status.success() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the daemon is not ready after {PATIENCE:?}: {}\nits log:\n{}",
+                String::from_utf8_lossy(&answer.stderr),
+                self.log()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Runs the binary as a client of this daemon: `COMMAND… --runtime-dir DIR`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn client(&self, args: &[&str]) -> Result<Output> {
+        // In the daemon's namespace, but with the mounts of the test.
+        self.host.run_in(|| {
+            Command::new(&self.binary)
+                .args(args)
+                .arg("--runtime-dir")
+                .arg(&self.runtime_dir)
+                .stdin(Stdio::null())
+                .output()
+                .with_context(|| format!("cannot start {}", self.binary.display()))
+        })
+    }
+
+    fn ask(&self, args: &[&str]) -> Result<Output> {
+        let output = self.client(args)?;
+        ensure!(
+            output.status.success(),
+            "tunroute {}: {}: {}\nthe daemon's log:\n{}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        Ok(output)
+    }
+
+    /// `status --json`
+    ///
+    /// # Errors
+    /// The command fails, or its output is not JSON.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.ask(&["status", "--json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("status is not JSON: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Waits until the status is as wanted, and returns it.
+    ///
+    /// # Errors
+    /// It is not in time; the error has the last status.
+    pub fn wait_status(&self, wanted: impl Fn(&Value) -> bool, timeout: Duration) -> Result<Value> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "after {timeout:?} the status is still {status:#}\nlog:\n{}",
+                self.log()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Writes another configuration, which the daemon does not read before [`Daemon::reload`] or SIGHUP.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_config(&self, config: &str) -> Result<()> {
+        fs::write(&self.config, config).with_context(|| format!("cannot write {}", self.config.display()))
+    }
+
+    /// `reload`
+    ///
+    /// # Errors
+    /// The command fails: the new configuration was refused.
+    pub fn reload(&self) -> Result<()> {
+        self.ask(&["reload"]).map(drop)
+    }
+
+    /// `down`: stops the daemon and removes what it made; waits for its end.
+    ///
+    /// # Errors
+    /// The command fails, or the daemon does not end.
+    pub fn down(&mut self) -> Result<ExitStatus> {
+        self.ask(&["down"])?;
+        self.wait()
+    }
+
+    /// Sends a signal to the daemon.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid()?, signal).with_context(|| format!("cannot send {signal} to the daemon"))
+    }
+
+    /// Kills the daemon as if it had crashed.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn kill9(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait()
+    }
+
+    /// Asks the daemon to end (SIGTERM), as a service manager does, and waits for it.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+
+    /// Waits for the daemon to end by itself.
+    ///
+    /// # Errors
+    /// It does not in 10 s; the error has its log.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "the daemon has not ended in {PATIENCE:?}; its log:\n{}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The daemon's process.
+    ///
+    /// # Errors
+    /// Its number does not fit, which cannot be.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// All that the daemons of this world have said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        // It may have ended already; either way it is reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}

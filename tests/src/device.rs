@@ -1,0 +1,60 @@
+//! Pairs of Ethernet devices between namespaces, with fixed MAC addresses.
+
+use std::{fmt, net::IpAddr};
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+
+/// A MAC address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// One end of a pair: a device that shall exist in a namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// Where it lives.
+    pub netns: &'a Netns,
+    /// Its name there.
+    pub device: &'a str,
+    /// Its MAC address.
+    pub mac: Mac,
+}
+
+/// Makes a veth pair; both ends are up. `mtu` in bytes of layer 3.
+///
+/// # Errors
+/// `ip link add` fails.
+pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
+    // A veth cannot be created up: its peer is not connected yet (`veth_open` in drivers/net/veth.c).
+    a.netns.ip(&format!(
+        "link add {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}\nlink set {device} up",
+        a.mac,
+        b.device,
+        b.mac,
+        b.netns.name(),
+        device = a.device,
+    ))?;
+    b.netns.ip(&format!("link set {} up", b.device))
+}
+
+/// Makes a vxlan tunnel between two namespaces that reach each other by the given underlay addresses; both ends are up.
+///
+/// # Errors
+/// `ip link add` fails.
+pub fn vxlan(a: (End<'_>, IpAddr), b: (End<'_>, IpAddr), vni: u32, mtu: u32) -> Result<()> {
+    for ((end, local), (_, remote)) in [(a, b), (b, a)] {
+        end.netns.ip(&format!(
+            "link add {} mtu {mtu} address {} up type vxlan id {vni} local {local} remote {remote} dstport 4789",
+            end.device, end.mac,
+        ))?;
+    }
+    Ok(())
+}

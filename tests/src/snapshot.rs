@@ -1,0 +1,116 @@
+//! What a namespace looks like, to be compared: the proof that everything was left as it was.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use anyhow::{Context, Result, bail};
+use aya::programs::{SchedClassifier, TcAttachType};
+
+use crate::netns::Netns;
+
+/// Rules, routes of all tables, links, queueing disciplines, filters and TCX programs of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What was asked for, and the lines of the answer.
+    sections: BTreeMap<String, Vec<String>>,
+}
+
+impl Netns {
+    /// Takes a snapshot. Counters, timers and neighbours are not in it: they change by themselves.
+    ///
+    /// # Errors
+    /// `ip` or `tc` fails.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut sections = BTreeMap::new();
+        let mut add = |name: String, mut lines: Vec<String>, sorted: bool| {
+            if sorted {
+                lines.sort();
+            }
+            sections.insert(name, lines);
+        };
+        let links = lines(&self.query("ip", "-details -oneline link show")?);
+        let devices: Vec<String> = links.iter().filter_map(|link| device(link)).collect();
+        add("ip link".to_owned(), links, true);
+        for family in ["-4", "-6"] {
+            // The order of rules matters.
+            add(format!("ip {family} rule"), lines(&self.query("ip", &format!("{family} -details rule show"))?), false);
+            let routes = self.query("ip", &format!("{family} -details -oneline route show table all"))?;
+            add(format!("ip {family} route"), lines(&routes), true);
+            let addrs = self.query("ip", &format!("{family} -oneline addr show"))?;
+            add(format!("ip {family} addr"), lines(&addrs), true);
+        }
+        add("tc qdisc".to_owned(), lines(&self.query("tc", "qdisc show")?), true);
+        for device in devices {
+            for direction in ["ingress", "egress"] {
+                // tc fails where there is no clsact to ask.
+                let filters = self.query("tc", &format!("filter show dev {device} {direction}")).unwrap_or_default();
+                let mut all = lines(&filters);
+                all.extend(self.tcx(&device, direction)?);
+                if !all.is_empty() {
+                    add(format!("tc filter {device} {direction}"), all, false);
+                }
+            }
+        }
+        Ok(Snapshot { sections })
+    }
+
+    /// The TCX programs of a device, which `tc` does not show, in the order in which they run.
+    ///
+    /// # Errors
+    /// The kernel has no TCX, or the device is gone.
+    pub fn tcx(&self, device: &str, direction: &str) -> Result<Vec<String>> {
+        let attach_type = if direction == "ingress" { TcAttachType::Ingress } else { TcAttachType::Egress };
+        self.run_in(|| {
+            let (_, programs) = SchedClassifier::query_tcx(device, attach_type)
+                .with_context(|| format!("cannot ask for the TCX {direction} programs of {device}"))?;
+            Ok(programs.iter().map(|program| format!("tcx {}", program.name_as_str().unwrap_or("?"))).collect())
+        })
+    }
+}
+
+impl Snapshot {
+    /// What is in the one and not in the other: a line each, `-` for what went and `+` for what came. Empty if nothing.
+    #[must_use]
+    pub fn diff(&self, after: &Self) -> String {
+        let nothing = Vec::new();
+        let mut names: Vec<&String> = self.sections.keys().chain(after.sections.keys()).collect();
+        names.sort();
+        names.dedup();
+        let mut text = String::new();
+        for name in names {
+            let was = self.sections.get(name).unwrap_or(&nothing);
+            let is = after.sections.get(name).unwrap_or(&nothing);
+            let gone = was.iter().filter(|line| !is.contains(line)).map(|line| ('-', line));
+            let came = is.iter().filter(|line| !was.contains(line)).map(|line| ('+', line));
+            let changes: Vec<_> = gone.chain(came).collect();
+            for (sign, line) in &changes {
+                let _ = writeln!(text, "{sign} {name}: {line}");
+            }
+            if changes.is_empty() && was != is {
+                let _ = writeln!(text, "~ {name}: the same lines in another order or number: {is:?}");
+            }
+        }
+        text
+    }
+
+    /// Fails with the differences if there are any.
+    ///
+    /// # Errors
+    /// The snapshots differ.
+    pub fn ensure_same(&self, after: &Self) -> Result<()> {
+        let diff = self.diff(after);
+        if diff.is_empty() { Ok(()) } else { bail!("the namespace is not as it was:\n{diff}") }
+    }
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+/// `2: lan0@if3: <BROADCAST,…` → `lan0`
+fn device(link: &str) -> Option<String> {
+    let name = link.split(": ").nth(1)?;
+    Some(name.split('@').next()?.to_owned())
+}

@@ -1,0 +1,117 @@
+//! Traffic that end hosts make: echo requests and a TCP transfer.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd, OwnedFd},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::{
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+        sockopt::{ReceiveTimeout, SendTimeout},
+    },
+    time::TimeVal,
+};
+
+use crate::netns::Netns;
+
+/// What became of an echo request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An echo reply.
+    Reply,
+    /// Nothing within half a second. `ping` does not tell it from its own kernel's refusal to send.
+    Silence,
+    /// An ICMP error; what `ping` said of it.
+    Refused(String),
+}
+
+/// Sends one echo request with `ping`, from an address of the namespace, and waits half a second for the answer.
+///
+/// # Errors
+/// `ping` cannot be started, or the namespace has no such source address.
+pub fn ping(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<Answer> {
+    let output = netns
+        .command("ping")
+        .args(["-n", "-c", "1", "-W", "0.5", "-I", &src.to_string(), &dst.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start ping: install iputils-ping")?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    Ok(match output.status.code() {
+        Some(0) => Answer::Reply,
+        // "0 received, +1 errors" tells of an ICMP error.
+        Some(1) if text.contains("errors,") => Answer::Refused(text.into_owned()),
+        Some(1) => Answer::Silence,
+        _ => bail!("ping from {src} in {}: {text}", netns.label()),
+    })
+}
+
+/// Sends `bytes` over one TCP connection from an address of one namespace to an address of another, and checks that
+/// they arrive as they were sent. Returns how long it took.
+///
+/// # Errors
+/// The connection cannot be made or stalls for longer than `timeout`; or other bytes arrive.
+pub fn bulk(from: (&Netns, IpAddr), to: (&Netns, IpAddr), bytes: usize, timeout: Duration) -> Result<Duration> {
+    let listener =
+        to.0.run_in(|| TcpListener::bind((to.1, 0)).with_context(|| format!("cannot listen on {}", to.1)))?;
+    setsockopt(&listener, ReceiveTimeout, &timeval(timeout)).context("cannot set a timeout")?;
+    let target = listener.local_addr().context("a listener without an address")?;
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || receive(&listener, bytes, timeout));
+        let sent =
+            from.0.run_in(|| send(from.1, target, bytes, timeout)).with_context(|| format!("{} > {target}", from.1));
+        let received = receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        sent.and(received)
+    })?;
+    Ok(started.elapsed())
+}
+
+fn timeval(duration: Duration) -> TimeVal {
+    TimeVal::new(duration.as_secs().cast_signed(), duration.subsec_micros().into())
+}
+
+/// The byte at a position of the stream: no two places within 16 MiB look alike for long.
+fn pattern(range: std::ops::Range<usize>) -> Vec<u8> {
+    range.map(|at| (at ^ at >> 8 ^ at >> 16).to_le_bytes()[0]).collect()
+}
+
+fn send(src: IpAddr, target: SocketAddr, bytes: usize, timeout: Duration) -> Result<()> {
+    let family = if src.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd: OwnedFd =
+        socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("cannot open a TCP socket")?;
+    setsockopt(&fd, SendTimeout, &timeval(timeout)).context("cannot set a timeout")?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(src, 0))).context("cannot bind")?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(target)).context("cannot connect")?;
+    let mut stream = TcpStream::from(fd);
+    for start in (0..bytes).step_by(1 << 18) {
+        stream.write_all(&pattern(start..bytes.min(start + (1 << 18)))).context("cannot send")?;
+    }
+    Ok(())
+}
+
+fn receive(listener: &TcpListener, bytes: usize, timeout: Duration) -> Result<()> {
+    let (mut stream, _) = listener.accept().context("nobody connects")?;
+    stream.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
+    let mut buffer = vec![0; 1 << 18];
+    let mut count = 0;
+    loop {
+        let length = match stream.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.with_context(|| format!("stalled after {count} of {bytes} bytes"))?,
+        };
+        if length == 0 {
+            break;
+        }
+        ensure!(buffer.starts_with(&pattern(count..count + length)), "other bytes than sent, after {count}");
+        count += length;
+    }
+    ensure!(count == bytes, "{count} of {bytes} bytes arrived");
+    Ok(())
+}

@@ -1,0 +1,425 @@
+//! The whole story in six namespaces.
+//!
+//! ```text
+//!                                ┌────────┐ sixxs0      sixxs0 ┌─────────┐
+//!                     ┌──────┐   │        ╞════════════════════╡ broker0 ├──── via-b0 ─┐
+//!                     │client├───┤  host  │ sixxs1      sixxs1 ├─────────┤             │
+//!                     └──────┘   │        ╞════════════════════╡ broker1 ├──── via-b1 ─┤
+//!                          lan0  │        │                    └────┬────┘       ┌─────┴──┐
+//!                                │        │ net0      net0 ┌─────┐  │ to-isp     │ remote │
+//!                                │        ├────────────────┤ isp ├──┘            └─────┬──┘
+//!                                └────────┘                │     ├────────── via-isp ──┘
+//!                                                          └─────┘
+//!
+//! lan0     client  10.0.0.2/24 2a02:578:85a0::2/64    host  10.0.0.1/24 2a02:578:85a0::1/64     belong to sixxs0
+//!                  10.1.0.2/24 2a02:578:85a1::2/64          10.1.0.1/24 2a02:578:85a1::1/64     belong to sixxs1
+//!                  10.9.0.2/24 2001:db8:c::2/64             10.9.0.1/24 2001:db8:c::1/64        belong to the isp
+//! net0     host    192.0.2.1/30 2001::1/64            isp   192.0.2.2/30 2001::ff/64
+//! sixxs0   host    198.51.100.1/32 2a02::1/128        broker0 198.51.100.254/32 2a02::b0/128    10.0.0.0/16 2a02:578:85a0::/48
+//! sixxs1   host    203.0.113.1/32  2a02::2/128        broker1 203.0.113.254/32  2a02::b1/128    10.1.0.0/16 2a02:578:85a1::/48
+//! underlay isp     192.0.2.65/30 192.0.2.69/30        broker0 192.0.2.66, broker1 192.0.2.70    carries the vxlan kind
+//! via-…    isp     192.0.2.129/30 2001:db8:f::1/64    remote  192.0.2.130, 2001:db8:f::2
+//!          broker0 192.0.2.133/30 2001:db8:f:1::1/64  remote  192.0.2.134, 2001:db8:f:1::2
+//!          broker1 192.0.2.137/30 2001:db8:f:2::1/64  remote  192.0.2.138, 2001:db8:f:2::2
+//! lo       remote  198.18.0.1/32 2001:db8:ee::1/128
+//! ```
+//!
+//! `host` and `client` have default routes to `isp` and `host`. `remote` reaches the tunnel addresses and their client
+//! prefixes by the broker of the tunnel, everything else by `isp`, so the device of `remote` on which a packet arrives
+//! tells which way it came. `isp` drops what arrives on `net0` from a source that is not its customer's; each broker
+//! drops what arrives on the tunnel from a source that is not the tunnel's. So without tunroute nobody can ping
+//! 2a02::1: the reply leaves by `net0` and `isp` drops it.
+//!
+//! Neighbours are resolved on first use. Addresses stay when a link goes down (`keep_addr_on_down`); IPv6 routes of
+//! the broker through a veth do, too, since only its carrier goes.
+
+use std::{fmt::Write as _, net::IpAddr, path::Path};
+
+use anyhow::{Context, Result};
+use tunroute::net::Family;
+
+use crate::{
+    device::{End, veth, vxlan},
+    inject::Injector,
+    lab::Lab,
+    netns::{BpfFs, Netns},
+    plan::{
+        Addrs, HOST, ISP, MAC_CLIENT, MAC_HOST, MAC_ISP, MAC_LAN, Nets, PLAIN, PLAIN_CLIENT, PLAIN_LAN, REMOTE,
+        REMOTE_ISP_DEVICE, TUNNELS, TunnelPlan, UPLINK, mac_broker, mac_tunnel, mac_wire,
+    },
+    tun::{TunOptions, TunPair},
+};
+
+/// The MTU of all links but the tunnels, in bytes.
+pub const MTU: u32 = 1500;
+
+/// What the tunnels are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// A layer 3 device.
+    Tun,
+    /// An Ethernet device that encapsulates; its outer packets go over `net0` with the host's address.
+    Vxlan,
+    /// An Ethernet device that is a plain wire to the broker.
+    Veth,
+}
+
+impl TunnelKind {
+    /// All kinds, for loops over them.
+    pub const ALL: [Self; 3] = [Self::Tun, Self::Vxlan, Self::Veth];
+
+    /// Needs a gateway: it is an Ethernet device.
+    #[must_use]
+    pub fn needs_gateway(self) -> bool {
+        self != Self::Tun
+    }
+}
+
+/// How a world shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct WorldBuilder {
+    kind: TunnelKind,
+    mtu: u32,
+    vnet_hdr: bool,
+    present: [bool; 2],
+}
+
+impl WorldBuilder {
+    /// The largest layer 3 packet of the tunnels, in bytes; 1400 unless told. At most 1450 for vxlan.
+    #[must_use]
+    pub const fn tunnel_mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// tun devices take GSO packets whole; not so unless told.
+    #[must_use]
+    pub const fn vnet_hdr(mut self) -> Self {
+        self.vnet_hdr = true;
+        self
+    }
+
+    /// Which tunnels exist at the start; both unless told. See [`World::create_tunnel`].
+    #[must_use]
+    pub const fn tunnels_present(mut self, present: [bool; 2]) -> Self {
+        self.present = present;
+        self
+    }
+
+    /// Makes the world.
+    ///
+    /// # Errors
+    /// Not root, or something cannot be set up.
+    pub fn build(self) -> Result<World> {
+        World::build(self)
+    }
+}
+
+/// The world. See the module's documentation for its map.
+#[derive(Debug)]
+pub struct World {
+    options: WorldBuilder,
+    // Fields are dropped in this order: what is in the namespaces, the namespaces, the directory.
+    tuns: [Option<TunPair>; 2],
+    /// A machine in the network behind the host.
+    pub client: Netns,
+    /// Where tunroute runs.
+    pub host: Netns,
+    /// The router at the other end of `net0`.
+    pub isp: Netns,
+    /// The routers at the other end of the tunnels.
+    pub brokers: [Netns; 2],
+    /// A machine on the internet.
+    pub remote: Netns,
+    bpffs: BpfFs,
+    lab: Lab,
+}
+
+impl World {
+    /// Starts to describe a world.
+    #[must_use]
+    pub const fn with(kind: TunnelKind) -> WorldBuilder {
+        WorldBuilder { kind, mtu: 1400, vnet_hdr: false, present: [true; 2] }
+    }
+
+    fn build(options: WorldBuilder) -> Result<Self> {
+        let lab = Lab::new()?;
+        let [client, host, isp, broker0, broker1, remote] =
+            lab.netns(["client", "host", "isp", "broker0", "broker1", "remote"])?;
+        for router in [&host, &isp, &broker0, &broker1] {
+            router.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        }
+        let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
+        let brokers = [broker0, broker1];
+        let mut world = Self { options, tuns: [None, None], client, host, isp, brokers, remote, bpffs, lab };
+        world.connect().context("cannot connect the namespaces")?;
+        world.client.ip(&world.client_script()?)?;
+        world.host.ip(&world.host_script()?)?;
+        world.isp.ip(&world.isp_script()?)?;
+        for (index, broker) in world.brokers.iter().enumerate() {
+            broker.ip(&broker_script(index)?)?;
+        }
+        world.remote.ip(&world.remote_script()?)?;
+        for (index, present) in options.present.into_iter().enumerate() {
+            if present {
+                world.create_tunnel(index)?;
+            }
+        }
+        Ok(world)
+    }
+
+    /// All links but the tunnels.
+    fn connect(&self) -> Result<()> {
+        let Self { client, host, isp, brokers: [broker0, broker1], remote, .. } = self;
+        let wires = [
+            (client, "lan0", MAC_CLIENT, host, "lan0", MAC_LAN),
+            (host, "net0", MAC_HOST, isp, "net0", MAC_ISP),
+            (isp, "to-b0", mac_wire(0, 1), broker0, "to-isp", mac_wire(0, 2)),
+            (isp, "to-b1", mac_wire(1, 1), broker1, "to-isp", mac_wire(1, 2)),
+            (isp, "to-remote", mac_wire(2, 1), remote, REMOTE_ISP_DEVICE, mac_wire(2, 2)),
+            (broker0, "to-remote", mac_wire(3, 1), remote, TUNNELS[0].remote_device, mac_wire(3, 2)),
+            (broker1, "to-remote", mac_wire(4, 1), remote, TUNNELS[1].remote_device, mac_wire(4, 2)),
+        ];
+        for (a, a_device, a_mac, b, b_device, b_mac) in wires {
+            let a = End { netns: a, device: a_device, mac: a_mac };
+            let b = End { netns: b, device: b_device, mac: b_mac };
+            veth(a, b, MTU)?;
+        }
+        Ok(())
+    }
+
+    fn client_script(&self) -> Result<String> {
+        let mut script = String::new();
+        for addrs in [PLAIN_CLIENT, TUNNELS[0].client, TUNNELS[1].client] {
+            add_addrs(&mut script, "lan0", addrs, [24, 64])?;
+        }
+        add_routes(&mut script, "default", PLAIN_LAN, "lan0")?;
+        Ok(script)
+    }
+
+    fn host_script(&self) -> Result<String> {
+        let mut script = String::new();
+        for addrs in [PLAIN_LAN, TUNNELS[0].lan, TUNNELS[1].lan] {
+            add_addrs(&mut script, "lan0", addrs, [24, 64])?;
+        }
+        add_addrs(&mut script, "net0", HOST, [30, 64])?;
+        add_routes(&mut script, "default", ISP, "net0")?;
+        Ok(script)
+    }
+
+    fn isp_script(&self) -> Result<String> {
+        let mut script = String::new();
+        add_addrs(&mut script, "net0", ISP, [30, 64])?;
+        writeln!(script, "addr add 192.0.2.65/30 dev to-b0\naddr add 192.0.2.69/30 dev to-b1")?;
+        writeln!(script, "addr add 192.0.2.129/30 dev to-remote\naddr add 2001:db8:f::1/64 dev to-remote nodad")?;
+        for family in Family::ALL {
+            writeln!(script, "route add {} via {} dev net0", PLAIN.of(family), HOST.of(family))?;
+            let remote = remote_gateway(2).of(family);
+            writeln!(script, "route add {} via {remote} dev to-remote", REMOTE.of(family))?;
+        }
+        only_from(&mut script, "net0", &[UPLINK, PLAIN])?;
+        Ok(script)
+    }
+
+    fn remote_script(&self) -> Result<String> {
+        let mut script = String::new();
+        add_addrs(&mut script, "lo", REMOTE, [32, 128])?;
+        for (link, device) in [(0, TUNNELS[0].remote_device), (1, TUNNELS[1].remote_device), (2, REMOTE_ISP_DEVICE)] {
+            add_addrs(&mut script, device, remote_gateway(link), [30, 64])?;
+        }
+        for family in Family::ALL {
+            for prefix in [UPLINK, PLAIN] {
+                let gateway = wire_gateway(2).of(family);
+                writeln!(script, "route add {} via {gateway} dev {REMOTE_ISP_DEVICE}", prefix.of(family))?;
+            }
+            for (index, TunnelPlan { host, prefix, remote_device, .. }) in TUNNELS.iter().enumerate() {
+                let gateway = wire_gateway(index).of(family);
+                writeln!(script, "route add {} via {gateway} dev {remote_device}", host.of(family))?;
+                writeln!(script, "route add {} via {gateway} dev {remote_device}", prefix.of(family))?;
+            }
+        }
+        Ok(script)
+    }
+
+    /// Makes a tunnel with its addresses and the broker's routes into it. If there was one, it is deleted first.
+    ///
+    /// # Errors
+    /// A device cannot be made.
+    pub fn create_tunnel(&mut self, index: usize) -> Result<()> {
+        self.delete_tunnel(index)?;
+        let WorldBuilder { kind, mtu, vnet_hdr, .. } = self.options;
+        let (plan, broker) = (&TUNNELS[index], &self.brokers[index]);
+        let number = u8::try_from(index)?;
+        let device = plan.device;
+        let ends = [
+            End { netns: &self.host, device, mac: mac_tunnel(number) },
+            End { netns: broker, device, mac: mac_broker(number) },
+        ];
+        match kind {
+            TunnelKind::Tun => {
+                let options = TunOptions { mtu, vnet_hdr };
+                self.tuns[index] = Some(TunPair::new((&self.host, device), (broker, device), options)?);
+            }
+            TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
+            TunnelKind::Vxlan => {
+                let underlay = [HOST.v4.into(), IpAddr::V4(plan.underlay)];
+                vxlan((ends[0], underlay[0]), (ends[1], underlay[1]), 100 + u32::from(number), mtu)?;
+            }
+        }
+        let mut script = String::new();
+        add_addrs(&mut script, device, plan.host, [32, 128])?;
+        self.host.ip(&script)?;
+        let mut script = String::new();
+        add_addrs(&mut script, device, plan.gateway, [32, 128])?;
+        for family in Family::ALL {
+            let host = plan.host.of(family);
+            writeln!(script, "route add {host} dev {device}")?;
+            let via = if kind.needs_gateway() { format!("via {host}") } else { String::new() };
+            writeln!(script, "route add {} {via} dev {device}", plan.prefix.of(family))?;
+        }
+        broker.ip(&script)
+    }
+
+    /// Deletes a tunnel, at both ends; nothing happens if it does not exist.
+    ///
+    /// # Errors
+    /// `ip link del` fails.
+    pub fn delete_tunnel(&mut self, index: usize) -> Result<()> {
+        self.tuns[index] = None;
+        for netns in [&self.host, &self.brokers[index]] {
+            if netns.ifindex(TUNNELS[index].device).is_ok() {
+                netns.ip(&format!("link del {}", TUNNELS[index].device))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the host's end of a tunnel up or down.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn set_tunnel(&self, index: usize, up: bool) -> Result<()> {
+        self.host.ip(&format!("link set {} {}", TUNNELS[index].device, if up { "up" } else { "down" }))
+    }
+
+    /// Sends packets from the client to the host, over `lan0`.
+    ///
+    /// # Errors
+    /// `lan0` was deleted.
+    pub fn client_injector(&self) -> Result<Injector> {
+        Injector::ethernet(&self.client, "lan0", MAC_CLIENT, MAC_LAN)
+    }
+
+    /// Sends packets from the ISP to the host, over `net0`.
+    ///
+    /// # Errors
+    /// `net0` was deleted.
+    pub fn isp_injector(&self) -> Result<Injector> {
+        Injector::ethernet(&self.isp, "net0", MAC_ISP, MAC_HOST)
+    }
+
+    /// Sends packets from a broker to the host, through the tunnel.
+    ///
+    /// # Errors
+    /// The tunnel does not exist.
+    pub fn broker_injector(&self, index: usize) -> Result<Injector> {
+        let (broker, device) = (&self.brokers[index], TUNNELS[index].device);
+        if self.options.kind.needs_gateway() {
+            let number = u8::try_from(index)?;
+            Injector::ethernet(broker, device, mac_broker(number), mac_tunnel(number))
+        } else {
+            Injector::layer3(broker, device)
+        }
+    }
+
+    /// What the tunnels are made of.
+    #[must_use]
+    pub const fn kind(&self) -> TunnelKind {
+        self.options.kind
+    }
+
+    /// Where the daemons of this world pin; it outlives them.
+    #[must_use]
+    pub fn pin_dir(&self) -> &Path {
+        self.bpffs.path()
+    }
+
+    /// The world's directory, for files of the test's own.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.lab.dir()
+    }
+
+    /// The configuration of the story: each tunnel's address and client prefix leave by it, and by nothing else.
+    #[must_use]
+    pub fn config(&self) -> String {
+        let mut config = "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n".to_owned();
+        for TunnelPlan { device, gateway, .. } in TUNNELS {
+            config += &format!("\n[tunnel.{device}]\n");
+            if self.options.kind.needs_gateway() {
+                config += &format!("via = [\"{}\", \"{}\"]\n", gateway.v4, gateway.v6);
+            }
+        }
+        for (index, TunnelPlan { device, host, prefix, .. }) in TUNNELS.iter().enumerate() {
+            config += &format!(
+                "\n[[policy]]\nname = \"tunnel{index}\"\nfrom = [\"{}\", \"{}\", \"{}\", \"{}\"]\nvia = [\"{device}\"]\n",
+                host.v4, host.v6, prefix.v4, prefix.v6
+            );
+        }
+        config
+    }
+}
+
+fn broker_script(index: usize) -> Result<String> {
+    let TunnelPlan { device, host, prefix, underlay, .. } = TUNNELS[index];
+    let mut script = String::new();
+    writeln!(script, "addr add {underlay}/30 dev to-isp")?;
+    // The underlay of the vxlan kind.
+    let isp = ["192.0.2.65", "192.0.2.69"][index];
+    writeln!(script, "route add {} via {isp} dev to-isp", UPLINK.v4)?;
+    add_addrs(&mut script, "to-remote", wire_gateway(index), [30, 64])?;
+    add_routes(&mut script, "default", remote_gateway(index), "to-remote")?;
+    let hosts = Nets { v4: host.v4.into(), v6: host.v6.into() };
+    only_from(&mut script, device, &[hosts, prefix])?;
+    Ok(script)
+}
+
+/// The address of broker 0, broker 1 or (2) the ISP on its link to `remote`.
+fn wire_gateway(link: usize) -> Addrs {
+    link_address(link, 1)
+}
+
+/// The address of `remote` on its link to broker 0, broker 1 or (2) the ISP.
+fn remote_gateway(link: usize) -> Addrs {
+    link_address(link, 2)
+}
+
+fn link_address(link: usize, side: u8) -> Addrs {
+    let (v4, v6): (u8, u16) = [(132, 1), (136, 2), (128, 0)][link];
+    Addrs { v4: [192, 0, 2, v4 + side].into(), v6: [0x2001, 0xdb8, 0xf, v6, 0, 0, 0, side.into()].into() }
+}
+
+fn add_addrs(script: &mut String, device: &str, addrs: Addrs, lengths: [u8; 2]) -> Result<()> {
+    writeln!(script, "addr add {}/{} dev {device}", addrs.v4, lengths[0])?;
+    writeln!(script, "addr add {}/{} dev {device} nodad", addrs.v6, lengths[1])?;
+    Ok(())
+}
+
+fn add_routes(script: &mut String, to: &str, via: Addrs, device: &str) -> Result<()> {
+    for family in Family::ALL {
+        writeln!(script, "route add {to} via {} dev {device}", via.of(family))?;
+    }
+    Ok(())
+}
+
+/// A router's filter: what arrives on a device from any other source is dropped.
+fn only_from(script: &mut String, device: &str, sources: &[Nets]) -> Result<()> {
+    for family in Family::ALL {
+        let version = if family == Family::V4 { "-4" } else { "-6" };
+        for source in sources {
+            writeln!(script, "{version} rule add iif {device} from {} lookup main pref 100", source.of(family))?;
+        }
+        writeln!(script, "{version} rule add iif {device} blackhole pref 101")?;
+    }
+    Ok(())
+}
