@@ -4,3 +4,4 @@
 pub mod config;
 pub mod net;
 pub mod state;
+pub mod supervise;
