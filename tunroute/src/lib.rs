@@ -2,6 +2,7 @@
 //! rules. See ARCHITECTURE.md for the map of the house.
 
 pub mod config;
+pub mod health;
 pub mod net;
 pub mod state;
 pub mod supervise;
