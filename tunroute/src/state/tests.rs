@@ -41,7 +41,8 @@ fn a_damaged_file_is_an_error_and_can_be_replaced() {
     let root = tempfile::tempdir().unwrap();
     let state = StateDir::open(root.path()).unwrap();
     let path = state.file("x.json");
-    for content in [&b""[..], b"{", b"{\"a\":", b"[]", b"{\"a\":-1}", b"\xff\xfe", b"{\"a\":1} trailing", &[b'['; 4096]] {
+    for content in [&b""[..], b"{", b"{\"a\":", b"[]", b"{\"a\":-1}", b"\xff\xfe", b"{\"a\":1} trailing", &[b'['; 4096]]
+    {
         std::fs::write(&path, content).unwrap();
         let result = state.load::<BTreeMap<String, u32>>("x.json");
         assert!(matches!(result, Err(StateError::Damaged { .. })), "{content:?}: {result:?}");
