@@ -46,12 +46,11 @@ fn build() -> Result<()> {
         env::set_var("RUSTC_BOOTSTRAP", "1");
         // aya-build shows what the nested cargo says as warnings: keep that to real ones.
         env::set_var("CARGO_TERM_QUIET", "true");
-
         // One place for all profiles: there are several OUT_DIRs, and `core` would be compiled in each.
         env::set_var("CARGO_BUILD_BUILD_DIR", target_dir(&out_dir).join("ebpf"));
-    let object = PathBuf::from(variable("OUT_DIR")?).join(EBPF);
-    let object = out_dir.join(EBPF);
     }
+
+    let object = out_dir.join(EBPF);
     fs::write(&object, []).with_context(|| format!("cannot write {}", object.display()))?;
     aya_build::build_ebpf(
         [Package { name: EBPF, root_dir: "../tunroute-ebpf", ..Package::default() }],
@@ -73,11 +72,11 @@ fn workspace() -> Result<PathBuf> {
     Ok(crate_dir.parent().context("the crate tunroute has no workspace around it")?.to_owned())
 }
 
-
-    out_dir.ancestors().nth(4).unwrap_or(out_dir)
 /// The target directory of the build that this script is a part of: `OUT_DIR` is TARGET/PROFILE/build/PACKAGE/out.
 fn target_dir(out_dir: &Path) -> &Path {
+    out_dir.ancestors().nth(4).unwrap_or(out_dir)
 }
+
 /// `PATH` with the place that `cargo xtask setup` installs bpf-linker into ahead of the rest.
 fn path_with_tools(workspace: &Path) -> Result<OsString> {
     let tools = workspace.join("target/tools/bin");

@@ -17,6 +17,7 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
 pub enum Command {
     /// Run the daemon: keep rules, routes and the fast path as the configuration says.
     ///

@@ -266,7 +266,7 @@ fn compile_sources(
     sources: &mut BTreeMap<IpNet, (ChainId, u32)>,
 ) -> HashMap<Vec<usize>, ChainId> {
     let reverse = (fast.reverse_path && family == Family::V4).then(|| ReversePaths::new(&inputs.kernel.main));
-    let mut prefixes: Vec<(IpNet, Event<'_>)> = Vec::new();
+    let mut prefixes: Vec<(IpNet, Event)> = Vec::new();
     for (index, policy) in inputs.config.policies.iter().enumerate() {
         let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
         prefixes.extend(of_family.map(|prefix| (*prefix, Event::Policy(index))));
@@ -276,7 +276,7 @@ fn compile_sources(
     prefixes.extend(inputs.kernel.local.iter().filter(of_family).map(|own| (*own, Event::Own)));
     if reverse.is_some() {
         let of_family = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == family);
-        prefixes.extend(of_family.map(|route| (route.dst, Event::Reverse(route))));
+        prefixes.extend(of_family.map(|route| (route.dst, Event::Reverse)));
     }
     // A shorter prefix stands before the longer ones inside it; the policy of a prefix before what splits it.
     prefixes.sort_unstable_by_key(|(prefix, event)| (*prefix, event.order()));
@@ -299,8 +299,8 @@ fn compile_sources(
         let Some((_, _, id)) = around.last() else { continue };
         let arrives_by = match (event, &reverse) {
             (Event::Own, _) => Source::OWN_ADDRESS,
-            (Event::Policy(_) | Event::Reverse(_), None) => Source::ANY_DEVICE,
-            (Event::Policy(_) | Event::Reverse(_), Some(reverse)) => reverse.device(&prefix),
+            (Event::Policy(_) | Event::Reverse, None) => Source::ANY_DEVICE,
+            (Event::Policy(_) | Event::Reverse, Some(reverse)) => reverse.device(&prefix),
         };
         sources.insert(prefix, (*id, arrives_by));
     }
@@ -309,20 +309,20 @@ fn compile_sources(
 
 /// Why a prefix stands among the sources.
 #[derive(Clone, Copy)]
-enum Event<'a> {
+enum Event {
     /// A policy's prefix.
     Policy(usize),
     /// A route of the main table ends here: the reverse path is another inside.
-    Reverse(&'a MainRoute),
+    Reverse,
     /// An address of this host.
     Own,
 }
 
-impl Event<'_> {
+impl Event {
     const fn order(&self) -> u8 {
         match self {
             Self::Policy(_) => 0,
-            Self::Reverse(_) => 1,
+            Self::Reverse => 1,
             Self::Own => 2,
         }
     }

@@ -5,9 +5,10 @@ mod report;
 mod tables;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     compile::{Desired, FastInputs, Inputs, compile},
@@ -28,9 +29,11 @@ use crate::{
     fast::Open,
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    net::{Family, KernelOp},
+    health::{self, Probes},
+    net::{Family, IfIndex, KernelOp, Link},
     plan::{Op, plan},
     state::StateDir,
+    supervise::Supervisor,
 };
 
 /// From one heartbeat and look at the attachments to the next: well below [`datapath::HEARTBEAT_VALID`], and often
@@ -76,8 +79,11 @@ struct Daemon {
     fallback: bool,
     gates: gates::Gates,
     tables: tables::Tables,
+    supervisor: Supervisor,
+    probes: Probes,
+    /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
-    state: StateDir,
+    state: Arc<StateDir>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     started: Instant,
@@ -97,10 +103,11 @@ enum Exit {
 ///
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
 pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let state = StateDir::open(&options.instance.state_dir)?;
+    let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
     let _lock = NamespaceLock::take()?;
     options.instance.record(&options.runtime_dir)?;
     let (kernel, mut events) = Kernel::connect()?;
+    let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -111,16 +118,19 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         fast_error: None,
         fallback: false,
         gates: gates::Gates::default(),
+        supervisor: Supervisor::new(Arc::clone(&state)),
+        probes: Probes::new(verdicts),
         failed: BTreeSet::new(),
         state,
         problems: Vec::new(),
         started: Instant::now(),
     };
+    daemon.configure_tunnels();
     daemon.reconcile(Kinds::ALL).await;
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
     ready();
-    let exit = daemon.serve(&mut events, calls).await?;
+    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
@@ -146,7 +156,12 @@ fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
 }
 
 impl Daemon {
-    async fn serve(&mut self, events: &mut Events, mut calls: mpsc::Receiver<Call>) -> anyhow::Result<Exit> {
+    async fn serve(
+        &mut self,
+        events: &mut Events,
+        mut calls: mpsc::Receiver<Call>,
+        verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+    ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
@@ -180,6 +195,10 @@ impl Daemon {
                         let _nobody_waits = answer.send(told);
                     }
                 },
+                Some(verdict) = verdicts.recv() => {
+                    self.enter_verdict(verdict);
+                    self.reconcile(Kinds::NONE).await;
+                }
                 _ = audit.tick() => self.audit().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
@@ -208,12 +227,41 @@ impl Daemon {
         let old = std::mem::replace(&mut self.config, config);
         self.reconcile(Kinds::ALL).await;
         if self.problems.is_empty() {
+            self.configure_tunnels();
             return Ok(());
         }
         let problems = self.problems.join("; ");
         self.config = old;
         self.reconcile(Kinds::ALL).await;
         anyhow::bail!("the new configuration cannot be applied in full: {problems}")
+    }
+
+    /// Tells the supervisor and the probes which tunnels there are.
+    fn configure_tunnels(&mut self) {
+        self.supervisor.reconfigure(&self.config.tunnels);
+        self.probes.reconfigure(&self.config.tunnels);
+        self.failed.retain(|(tunnel, family)| !self.probes.is_up(tunnel, *family));
+    }
+
+    fn enter_verdict(&mut self, health::Change { tunnel, family, up }: health::Change) {
+        if up {
+            info!("tunnel {tunnel} answers its {family} probes again");
+            self.failed.remove(&(tunnel, family));
+        } else {
+            warn!("tunnel {tunnel} does not answer its {family} probes");
+            self.failed.insert((tunnel, family));
+        }
+    }
+
+    /// Tells the supervisor and the probes which devices have come up or gone.
+    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, now: &BTreeMap<IfIndex, Link>) {
+        for tunnel in &self.config.tunnels {
+            let up = |links: &BTreeMap<IfIndex, Link>| links.values().any(|link| link.name == tunnel.name && link.up);
+            self.supervisor.device_up(&tunnel.name, up(now));
+            if before.is_some_and(|before| up(before) != up(now)) {
+                self.probes.nudge(&tunnel.name);
+            }
+        }
     }
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
@@ -236,7 +284,10 @@ impl Daemon {
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
-        let snapshot = self.kernel.observe(dirty, self.snapshot.take()).await?;
+        let before = self.snapshot.take();
+        let links_before = before.as_ref().map(|snapshot| snapshot.state.links.clone());
+        let snapshot = self.kernel.observe(dirty, before).await?;
+        self.tell_devices(links_before.as_ref(), &snapshot.state.links);
         self.open_fast_path();
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
@@ -414,6 +465,7 @@ impl Daemon {
 
     /// Removes everything that any daemon with these directories has made.
     async fn down(mut self) -> anyhow::Result<()> {
+        self.supervisor.stop().await;
         clean(&self.kernel, self.fast.take(), &self.options.instance, self.options.method).await?;
         Instance::forget(&self.options.runtime_dir);
         info!("everything is removed");
@@ -441,12 +493,20 @@ fn report_removed(change: &Change) -> bool {
     !change.removed.is_empty()
 }
 
+/// Map entries are many and say little: only those that route are logged by default.
 fn log_plan(operations: &[Op]) {
-    for operation in operations.iter().take(LOGGED_OPERATIONS) {
+    let (entries, main): (Vec<&Op>, Vec<&Op>) = operations.iter().partition(|op| match op {
+        Op::Fast(op) => op.is_entry(),
+        Op::Kernel(_) => false,
+    });
+    for operation in main.iter().take(LOGGED_OPERATIONS) {
         info!("{operation}");
     }
-    if let Some(more) = operations.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
+    if let Some(more) = main.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
         info!("and {more} more operations");
+    }
+    for entry in entries {
+        debug!("{entry}");
     }
 }
 

@@ -44,6 +44,8 @@ impl Daemon {
 
     fn tunnels(&self, kernel: &KernelState) -> Vec<TunnelStatus> {
         let families = families(&self.config);
+        let commands = self.supervisor.status();
+        let probes = self.probes.status();
         self.config
             .tunnels
             .iter()
@@ -68,8 +70,12 @@ impl Daemon {
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
                     failed,
-                    command: None,
-                    probes: Vec::new(),
+                    command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
+                    probes: probes
+                        .iter()
+                        .filter(|status| status.tunnel == tunnel.name)
+                        .filter_map(|status| serde_json::to_value(status).ok())
+                        .collect(),
                 }
             })
             .collect()
