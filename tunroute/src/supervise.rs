@@ -161,7 +161,7 @@ impl Supervisor {
 }
 
 /// How long a `down` command may run.
-const DOWN_TIME: Duration = Duration::from_secs(15);
+const DOWN_TIME: Duration = Duration::from_secs(10);
 /// The longest that [`Supervisor::stop`] takes: `down`, the end of `down`, the end of `up`, and the disk.
 pub const STOP_TIME: Duration = Duration::from_secs(30);
 

@@ -207,11 +207,17 @@ async fn a_foreground_command_outlives_the_daemon_and_is_found_again() {
     let (root, path) = dir();
     let file = root.path().join("starts");
     let tunnel = script(FOREGROUND, &file);
-    let daemon = Daemon::start(&path, &tunnel).await;
-    daemon.device(false);
-    let first = daemon.until("running", |status| status.pid.is_some()).await;
+    // A runtime of its own: with it go all tasks, also the one that reads the output.
+    let first = std::thread::scope(|scope| {
+        let daemon = async {
+            let daemon = Daemon::start(&path, &tunnel).await;
+            daemon.device(false);
+            daemon.until("running", |status| status.pid.is_some()).await
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        scope.spawn(move || runtime.block_on(daemon)).join().unwrap()
+    });
     assert_eq!(first.state, Phase::Running);
-    drop(daemon);
 
     // It writes on, with nobody to read.
     let alive = || std::fs::read_to_string(root.path().join("starts.alive")).ok()?.trim().parse::<u64>().ok();
