@@ -2,7 +2,12 @@
 
 mod lab;
 
-use std::{collections::BTreeSet, fs, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use lab::{RouteMonitor, in_namespace, ip};
@@ -528,5 +533,81 @@ fn an_observation_that_was_given_up_does_not_disturb_the_next() {
         let snapshot = observe(&kernel).await;
         assert_eq!(our_routes(&snapshot).len(), ops.len());
         assert_eq!(our_rules(&snapshot).len(), 1);
+    });
+}
+
+/// An address of 2001:db8::/32 as a prefix of its own.
+fn host(number: u32) -> IpNet {
+    let address = (0x2001_0db8_u128 << 96) | u128::from(number);
+    IpNet::new(IpAddr::from(address.to_be_bytes()), 128).unwrap()
+}
+
+#[test]
+fn ten_thousand_rules_and_routes() {
+    in_namespace(async || {
+        let (t0, _) = devices();
+        let (kernel, mut events) = Kernel::connect().unwrap();
+        let rules: Vec<_> =
+            (0..10_000).map(|i| KernelOp::AddRule(Rule { priority: 20000, from: host(i), table: 200 })).collect();
+        let routes: Vec<_> = (0..10_000)
+            .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: unicast("t0", t0, None) })
+            .map(KernelOp::AddRoute)
+            .collect();
+        for (name, ops) in [("rules", rules), ("routes", routes)] {
+            let start = Instant::now();
+            assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+            println!("applying 10,000 {name}: {:?}", start.elapsed());
+            // What is there already is not added twice, however much it is.
+            if name == "rules" {
+                assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+            }
+        }
+        let start = Instant::now();
+        let snapshot = observe(&kernel).await;
+        let took = start.elapsed();
+        println!("observing 10,000 rules and 10,000 routes: {took:?}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_eq!((our_rules(&snapshot).len(), our_routes(&snapshot).len()), (10_000, 10_000));
+        assert_eq!(snapshot.state.rules.iter().filter(|observed| observed.ours).count(), 10_000);
+        // The notifications of it all are one change.
+        let start = Instant::now();
+        let told = next(&mut events).await;
+        println!("reading what waited of 20,000 notifications: {:?}", start.elapsed());
+        assert!(told.kinds.contains(Kinds::RULES), "{told:?}");
+    });
+}
+
+#[test]
+fn an_overrun_means_everything() {
+    in_namespace(async || {
+        devices();
+        let (kernel, mut events) = Kernel::connect().unwrap();
+        let add: Vec<_> = (0..20_000)
+            .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: RouteKind::Blackhole })
+            .map(KernelOp::AddRoute)
+            .collect();
+        // Nobody reads until the receive buffer is full, whatever its size.
+        for round in 0..50 {
+            assert!(kernel.apply_all(&add, &Snapshot::default()).await.is_empty());
+            let snapshot = kernel.observe(Kinds::ROUTES, None).await.unwrap();
+            let remove: Vec<_> = (snapshot.state.routes.iter())
+                .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
+                .collect();
+            assert!(kernel.apply_all(&remove, &snapshot).await.is_empty());
+            assert!(round < 49);
+            if round % 2 == 1 {
+                break;
+            }
+        }
+        let mut overrun = false;
+        while let Ok(change) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
+            let change = change.unwrap();
+            assert!(!change.overrun || change.kinds == Kinds::ALL);
+            overrun |= change.overrun;
+        }
+        assert!(overrun);
+        // It goes on after that.
+        ip("rule add from 192.0.2.7 lookup 7");
+        assert_eq!(next(&mut events).await.kinds, Kinds::RULES);
     });
 }
