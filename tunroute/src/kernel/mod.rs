@@ -218,3 +218,6 @@ const fn address_family(family: Family) -> AddressFamily {
         Family::V6 => AddressFamily::Inet6,
     }
 }
+
+#[cfg(test)]
+mod tests;

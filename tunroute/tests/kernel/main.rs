@@ -1,5 +1,7 @@
 //! The kernel backend against a real kernel: every test in a network namespace of its own. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail anywhere, its helpers too")]
 
+mod gates;
 mod lab;
 
 use std::{
