@@ -8,7 +8,7 @@ use super::{
     KernelError, Kinds, Snapshot, observe, route, rule,
     socket::{Refusal, Request, Socket},
 };
-use crate::net::{KernelOp, Rule};
+use crate::net::{KernelOp, Route, Rule};
 
 /// This many requests go out in one datagram. A rule costs the kernel up to 0.1 ms, so other tasks wait 6 ms at most.
 const BATCH: usize = 64;
@@ -25,10 +25,14 @@ pub(super) async fn apply_all(
 ) -> Vec<KernelError> {
     let mut errors = Vec::new();
     let ops: Vec<_> = ops.into_iter().collect();
-    let present = match rules_present(socket, &ops).await {
+    let present = match rules_present(socket, &ops, snapshot).await {
         Ok(present) => present,
         Err(error) => return vec![error],
     };
+    let mut additions_failed = false;
+    // Odd routes whose place was taken: IPv6 would now delete the new one in their stead, since it compares little more
+    // than table, destination, metric and next hop (`ip6_route_del()` in `net/ipv6/route.c`).
+    let mut replaced = Vec::new();
     let mut ops = ops.into_iter().peekable();
     while let Some(first) = ops.peek() {
         // A batch is either additions or deletions: whether to delete depends on the outcome of all additions before.
@@ -38,16 +42,31 @@ pub(super) async fn apply_all(
         while batch.len() < BATCH
             && let Some(op) = ops.next_if(|op| is_deletion(op) == deletes)
         {
-            if deletes && !errors.is_empty() {
-                errors.push(KernelError::PutOff { command: op.to_string() });
-                continue;
-            }
-            if let (KernelOp::AddRule(rule), Some(present)) = (op, &present)
-                && present.contains(rule)
-            {
-                continue;
-            }
-            match request(op, snapshot, present.is_some()) {
+            let request = match op {
+                _ if deletes && additions_failed => {
+                    errors.push(KernelError::PutOff { command: op.to_string() });
+                    continue;
+                }
+                KernelOp::AddRule(rule) if present.as_ref().is_some_and(|present| present.contains(rule)) => continue,
+                // Without NLM_F_EXCL the kernel adds the same rule a second time.
+                KernelOp::AddRule(rule) => Some(rule_request(rule, if present.is_some() { 0 } else { NLM_F_EXCL })),
+                KernelOp::DelRule { handle, .. } => {
+                    snapshot.rule(*handle).map(|rule| deletion(libc::RTM_DELRULE, rule))
+                }
+                KernelOp::AddRoute(route) => Some(match snapshot.in_the_way(route) {
+                    Some(odd) => {
+                        replaced.push(odd);
+                        route_request(route, NLM_F_REPLACE)
+                    }
+                    None => route_request(route, NLM_F_EXCL),
+                }),
+                KernelOp::ReplaceRoute(route) => Some(route_request(route, NLM_F_REPLACE)),
+                KernelOp::DelRoute { handle, .. } if replaced.contains(handle) => continue,
+                KernelOp::DelRoute { handle, .. } => {
+                    snapshot.route(*handle).map(|route| deletion(libc::RTM_DELROUTE, route))
+                }
+            };
+            match request {
                 Some(request) => {
                     batch.push(op);
                     requests.push(request);
@@ -57,8 +76,9 @@ pub(super) async fn apply_all(
         }
         match socket.transact(&requests) {
             Ok(answers) => {
-                let failed = batch.into_iter().zip(answers).filter_map(|(op, answer)| verdict(op, answer).err());
-                errors.extend(failed);
+                let before = errors.len();
+                errors.extend(batch.into_iter().zip(answers).filter_map(|(op, answer)| verdict(op, answer).err()));
+                additions_failed |= !deletes && errors.len() > before;
             }
             Err(error) => {
                 errors.push(KernelError::Socket(error));
@@ -70,9 +90,16 @@ pub(super) async fn apply_all(
     errors
 }
 
-/// Tunroute's rules, if there are so many to add that they are looked up here rather than by the kernel.
-async fn rules_present(socket: &mut Socket, ops: &[&KernelOp]) -> Result<Option<HashSet<Rule>>, KernelError> {
-    if ops.iter().filter(|op| matches!(op, KernelOp::AddRule(_))).count() < BULK {
+/// Tunroute's rules, if they are to be looked up here rather than by the kernel: because there are many to add, or
+/// because there are odd ones with its number, which `rule_exists()` takes for one that has only some of their selectors.
+async fn rules_present(
+    socket: &mut Socket,
+    ops: &[&KernelOp],
+    snapshot: &Snapshot,
+) -> Result<Option<HashSet<Rule>>, KernelError> {
+    let additions = ops.iter().filter(|op| matches!(op, KernelOp::AddRule(_))).count();
+    let odd = || snapshot.state.rules.iter().any(|observed| observed.ours && observed.rule.is_none());
+    if additions == 0 || (additions < BULK && !odd()) {
         return Ok(None);
     }
     let now = observe::observe(socket, Kinds::RULES, Some(Snapshot::default())).await?;
@@ -83,35 +110,23 @@ const fn is_deletion(op: &KernelOp) -> bool {
     matches!(op, KernelOp::DelRule { .. } | KernelOp::DelRoute { .. })
 }
 
-/// The request for an operation; none if the snapshot does not have its object. In `bulk`, rules are known to be new.
-fn request(op: &KernelOp, snapshot: &Snapshot, bulk: bool) -> Option<Request> {
-    Some(match op {
-        // Without NLM_F_EXCL the kernel adds the same rule a second time.
-        KernelOp::AddRule(rule) => {
-            let flags = if bulk { NLM_F_CREATE } else { NLM_F_CREATE | NLM_F_EXCL };
-            Request { kind: libc::RTM_NEWRULE, flags, payload: rule::message(rule) }
-        }
-        KernelOp::DelRule { handle, .. } => {
-            Request { kind: libc::RTM_DELRULE, flags: 0, payload: snapshot.rule(*handle)?.to_vec() }
-        }
-        KernelOp::AddRoute(route) => {
-            Request { kind: libc::RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_EXCL, payload: route::message(route) }
-        }
-        KernelOp::ReplaceRoute(route) => {
-            Request { kind: libc::RTM_NEWROUTE, flags: NLM_F_CREATE | NLM_F_REPLACE, payload: route::message(route) }
-        }
-        KernelOp::DelRoute { handle, .. } => {
-            Request { kind: libc::RTM_DELROUTE, flags: 0, payload: snapshot.route(*handle)?.to_vec() }
-        }
-    })
+fn rule_request(rule: &Rule, flags: u16) -> Request {
+    Request { kind: libc::RTM_NEWRULE, flags: NLM_F_CREATE | flags, payload: rule::message(rule) }
+}
+
+fn route_request(route: &Route, flags: u16) -> Request {
+    Request { kind: libc::RTM_NEWROUTE, flags: NLM_F_CREATE | flags, payload: route::message(route) }
+}
+
+fn deletion(kind: u16, observed: &[u8]) -> Request {
+    Request { kind, flags: 0, payload: observed.to_vec() }
 }
 
 /// What the kernel's answer means for an operation.
 fn verdict(op: &KernelOp, answer: Result<(), Refusal>) -> Result<(), KernelError> {
     let Err(refusal) = answer else { return Ok(()) };
     match (op, refusal.errno) {
-        // `rule_exists()` compares all that a rule of tunroute's has, the protocol included. One that has more besides
-        // passes for it, but carries the protocol, too: it is removed, and this one added the next time.
+        // `rule_exists()` in `net/core/fib_rules.c` compares all that a rule of tunroute's has: it is there.
         (KernelOp::AddRule(_), libc::EEXIST)
         | (KernelOp::DelRule { .. }, libc::ENOENT)
         | (KernelOp::DelRoute { .. }, libc::ESRCH) => Ok(()),
