@@ -7,9 +7,7 @@ use proptest::prelude::*;
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{
-        Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice, read_strict,
-    },
+    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice, read_strict},
 };
 
 /// The device that packets are seen at.
@@ -209,7 +207,8 @@ fn special_addresses_pass() {
 
 #[test]
 fn neighbour_discovery_passes_and_other_icmp_does_not() {
-    for (kind, ours) in [(132, true), (133, false), (135, false), (136, false), (137, false), (138, true), (128, true)] {
+    for (kind, ours) in [(132, true), (133, false), (135, false), (136, false), (137, false), (138, true), (128, true)]
+    {
         let mut packet = v6();
         packet[6] = 58;
         packet[40] = kind;
@@ -286,9 +285,7 @@ fn hop_limit_and_size() {
         (1, Fate::Aside(Outcome::Expired)),
         (2, Fate::Tunnel(TUNNEL, Outcome::Forwarded)),
     ] {
-        for packet in
-            [udp("2a02::2", "2001:db8::1", hop_limit, 10), udp("10.0.0.2", "198.51.100.1", hop_limit, 10)]
-        {
+        for packet in [udp("2a02::2", "2001:db8::1", hop_limit, 10), udp("10.0.0.2", "198.51.100.1", hop_limit, 10)] {
             assert_eq!(ingress(&packet, &maps()), expected, "hop limit {hop_limit}");
             assert_eq!(egress(&packet, &maps()), Fate::Tunnel(TUNNEL, Outcome::Diverted), "hop limit {hop_limit}");
         }
@@ -298,7 +295,8 @@ fn hop_limit_and_size() {
     assert_eq!(ingress(&packet(fits), &maps()), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     assert_eq!(ingress(&packet(too_big), &maps()), Fate::Aside(Outcome::TooBig));
     assert_eq!(egress(&packet(too_big), &maps()), Fate::Drop(Outcome::LeakPrevented));
-    let answering = Maps { slots: vec![slot(Egress::redirect(TUNNEL, flags::ANSWERS_TOO_BIG), Slot::NO_NEXT)], ..maps() };
+    let answering =
+        Maps { slots: vec![slot(Egress::redirect(TUNNEL, flags::ANSWERS_TOO_BIG), Slot::NO_NEXT)], ..maps() };
     assert_eq!(egress(&packet(too_big), &answering), Fate::Tunnel(TUNNEL, Outcome::Diverted));
 }
 
@@ -338,10 +336,8 @@ fn segments_count_not_the_whole() {
 
 #[test]
 fn where_a_packet_may_come_from() {
-    let arriving = |arrives_by| Maps {
-        sources: vec![(address("10.0.0.0"), 8, Source { slot: 0, arrives_by })],
-        ..maps()
-    };
+    let arriving =
+        |arrives_by| Maps { sources: vec![(address("10.0.0.0"), 8, Source { slot: 0, arrives_by })], ..maps() };
     let tunnelled = Fate::Tunnel(TUNNEL, Outcome::Forwarded);
     assert_eq!(ingress(&v4(), &arriving(LAN)), tunnelled);
     for arrives_by in [LAN + 1, Source::OWN_ADDRESS] {

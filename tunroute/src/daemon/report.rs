@@ -82,8 +82,10 @@ impl Daemon {
     }
 
     fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
-        let families: Vec<Family> =
-            Family::ALL.into_iter().filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family)).collect();
+        let families: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family))
+            .collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
             None => match policy.on_down {

@@ -338,11 +338,8 @@ impl Datapath {
                 self.state.slots.insert(*index, *slot);
             }
             FastOp::ClearSlot(index) => {
-                self.policy
-                    .set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0)
-                    .map_err(map_error(names::POLICY))?;
-                let cpus = nr_cpus()
-                    .map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
+                self.policy.set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0).map_err(map_error(names::POLICY))?;
+                let cpus = nr_cpus().map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
                 let zero = PerCpuValues::try_from(vec![Stats::default(); cpus])
                     .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
                 self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
