@@ -42,7 +42,18 @@ pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
         b.netns.name(),
         device = a.device,
     ))?;
-    b.netns.ip(&format!("link set {} up", b.device))
+    b.netns.ip(&format!("link set {} up", b.device))?;
+    [a, b].into_iter().try_for_each(ask_neighbours_often)
+}
+
+/// A new address hears neighbour solicitations only after a moment (`addrconf_join_solict` runs in a work queue), and
+/// the first one may come earlier: do not wait a second for the next.
+fn ask_neighbours_often(end: End<'_>) -> Result<()> {
+    for family in ["ipv4", "ipv6"] {
+        let neigh = format!("{family}/neigh/{}", end.device);
+        end.netns.sysctl(&[(&format!("{neigh}/retrans_time_ms"), "50"), (&format!("{neigh}/mcast_solicit"), "20")])?;
+    }
+    Ok(())
 }
 
 /// Makes a vxlan tunnel between two namespaces that reach each other by the given underlay addresses; both ends are up.
@@ -55,6 +66,7 @@ pub fn vxlan(a: (End<'_>, IpAddr), b: (End<'_>, IpAddr), vni: u32, mtu: u32) -> 
             "link add {} mtu {mtu} address {} up type vxlan id {vni} local {local} remote {remote} dstport 4789",
             end.device, end.mac,
         ))?;
+        ask_neighbours_often(end)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::fs::OpenOptionsExt,
     },
+    process::{Command, Stdio},
     thread::JoinHandle,
 };
 
@@ -20,8 +21,9 @@ use crate::netns::Netns;
 const TURN: usize = 64;
 /// The largest IP packet, and the `virtio_net_hdr` before it.
 const BUFFER: usize = 65535 + 10;
-/// Packets that wait in a device for the thread: some 200 ms at 100,000 packets per second.
-const QUEUE: u32 = 20_000;
+/// Packets that wait in a device for the thread: a second at 100,000 packets per second, since a wire does not lose
+/// packets because the machine is busy.
+const QUEUE: u32 = 100_000;
 
 /// How a pair of tun devices is made.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,8 @@ pub struct TunPair {
     // The thread polls the other end, and ends when this one is closed.
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
+    /// Namespace and device, by name.
+    devices: [(String, String); 2],
 }
 
 impl TunPair {
@@ -61,12 +65,19 @@ impl TunPair {
             .name("tun shuttle".to_owned())
             .spawn(move || shuttle(&ends, &stopped))
             .context("cannot start the shuttle thread")?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        let devices = [a, b].map(|(netns, device)| (netns.name().to_owned(), device.to_owned()));
+        Ok(Self { stop: Some(stop), thread: Some(thread), devices })
     }
 }
 
 impl Drop for TunPair {
     fn drop(&mut self) {
+        // Closing the files would do it, but not at once: a process that is being started elsewhere in this one holds
+        // copies of them until it has become another program.
+        for (netns, device) in &self.devices {
+            // A test may have deleted it already.
+            let _ = Command::new("ip").args(["-n", netns, "link", "del", device]).stderr(Stdio::null()).status();
+        }
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

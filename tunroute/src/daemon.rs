@@ -26,7 +26,6 @@ use crate::{
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
-    fast::Open,
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     health::{self, Probes},
@@ -294,7 +293,7 @@ impl Daemon {
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
-        self.gates.update(config, &snapshot.state);
+        self.gates = gates::Gates::look(config, &snapshot.state).await;
         if let Some(fast) = &mut self.fast {
             fast.observe_attachments(&snapshot.state.links, &BTreeSet::new())?;
         }
@@ -324,7 +323,6 @@ impl Daemon {
     /// What both datapaths are to look like now.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
         let wanted = !config_wants_no_fast_path(&self.config);
-        let closed = self.gates.closed_devices();
         compile(&Inputs {
             config: &self.config,
             kernel: &snapshot.state,
@@ -333,7 +331,7 @@ impl Daemon {
             rules: self.config.datapath != Datapath::Ebpf || self.fallback,
             fast: (wanted && self.fast.is_some()).then_some(FastInputs {
                 open: self.gates.open(),
-                closed: &closed,
+                closed: self.gates.closed_devices(),
                 reverse_path: self.gates.reverse_path(),
             }),
         })
@@ -439,8 +437,7 @@ impl Daemon {
     fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired(snapshot).fast else { return false };
-        let Open { v4, v6 } = self.gates.open_in_use(&self.config);
-        desired.attachments.is_subset(&fast.state().attached) && v4 && v6 && self.gates.closed_devices().is_empty()
+        desired.attachments.is_subset(&fast.state().attached) && self.gates.all_open(&self.config)
     }
 
     /// The heartbeat, and a look whether the programs are still where they belong.
@@ -482,7 +479,7 @@ fn report_removed(change: &Change) -> bool {
     for removed in &change.removed {
         let who = fs::read_to_string(format!("/proc/{}/comm", removed.port)).unwrap_or_default();
         let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
-        warn!("somebody{who} has removed {}: {}; restoring it", removed.object, removed.text);
+        warn!("somebody else{who} did `{removed}`; undoing it");
     }
     if change.removed_more > 0 {
         warn!("somebody has removed {} more of tunroute's rules and routes; restoring them", change.removed_more);

@@ -8,6 +8,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod fast;
+pub mod gates;
 pub mod health;
 pub mod instance;
 pub mod kernel;

@@ -46,7 +46,15 @@ pub struct Config {
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
-    /// `[interfaces]`
+    impl Config {
+    /// Has any policy a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+    }
+}
+
+/// `[interfaces]`
     pub interfaces: Interfaces,
     /// `[tunnel.NAME]`, in the order of the file.
     pub tunnels: Vec<Tunnel>,

@@ -8,7 +8,7 @@ use tunroute_common::maps::{Outcome, Stats};
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
-    config::{Config, Datapath, OnDown, Policy},
+    config::{Datapath, OnDown, Policy},
     datapath::Method,
     net::{Family, KernelState, Link},
     plan::number_slots,
@@ -43,7 +43,7 @@ impl Daemon {
     }
 
     fn tunnels(&self, kernel: &KernelState) -> Vec<TunnelStatus> {
-        let families = families(&self.config);
+        let families: Vec<Family> = Family::ALL.into_iter().filter(|family| self.config.uses(*family)).collect();
         let commands = self.supervisor.status();
         let probes = self.probes.status();
         self.config
@@ -149,7 +149,7 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let reasons = self.gates.reasons();
+        let reasons = self.gates.reasons().to_vec();
         let method = match fast.method() {
             Method::Tcx => "tcx",
             Method::Clsact => "clsact",
@@ -161,10 +161,4 @@ impl Daemon {
             method: Some(method.to_owned()),
         }
     }
-}
-
-/// The families that the policies speak of.
-fn families(config: &Config) -> Vec<Family> {
-    let used = |family| config.policies.iter().any(|policy| policy.from.iter().any(|from| Family::of(from) == family));
-    Family::ALL.into_iter().filter(|family| used(*family)).collect()
 }

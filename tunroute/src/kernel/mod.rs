@@ -187,7 +187,8 @@ impl Kernel {
     /// Applies one operation that was planned from `snapshot`.
     ///
     /// Adding a rule that exists, and deleting what is gone, is success. Adding a route where another one with the same
-    /// table, destination and metric exists is an error: that one decides otherwise, or is somebody else's.
+    /// table, destination and metric exists is an error, since that one is somebody else's; but an odd one that carries
+    /// tunroute's number ([`crate::net::ObservedRoute::route`] is none) is replaced at once.
     ///
     /// # Errors
     /// What the kernel said, with what was tried and what can be done about it.
@@ -218,3 +219,6 @@ const fn address_family(family: Family) -> AddressFamily {
         Family::V6 => AddressFamily::Inet6,
     }
 }
+
+#[cfg(test)]
+mod tests;

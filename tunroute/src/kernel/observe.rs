@@ -8,7 +8,7 @@ use super::{
     KernelError, Kinds, link, route, rule,
     socket::{Dump, Message, Request, Socket},
 };
-use crate::net::{Family, Handle, KernelState, MainRoute, ObservedRoute, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{Family, Handle, KernelState, MainRoute, ObservedRoute, Route, TABLE_LOCAL, TABLE_MAIN};
 
 /// A list that changes while it is read is read again, this often at most.
 const ATTEMPTS: usize = 10;
@@ -31,6 +31,14 @@ impl Snapshot {
     /// The observed message of a route.
     pub(super) fn route(&self, handle: Handle) -> Option<&[u8]> {
         self.routes.get(handle.0).map(AsRef::as_ref)
+    }
+
+    /// An odd route with tunroute's number that takes the place of one to be added.
+    pub(super) fn in_the_way(&self, route: &Route) -> Option<Handle> {
+        let odd = self.state.routes.iter().filter(|observed| observed.route.is_none());
+        odd.map(|observed| observed.handle).find(|&handle| {
+            self.route(handle).and_then(route::Seen::parse).is_some_and(|seen| seen.key() == route.key())
+        })
     }
 }
 

@@ -144,6 +144,11 @@ impl Seen {
         Some(seen)
     }
 
+    /// See [`Route::key`].
+    pub(super) const fn key(&self) -> (u32, IpNet, u32) {
+        (self.table, self.dst, self.metric)
+    }
+
     /// The route as tunroute writes it; none if it has anything else. `name` names devices.
     pub(super) fn route(&self, name: &dyn Fn(IfIndex) -> String) -> Option<Route> {
         if !self.ours || self.other || self.other_hops {

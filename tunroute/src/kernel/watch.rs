@@ -102,7 +102,8 @@ impl Events {
             let mut guard = self.socket.readable().await.map_err(KernelError::Socket)?;
             for _ in 0..DATAGRAMS {
                 self.datagram.clear();
-                match guard.try_io(|socket| socket.get_ref().recv(&mut self.datagram, 0)) {
+                match guard.try_io(|socket| socket.get_ref().recv(&mut self.datagram, libc::MSG_TRUNC)) {
+                    Ok(Ok(length)) if length > self.datagram.len() => change.lost(),
                     Ok(Ok(_)) => {
                         for message in messages(&self.datagram) {
                             change.fold(&message, self.own_port);

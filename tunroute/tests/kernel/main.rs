@@ -1,15 +1,23 @@
 //! The kernel backend against a real kernel: every test in a network namespace of its own. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail anywhere, its helpers too")]
 
+mod gates;
 mod lab;
+mod watch;
 
-use std::{collections::BTreeSet, fs, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use lab::{RouteMonitor, in_namespace, ip};
 use tunroute::{
-    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot},
+    kernel::{Kernel, KernelError, Kinds, Snapshot},
     net::{Family, Handle, IfIndex, KernelOp, LinkLayer, Route, RouteKind, Rule},
 };
+use watch::next;
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -356,94 +364,6 @@ fn without_the_capability_it_says_so() {
     });
 }
 
-/// The next change; fails the test if none comes.
-async fn next(events: &mut Events) -> Change {
-    tokio::time::timeout(Duration::from_secs(5), events.next()).await.expect("an event").unwrap()
-}
-
-/// All changes up to a moment of silence.
-async fn changes(events: &mut Events) -> Kinds {
-    let mut kinds = Kinds::NONE;
-    while let Ok(change) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
-        let change = change.unwrap();
-        assert!(change.removed.is_empty() && !change.overrun, "{change:?}");
-        kinds |= change.kinds;
-    }
-    kinds
-}
-
-#[test]
-fn every_kind_of_change_is_told() {
-    in_namespace(async || {
-        devices();
-        let (_kernel, mut events) = Kernel::connect().unwrap();
-        assert_eq!(changes(&mut events).await, Kinds::NONE);
-        for (arguments, kinds) in [
-            ("link set t0 mtu 1400", Kinds::LINKS),
-            ("link add v0 type veth peer name v1", Kinds::LINKS),
-            ("-4 addr add 192.0.2.1/24 dev t0", Kinds::ADDRESSES | Kinds::ROUTES),
-            ("-6 addr add 2001:db8::1/64 dev t0 nodad", Kinds::ADDRESSES | Kinds::ROUTES),
-            ("-4 route add 198.51.100.0/24 dev t0", Kinds::ROUTES),
-            ("-6 route add 2001:db8:1::/48 dev t0", Kinds::ROUTES),
-            ("-4 rule add from 192.0.2.7 lookup 7", Kinds::RULES),
-            ("-6 rule add from 2001:db8::7 lookup 7", Kinds::RULES),
-        ] {
-            ip(arguments);
-            let told = changes(&mut events).await;
-            assert!(told.contains(kinds), "{arguments}: {told}");
-        }
-        for setting in ["ipv4/conf/t0/forwarding", "ipv4/conf/t0/rp_filter", "ipv6/conf/all/forwarding"] {
-            let path = format!("/proc/sys/net/{setting}");
-            let old = fs::read_to_string(&path).unwrap();
-            fs::write(&path, if old.trim() == "0" { "1" } else { "0" }).unwrap();
-            let told = changes(&mut events).await;
-            assert!(told.contains(Kinds::NETCONF), "{setting}: {told}");
-        }
-    });
-}
-
-#[test]
-fn what_others_remove_is_told_by_name() {
-    in_namespace(async || {
-        let (t0, _) = devices();
-        let (kernel, mut events) = Kernel::connect().unwrap();
-        let rules: Vec<_> = (0..40).map(|i| rule(20000, &format!("2001:db8::{i:x}/128"), 200)).collect();
-        let mut ops: Vec<_> = rules.iter().cloned().map(KernelOp::AddRule).collect();
-        ops.push(KernelOp::AddRoute(route(200, "::/0", 1024, unicast("t0", t0, None))));
-        ops.push(KernelOp::AddRoute(route(200, "0.0.0.0/0", 0, unicast("t0", t0, None))));
-        apply(&kernel, &ops).await;
-        ip("-6 rule add from 2001:db8::1 lookup 7");
-        let snapshot = observe(&kernel).await;
-        // What tunroute does itself is not told as done by others.
-        kernel.apply(&deletion(&snapshot, &rules[0]), &snapshot).await.unwrap();
-        // A foreign rule is nobody's business, the kernel removing routes with their device is nobody's deed.
-        ip("-6 rule del from 2001:db8::1 lookup 7");
-        let change = next(&mut events).await;
-        assert_eq!((change.removed, change.removed_more), (vec![], 0));
-        ip("-6 rule del from 2001:db8::1 lookup 200");
-        let change = next(&mut events).await;
-        let [removed] = &change.removed[..] else { panic!("{change:?}") };
-        assert_eq!((removed.object, removed.family, &removed.text), ("rule", Family::V6, &rules[1].to_string()));
-        assert_ne!(removed.port, 0);
-        ip("-4 route flush table 200");
-        let change = next(&mut events).await;
-        let [removed] = &change.removed[..] else { panic!("{change:?}") };
-        assert_eq!(removed.to_string(), "ip route del default dev t0 table 200 protocol 116");
-        // A flush is told in part, and counted.
-        ip("-6 rule flush");
-        let change = next(&mut events).await;
-        assert_eq!((change.removed.len(), change.removed_more), (16, 38 - 16), "{change:?}");
-        ip("link del t0");
-        let change = next(&mut events).await;
-        assert!(change.removed.is_empty(), "{change:?}");
-        let kinds = change.kinds;
-        assert!(kinds.contains(Kinds::LINKS), "{kinds}");
-        // IPv4 says nothing of the routes that went with the device: observing links looks at routes, too.
-        let after = kernel.observe(Kinds::LINKS, Some(observe(&kernel).await)).await.unwrap();
-        assert_eq!(after.state.routes, []);
-    });
-}
-
 #[test]
 fn only_what_is_dirty_is_read_again() {
     in_namespace(async || {
@@ -528,5 +448,89 @@ fn an_observation_that_was_given_up_does_not_disturb_the_next() {
         let snapshot = observe(&kernel).await;
         assert_eq!(our_routes(&snapshot).len(), ops.len());
         assert_eq!(our_rules(&snapshot).len(), 1);
+    });
+}
+
+/// An address of 2001:db8::/32 as a prefix of its own.
+fn host(number: u32) -> IpNet {
+    let address = (0x2001_0db8_u128 << 96) | u128::from(number);
+    IpNet::new(IpAddr::from(address.to_be_bytes()), 128).unwrap()
+}
+
+#[test]
+fn ten_thousand_rules_and_routes() {
+    in_namespace(async || {
+        let (t0, _) = devices();
+        let (kernel, mut events) = Kernel::connect().unwrap();
+        let rules: Vec<_> =
+            (0..10_000).map(|i| KernelOp::AddRule(Rule { priority: 20000, from: host(i), table: 200 })).collect();
+        let routes: Vec<_> = (0..10_000)
+            .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: unicast("t0", t0, None) })
+            .map(KernelOp::AddRoute)
+            .collect();
+        for (name, ops) in [("rules", rules), ("routes", routes)] {
+            let start = Instant::now();
+            assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+            println!("applying 10,000 {name}: {:?}", start.elapsed());
+            // What is there already is not added twice, however much it is.
+            if name == "rules" {
+                assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+            }
+        }
+        let start = Instant::now();
+        let snapshot = observe(&kernel).await;
+        let took = start.elapsed();
+        println!("observing 10,000 rules and 10,000 routes: {took:?}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_eq!((our_rules(&snapshot).len(), our_routes(&snapshot).len()), (10_000, 10_000));
+        assert_eq!(snapshot.state.rules.iter().filter(|observed| observed.ours).count(), 10_000);
+        // The notifications of it all are one change.
+        let start = Instant::now();
+        let told = next(&mut events).await;
+        println!("reading what waited of 20,000 notifications: {:?}", start.elapsed());
+        assert!(told.kinds.contains(Kinds::RULES), "{told:?}");
+    });
+}
+
+#[test]
+fn what_is_odd_gives_way_without_a_gap() {
+    in_namespace(async || {
+        let (t0, _) = devices();
+        let (kernel, _events) = Kernel::connect().unwrap();
+        for (odd, wanted) in [
+            (
+                "default dev t0 table 200 protocol 116 src 127.0.0.1",
+                route(200, "0.0.0.0/0", 0, unicast("t0", t0, None)),
+            ),
+            ("default dev t0 table 200 protocol 116 mtu 1300", route(200, "::/0", 1024, unicast("t0", t0, None))),
+        ] {
+            let ip_version = if Family::of(&wanted.dst) == Family::V4 { "-4" } else { "-6" };
+            ip(&format!("{ip_version} route add {odd}"));
+            let snapshot = observe(&kernel).await;
+            let [observed] = &snapshot.state.routes[..] else { panic!("{:?}", snapshot.state.routes) };
+            assert_eq!(observed.route, None);
+            let monitor = RouteMonitor::start();
+            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
+            let ops = [KernelOp::AddRoute(wanted.clone()), KernelOp::DelRoute { handle, family, text }];
+            let errors = kernel.apply_all(&ops, &snapshot).await;
+            assert!(errors.is_empty(), "{errors:?}");
+            assert_eq!(monitor.seen(), (1, 0), "{odd}");
+            let snapshot = observe(&kernel).await;
+            assert_eq!(our_routes(&snapshot), BTreeSet::from([wanted]));
+            assert_eq!(snapshot.state.routes.len(), 1);
+            ip(&format!("{ip_version} route flush table 200"));
+        }
+        // The kernel takes this for the rule that is wanted.
+        ip("rule add from 192.0.2.1 to 198.51.100.1 lookup 200 pref 20096 protocol 116");
+        let wanted = rule(20096, "192.0.2.1/32", 200);
+        let snapshot = observe(&kernel).await;
+        let odd = snapshot.state.rules.iter().find(|observed| observed.ours).unwrap();
+        let (handle, family, text) = (odd.handle, odd.family, odd.text.clone());
+        let ops = [KernelOp::AddRule(wanted.clone()), KernelOp::DelRule { handle, family, text }];
+        let errors = kernel.apply_all(&ops, &snapshot).await;
+        assert!(errors.is_empty(), "{errors:?}");
+        let snapshot = observe(&kernel).await;
+        assert_eq!(our_rules(&snapshot), BTreeSet::from([wanted]));
+        assert_eq!(snapshot.state.rules.iter().filter(|observed| observed.ours).count(), 1);
     });
 }
