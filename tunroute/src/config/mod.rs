@@ -46,20 +46,20 @@ pub struct Config {
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
-    impl Config {
-    /// Has any policy a source prefix of this family?
-    #[must_use]
-    pub fn uses(&self, family: crate::net::Family) -> bool {
-        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
-    }
-}
-
-/// `[interfaces]`
+    /// `[interfaces]`
     pub interfaces: Interfaces,
     /// `[tunnel.NAME]`, in the order of the file.
     pub tunnels: Vec<Tunnel>,
     /// `[[policy]]`, in the order of the file; at most 1024.
     pub policies: Vec<Policy>,
+}
+
+impl Config {
+    /// Has any policy a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+    }
 }
 
 /// `[interfaces]`
