@@ -1,6 +1,7 @@
 //! The daemon under test: the built `tunroute` binary, running in a world's host.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -28,6 +29,8 @@ pub struct DaemonOptions {
     pub datapath: Option<&'static str>,
     /// `--down-on-exit`
     pub down_on_exit: bool,
+    /// `--attach`: `tcx` or `clsact`; what the kernel has unless told.
+    pub attach: Option<&'static str>,
     /// The binary; [`binary`] unless told.
     pub binary: Option<PathBuf>,
 }
@@ -47,6 +50,52 @@ pub fn binary() -> Result<PathBuf> {
         .filter(|path| path.is_file())
         .max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
         .with_context(|| format!("no tunroute binary below {}: run `cargo build -p tunroute`", target.display()))
+}
+
+/// The counters of a status.
+#[derive(Clone, Debug)]
+pub struct Counters(Value);
+
+impl Counters {
+    /// Packets of a policy with an outcome (`forwarded`, `diverted`, …).
+    ///
+    /// # Errors
+    /// The status has no such policy or outcome.
+    pub fn packets(&self, policy: &str, outcome: &str) -> Result<u64> {
+        self.get(policy, outcome, "packets")
+    }
+
+    /// Layer 3 bytes of a policy with an outcome.
+    ///
+    /// # Errors
+    /// The status has no such policy or outcome.
+    pub fn bytes(&self, policy: &str, outcome: &str) -> Result<u64> {
+        self.get(policy, outcome, "bytes")
+    }
+
+    fn get(&self, policy: &str, outcome: &str, unit: &str) -> Result<u64> {
+        let policies = self.0["policies"].as_array().context("a status without policies")?;
+        let policy = policies.iter().find(|candidate| candidate["name"] == policy);
+        let counter = policy.and_then(|policy| policy["outcomes"][outcome][unit].as_u64());
+        counter.with_context(|| format!("no {unit} of {outcome} in {:#}", self.0))
+    }
+
+    /// The packets of each policy and outcome that came since an earlier look; those that did not change are left out.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> BTreeMap<(String, String), u64> {
+        let mut since = BTreeMap::new();
+        for policy in self.0["policies"].as_array().into_iter().flatten() {
+            let name = policy["name"].as_str().unwrap_or_default();
+            for (outcome, counter) in policy["outcomes"].as_object().into_iter().flatten() {
+                let before = earlier.packets(name, outcome).unwrap_or(0);
+                let grown = counter["packets"].as_u64().unwrap_or(0).saturating_sub(before);
+                if grown > 0 {
+                    since.insert((name.to_owned(), outcome.clone()), grown);
+                }
+            }
+        }
+        since
+    }
 }
 
 /// A running daemon. Its directories are the world's, so a second one started there adopts what the first left.
@@ -95,6 +144,9 @@ impl<'a> Daemon<'a> {
         }
         if options.down_on_exit {
             command.arg("--down-on-exit");
+        }
+        if let Some(attach) = options.attach {
+            command.args(["--attach", attach]);
         }
         command.stdin(Stdio::null()).stdout(writer.try_clone().context("cannot share the log")?).stderr(writer);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
@@ -183,6 +235,14 @@ impl<'a> Daemon<'a> {
             );
             std::thread::sleep(POLL);
         }
+    }
+
+    /// What the fast path has counted so far.
+    ///
+    /// # Errors
+    /// As [`Daemon::status`].
+    pub fn counters(&self) -> Result<Counters> {
+        Ok(Counters(self.status()?))
     }
 
     /// Writes another configuration, which the daemon does not read before [`Daemon::reload`] or SIGHUP.

@@ -23,7 +23,7 @@ pub mod tun;
 pub mod world;
 
 pub use capture::Capture;
-pub use daemon::{Daemon, DaemonOptions};
+pub use daemon::{Counters, Daemon, DaemonOptions};
 pub use device::{End, Mac};
 pub use flow::{Flow, FlowOptions, FlowReport, Watch};
 pub use inject::Injector;
@@ -32,6 +32,6 @@ pub use netns::Netns;
 pub use plan::{Dual, TUNNELS, TunnelPlan};
 pub use seen::{Direction, Seen};
 pub use snapshot::Snapshot;
-pub use traffic::{bulk, ping};
+pub use traffic::{Sender, bulk, ping};
 pub use tun::{TunOptions, TunPair};
 pub use world::{TunnelKind, World, WorldBuilder};

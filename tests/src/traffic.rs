@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     process::Stdio,
     time::{Duration, Instant},
@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::{
     socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
-        sockopt::{ReceiveTimeout, SendTimeout},
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, sendto, setsockopt, socket,
+        sockopt::{BindToDevice, ReceiveTimeout, SendTimeout},
     },
     time::TimeVal,
 };
@@ -50,6 +50,70 @@ pub fn ping(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<Answer> {
         Some(1) => Answer::Silence,
         _ => bail!("ping from {src} in {}: {text}", netns.label()),
     })
+}
+
+/// A UDP socket that sends as a program on a host does, with checksums that the kernel computes in full.
+#[derive(Debug)]
+pub struct Sender {
+    socket: UdpSocket,
+}
+
+impl Sender {
+    /// Opens one with a source address and any port, bound to a device if one is given (`SO_BINDTODEVICE`).
+    ///
+    /// # Errors
+    /// The namespace has no such address or device.
+    pub fn open(netns: &Netns, src: IpAddr, device: Option<&str>) -> Result<Self> {
+        let socket = netns.run_in(|| {
+            let socket = UdpSocket::bind((src, 0)).with_context(|| format!("cannot bind {src}"))?;
+            if let Some(device) = device {
+                setsockopt(&socket, BindToDevice, &device.into()).context("cannot bind to a device")?;
+            }
+            Ok(socket)
+        })?;
+        Ok(Self { socket })
+    }
+
+    /// Sets "don't fragment" as path MTU discovery does (`IP_PMTUDISC_DO`).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn dont_fragment(&self) -> Result<()> {
+        let v4 = self.socket.local_addr()?.is_ipv4();
+        let (level, option, value) = if v4 {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
+        };
+        let length = libc::socklen_t::try_from(size_of_val(&value))?;
+        // SAFETY: both options take an int, which lives until the call returns.
+        let set =
+            unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+        nix::errno::Errno::result(set).context("cannot set the path MTU discovery")?;
+        Ok(())
+    }
+
+    /// Sends a packet.
+    ///
+    /// # Errors
+    /// What the kernel says: no route, too long, …
+    pub fn send(&self, dst: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let dst = SockaddrStorage::from(dst);
+        // In two parts: then the kernel does not leave the checksum to the device (`__ip_append_data()` in
+        // `net/ipv4/ip_output.c`).
+        let fd = self.socket.as_raw_fd();
+        sendto(fd, payload, &dst, MsgFlags::from_bits_retain(libc::MSG_MORE))?;
+        sendto(fd, &[], &dst, MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// The port that it sends from.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
 }
 
 /// Sends `bytes` over one TCP connection from an address of one namespace to an address of another, and checks that
