@@ -276,7 +276,8 @@ fn packet() -> impl Strategy<Value = (Vec<u8>, u32)> {
             }
             // The kernel takes no packet without its whole IP header into a test run; the lab sends such.
             let whole_header = if bytes[0] >> 4 == 6 { 40 } else { 20 };
-            bytes.truncate(cut.unwrap_or(usize::MAX).max(whole_header));
+            bytes.truncate(cut.unwrap_or(usize::MAX));
+            bytes.resize(bytes.len().max(whole_header), 0);
             (bytes, gso)
         },
     )
