@@ -33,7 +33,11 @@
 //! Neighbours are resolved on first use. Addresses stay when a link goes down (`keep_addr_on_down`); IPv6 routes of
 //! the broker through a veth do, too, since only its carrier goes.
 
-use std::{fmt::Write as _, net::IpAddr, path::Path};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use tunroute::net::Family;
@@ -338,10 +342,10 @@ impl World {
         self.options.kind
     }
 
-    /// Where the daemons of this world pin; it outlives them.
+    /// Where the daemons of this world pin, on a bpffs that outlives them. The first one makes it.
     #[must_use]
-    pub fn pin_dir(&self) -> &Path {
-        self.bpffs.path()
+    pub fn pin_dir(&self) -> PathBuf {
+        self.bpffs.path().join("tunroute")
     }
 
     /// The world's directory, for files of the test's own.

@@ -388,7 +388,7 @@ impl Daemon {
             self.fast = None;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
-        let wanted = !config_wants_no_fast_path(&self.config) || pins.exists();
+        let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
         if self.fast.is_some() || !wanted {
             return;
         }
@@ -537,7 +537,7 @@ async fn clean(
     let snapshot = kernel.observe(Kinds::ALL, None).await?;
     // Programs first: they are ahead of the rules, and would go on deciding.
     let fast = match fast {
-        None if instance.pin_dir.exists() => {
+        None if datapath::anything_pinned(&instance.pin_dir) => {
             Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect))?)
         }
         fast => fast,

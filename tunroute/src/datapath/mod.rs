@@ -142,6 +142,12 @@ fn map_error(map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
     move |source| DatapathError::Map { map, source }
 }
 
+/// Has a daemon left anything pinned below the directory?
+#[must_use]
+pub fn anything_pinned(pin_dir: &Path) -> bool {
+    pins::any(pin_dir)
+}
+
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -496,7 +502,7 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// If the directory cannot be removed.
+    /// If a pin cannot be removed.
     pub fn remove(mut self, links: &BTreeMap<IfIndex, Link>) -> Result<()> {
         for link in links.values() {
             for attachment in [Hook::Ingress, Hook::Egress].map(|hook| Attachment::new(hook, link)).iter().flatten() {

@@ -28,6 +28,8 @@ use crate::{
 
 /// Where bpffs belongs.
 const BPFFS: &str = "/sys/fs/bpf";
+/// The directory of pinned links, below the pin directory.
+const LINKS: &str = "links";
 
 /// The directory with everything that is pinned.
 pub(super) struct Pins {
@@ -43,7 +45,7 @@ impl Pins {
         let pins = Self {
             root: root.to_owned(),
             maps: root.join(format!("v{LAYOUT_VERSION}")),
-            links: root.join("links"),
+            links: root.join(LINKS),
         };
         mount_bpffs(root)?;
         for directory in [&pins.maps, &pins.links] {
@@ -131,18 +133,36 @@ impl Pins {
 
     /// Removes the maps of other layouts, once nothing uses them.
     pub(super) fn remove_other_layouts(&self) {
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path != self.maps && path != self.links {
-                let _gone = fs::remove_dir_all(path);
-            }
+        for path in layouts(&self.root).filter(|path| *path != self.maps) {
+            let _gone = fs::remove_dir_all(path);
         }
     }
 
     pub(super) fn remove_all(self) -> Result<()> {
         // bpffs: removing a pin lets go of what it held.
-        fs::remove_dir_all(&self.root).map_err(|source| DatapathError::PinDir { path: self.root, source })
+        for path in layouts(&self.root).chain([self.links]) {
+            fs::remove_dir_all(&path).map_err(|source| DatapathError::PinDir { path, source })?;
+        }
+        // It stays if others have something in it, or if bpffs is mounted there.
+        let _not_empty = fs::remove_dir(&self.root);
+        Ok(())
     }
+}
+
+/// Has a daemon pinned anything below the directory?
+pub(super) fn any(root: &Path) -> bool {
+    root.join(LINKS).exists() || layouts(root).next().is_some()
+}
+
+/// The directories of maps of all layouts: `v1`, `v2`, … The pin directory may have others' pins beside them.
+fn layouts(root: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let is_layout = |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+    fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(move |entry| entry.file_name().to_str().is_some_and(is_layout))
+        .map(|entry| entry.path())
 }
 
 /// Mounts bpffs on `/sys/fs/bpf`, if the pin directory is to be there and it is missing.
