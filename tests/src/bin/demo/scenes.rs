@@ -1,10 +1,6 @@
 //! The scenes, in the order in which they are played.
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use tunroute::status::Status;
@@ -17,7 +13,7 @@ use tunroute_tests::{
 use crate::{
     journey::{FAR, Journey, follow},
     outage,
-    stage::{Lines, Stage},
+    stage::Stage,
 };
 
 /// The configuration of the story.
@@ -58,18 +54,18 @@ pub fn log_file(world: &World) -> PathBuf {
 }
 
 /// Says who takes part.
-pub fn prologue(stage: &Stage) {
-    stage.explain(
-        "tunroute: packets leave by the tunnel that their source address belongs to.\n\
-         This shows it with real packets, in network namespaces.\n\
+pub fn prologue(stage: &mut Stage) {
+    stage.prologue(
+        "tunroute: packets leave by the tunnel that their source address belongs to",
+        "What follows happens to real packets, in network namespaces.\n\
          \n\
-         \x20                     ┌ sixxs0 2a02::1 ═════ broker ─┐\n\
-         \x20client ─ lan0 ─ host ┼ sixxs1 2a02::2 ═════ broker ─┼─ remote\n\
-         \x20                     └ net0   2001::1 ───── ISP ────┘  2001:db8:ee::1\n\
+         \x20                   ┌ sixxs0 2a02::1 ═══ broker ─┐\n\
+         client ─ lan0 host ─┼ sixxs1 2a02::2 ═══ broker ─┼─ remote 2001:db8:ee::1\n\
+         \x20                   └ net0   2001::1 ─── ISP ────┘\n\
          \n\
-         Behind the host are 2a02:578:85a0::/48, which belongs to sixxs0, and\n\
-         2a02:578:85a1::/48, which belongs to sixxs1. The default route leads to the\n\
-         ISP, which drops on net0 whatever is from addresses that are not its own.",
+         The client's networks 2a02:578:85a0::/48 and 2a02:578:85a1::/48 belong to the\n\
+         tunnels sixxs0 and sixxs1. The host's default route leads to the ISP, which\n\
+         drops what arrives on net0 from addresses that are not its customer's.",
     );
 }
 
@@ -101,22 +97,23 @@ fn without_tunroute(stage: &mut Stage, world: &World) -> Result<()> {
     let foreign = |src: Option<IpAddr>| src.is_some_and(|src| OURS.contains(&src));
     let frames: Vec<_> = isp.drain()?.into_iter().filter(|frame| foreign(frame.src)).collect();
     let (sent_on, received): (Vec<_>, Vec<_>) = frames.into_iter().partition(tunroute_tests::Seen::left);
-    stage.explain("\nThe reason: the replies reach the ISP on net0, and it drops them.\n ");
-    stage.expect("replies that the ISP received", &2, &received.len());
-    stage.expect("replies that the ISP sent on", &0, &sent_on.len());
+    stage.columns("replies from 2a02::1 and 2a02::2", "packets");
+    stage.expect("that reached the ISP on net0", &2, &received.len());
+    stage.expect("that the ISP did not drop", &0, &sent_on.len());
     Ok(())
 }
 
 fn kernel(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
-    stage.scene("datapath = \"kernel\"", "One rule for each source prefix, one routing table for each policy.");
+    stage
+        .scene("tunroute run --datapath kernel", "One rule for each source prefix, one routing table for each policy.");
     stage.show("tunroute.toml:", CONFIG);
     let mut daemon = start(world, "kernel")?;
     let log = daemon.log();
     // "TIME  INFO ip -6 rule add …"
     let commands: Vec<&str> =
         log.lines().filter_map(|line| line.split_once(" INFO ")).map(|(_, rest)| rest).filter(is_command).collect();
-    stage.show("`tunroute run --config tunroute.toml` logs what it makes of it:", &commands.join("\n"));
-    stage.expect("rules from the policies' prefixes", &PREFIXES, &policy_rules(world)?);
+    stage.show("What tunroute makes of it, as it logs it:", &commands.join("\n"));
+    stage.expect("rules for the policies' prefixes", &PREFIXES, &policy_rules(world)?);
 
     pings_of_the_story(stage, world)?;
     down(stage, world, before, &mut daemon)
@@ -128,7 +125,7 @@ fn is_command(line: &&str) -> bool {
 
 /// What could not be done in the first scene, and what could.
 fn pings_of_the_story(stage: &mut Stage, world: &World) -> Result<()> {
-    stage.columns("\n     ping", Journey::COLUMNS);
+    stage.columns("ping", Journey::COLUMNS);
     for (ours, tunnel) in OURS.into_iter().zip(&TUNNELS) {
         let expected = Journey::answered(tunnel.device, tunnel.remote_device, ONE_HOP);
         let seen = follow(world, &world.remote, FAR, ours)?;
@@ -145,9 +142,9 @@ fn pings_of_the_story(stage: &mut Stage, world: &World) -> Result<()> {
 
 fn both(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
     stage.scene(
-        "datapath = \"both\", the default: a client behind the host",
-        "An eBPF program on lan0 takes the clients' packets straight to their tunnel,\n\
-         ahead of the rules; each still loses one of its hop limit of 64 in the host.",
+        "tunroute run: both datapaths, which is the default",
+        "The rules, and ahead of them an eBPF program on lan0: it hands the client's\n\
+         packets straight to their tunnel, with a hop limit one less, as any router.",
     );
     let mut daemon = start(world, "both")?;
     let counted_before = counters(&daemon, Outcome::Forwarded)?;
@@ -162,13 +159,14 @@ fn both(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
     let expected = Journey::answered("net0", REMOTE_ISP_DEVICE, TWO_HOPS);
     stage.expect(&format!("from {plain}, of no policy"), &expected, &seen);
 
-    stage.columns("\n     UDP for half a second", "sent     sixxs0   sixxs1   net0");
+    stage.columns("UDP packets, and how they left", "sent     sixxs0   sixxs1   net0");
     let mut sent = [1, 1];
     for (index, client) in CLIENTS.into_iter().enumerate() {
         let ways = ["sixxs0", "sixxs1", "net0"];
         let watch = ways.map(|device| (device, Watch::leaving(&world.host, device)));
         let (from, to) = (&world.client, &world.remote);
-        let flow = Flow::start(FlowOptions { from, src: client, to, dst: FAR, rate: RATE, payload: 32, watch: &watch })?;
+        let flow =
+            Flow::start(FlowOptions { from, src: client, to, dst: FAR, rate: RATE, payload: 32, watch: &watch })?;
         std::thread::sleep(Duration::from_millis(500));
         let report = flow.stop()?;
         ensure!(report.sent > 0, "no packet was sent from {client}");
@@ -188,14 +186,14 @@ fn both(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
 
 fn ebpf(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
     stage.scene(
-        "datapath = \"ebpf\": the host itself, without any rule",
-        "The kernel routes the host's packets to net0; there an eBPF program diverts\n\
-         those of the policies to their tunnel before they leave.",
+        "tunroute run --datapath ebpf",
+        "No rules at all. The kernel routes the host's own packets to net0; there an\n\
+         eBPF program diverts those of the policies before they leave.",
     );
     let mut daemon = start(world, "ebpf")?;
     let counted_before = counters(&daemon, Outcome::Diverted)?;
     stage.show("ip -6 rule:", &world.host.query("ip", "-6 rule")?.replace('\t', " "));
-    stage.expect("rules from the policies' prefixes", &0, &policy_rules(world)?);
+    stage.expect("rules for the policies' prefixes", &0, &policy_rules(world)?);
     pings_of_the_story(stage, world)?;
     // From each address a reply to the remote host and a request of its own.
     counters_grew_by(stage, &daemon, Outcome::Diverted, counted_before, [2, 2])?;
@@ -203,10 +201,10 @@ fn ebpf(stage: &mut Stage, world: &World, before: &Snapshot) -> Result<()> {
 }
 
 fn status_and_down(stage: &mut Stage, world: &World, before: &Snapshot, mut daemon: Daemon<'_>) -> Result<()> {
-    stage.scene("tunroute status, tunroute down", "The same daemon: what it says of itself, and that nothing is left of it.");
+    stage.scene("tunroute status", "The same daemon. Counted are the packets that the eBPF programs decided.");
     let output = daemon.client(&["status"])?;
-    stage.show("`tunroute status`:", &String::from_utf8_lossy(&output.stdout));
-    stage.expect("exit status of `tunroute status`", &0, &output.status.code().unwrap_or(-1));
+    stage.show("", &String::from_utf8_lossy(&output.stdout));
+    stage.expect("exit status", &0, &output.status.code().unwrap_or(-1));
     down(stage, world, before, &mut daemon)
 }
 
@@ -214,7 +212,7 @@ fn status_and_down(stage: &mut Stage, world: &World, before: &Snapshot, mut daem
 fn start<'a>(world: &'a World, datapath: &'static str) -> Result<Daemon<'a>> {
     // xtask puts both binaries into one directory.
     let demo = std::env::current_exe().context("cannot find the demo's own binary")?;
-    let binary = Some(demo.with_file_name("tunroute"));
+    let binary = Some(demo.with_file_name("tunroute")).filter(|path| path.is_file());
     Daemon::start(world, CONFIG, &DaemonOptions { datapath: Some(datapath), binary, ..DaemonOptions::default() })
 }
 
@@ -222,9 +220,9 @@ fn start<'a>(world: &'a World, datapath: &'static str) -> Result<Daemon<'a>> {
 fn down(stage: &mut Stage, world: &World, before: &Snapshot, daemon: &mut Daemon<'_>) -> Result<()> {
     let status = daemon.down()?;
     let after = world.host.snapshot()?;
-    stage.explain(" ");
-    stage.expect("exit status of the daemon after `down`", &0, &status.code().unwrap_or(-1));
-    stage.expect("rules, routes, links, programs of the host", &Lines::changed(""), &Lines::changed(&before.diff(&after)));
+    stage.columns("tunroute down", "");
+    stage.expect("the daemon's exit status", &0, &status.code().unwrap_or(-1));
+    stage.expect_unchanged("rules, routes, links, programs", &before.diff(&after));
     Ok(())
 }
 
@@ -252,7 +250,7 @@ fn counters_grew_by(
     packets: [u64; 2],
 ) -> Result<()> {
     let after = counters(daemon, outcome)?;
-    stage.columns(&format!("\n     counter: {}", outcome.name()), "before   after    packets sent");
+    stage.columns(&format!("counter \"{}\"", outcome.name()), "before   after    packets sent");
     for (index, ((before, after), packets)) in before.into_iter().zip(after).zip(packets).enumerate() {
         let row = |after: u64| format!("{before:<9}{after:<9}{packets}");
         stage.expect(&format!("policy tunnel{index}"), &row(before + packets), &row(after));

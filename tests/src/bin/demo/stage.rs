@@ -1,7 +1,7 @@
 //! Where scenes are shown: numbered, with a line for each expectation, at most 80 columns wide.
 
 use std::{
-    fmt::{self, Display},
+    fmt::Display,
     fs,
     io::{self, IsTerminal, Write},
     path::PathBuf,
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Columns of the words that say what is expected; what was seen stands to the right of them.
-const LABEL: usize = 40;
+const LABEL: usize = 34;
 /// Lines of the daemon's log that are shown after a failure.
 const LOG_TAIL: usize = 20;
 
@@ -32,6 +32,8 @@ pub struct Stage {
     /// How many had failed when the scene began.
     failed_before: u32,
     log: Option<PathBuf>,
+    /// The last line was empty, or there was none.
+    blank: bool,
     started: Instant,
 }
 
@@ -39,7 +41,7 @@ impl Stage {
     /// An empty stage. It has colours on a terminal, unless `NO_COLOR` is set.
     pub fn new() -> Self {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { colour, scene: 0, held: 0, failed: 0, failed_before: 0, log: None, started: Instant::now() }
+        Self { colour, scene: 0, held: 0, failed: 0, failed_before: 0, log: None, blank: true, started: Instant::now() }
     }
 
     /// Where the daemon logs: its end is shown after a scene in which something failed.
@@ -47,13 +49,22 @@ impl Stage {
         self.log = Some(path);
     }
 
+    /// Words before the first scene.
+    pub fn prologue(&mut self, title: &str, text: &str) {
+        let title = self.ink(Ink::Bold, title);
+        self.say(&title);
+        self.explain(text);
+    }
+
     /// Begins a scene.
     pub fn scene(&mut self, title: &str, explanation: &str) {
         self.end_scene();
         self.scene += 1;
-        say(format_args!("\n{}", self.ink(Ink::Bold, &format!("{}  {title}", self.scene))));
+        let title = self.ink(Ink::Bold, &format!("{}  {title}", self.scene));
+        self.paragraph();
+        self.say(&title);
         self.explain(explanation);
-        say(format_args!(""));
+        self.paragraph();
     }
 
     fn end_scene(&mut self) {
@@ -68,48 +79,74 @@ impl Stage {
     }
 
     /// Words of the narrator.
-    pub fn explain(&self, text: &str) {
+    pub fn explain(&mut self, text: &str) {
         for line in text.lines() {
-            say(format_args!("   {line}"));
+            self.say(&format!("   {line}"));
         }
     }
 
     /// A text of somebody else: a file, a log, a command's output.
-    pub fn show(&self, heading: &str, text: &str) {
-        say(format_args!("   {heading}"));
+    pub fn show(&mut self, heading: &str, text: &str) {
+        self.paragraph();
+        self.explain(heading);
         for line in text.lines() {
-            say(format_args!("{}", self.ink(Ink::Dim, format!("     {line}").trim_end())));
+            let line = self.ink(Ink::Dim, &format!("    {line}"));
+            self.say(&line);
         }
-        say(format_args!(""));
+        self.paragraph();
     }
 
     /// Names the columns of what is seen in the expectations that follow.
-    pub fn columns(&self, label: &str, columns: impl Display) {
-        say(format_args!("{}", self.ink(Ink::Dim, &format!("     {label:<LABEL$}{columns}"))));
+    pub fn columns(&mut self, label: &str, columns: &str) {
+        self.paragraph();
+        let heading = self.ink(Ink::Dim, &format!("     {label:<LABEL$}{columns}"));
+        self.say(&heading);
     }
 
-    /// Expects that what was seen is what it should be, and shows it; returns whether it is.
-    pub fn expect<T: PartialEq + Display>(&mut self, what: &str, expected: &T, seen: &T) -> bool {
-        self.expect_that(what, seen == expected, expected, seen)
+    /// An empty line, unless there is one.
+    pub fn paragraph(&mut self) {
+        if !self.blank {
+            self.say("");
+        }
+    }
+
+    /// Expects that what was seen is what it should be, and shows it.
+    pub fn expect<T: PartialEq + Display>(&mut self, what: &str, expected: &T, seen: &T) {
+        self.expect_that(what, seen == expected, expected, seen);
     }
 
     /// Expects something that is not mere equality: `expected` says what.
-    pub fn expect_that(&mut self, what: &str, holds: bool, expected: impl Display, seen: impl Display) -> bool {
+    pub fn expect_that(&mut self, what: &str, holds: bool, expected: impl Display, seen: impl Display) {
         if holds {
             self.held += 1;
-            say(format_args!("   {} {what:<LABEL$}{seen}", self.ink(Ink::Green, "✔")));
+            let line = format!("   {} {what:<LABEL$}{seen}", self.ink(Ink::Green, "✔"));
+            self.say(&line);
         } else {
-            self.failed += 1;
-            say(format_args!("   {} {}", self.ink(Ink::Red, "✘"), self.ink(Ink::Bold, what)));
-            say(format_args!("       expected  {}", indented(&expected)));
-            say(format_args!("       seen      {}", indented(&seen)));
+            self.fail(what, &[("expected", &expected.to_string()), ("seen", &seen.to_string())]);
         }
-        holds
+    }
+
+    fn fail(&mut self, what: &str, reasons: &[(&str, &str)]) {
+        self.failed += 1;
+        let line = format!("   {} {}", self.ink(Ink::Red, "✘"), self.ink(Ink::Bold, what));
+        self.say(&line);
+        for (name, text) in reasons {
+            self.say(&format!("       {name:<10}{}", text.replace('\n', "\n                 ")));
+        }
+    }
+
+    /// Expects that there is no line in a list of differences.
+    pub fn expect_unchanged(&mut self, what: &str, differences: &str) {
+        let seen = if differences.is_empty() { "as before" } else { differences.trim_end() };
+        self.expect_that(what, differences.is_empty(), "as before", seen);
     }
 
     /// The play cannot go on.
     pub fn broke_off(&mut self, error: &anyhow::Error) {
-        self.expect_that("the scene could be played to its end", false, "yes", format!("{error:#}"));
+        let text = format!("{error:#}");
+        // What follows in an error of the daemon is its log, whose end comes next.
+        let text: Vec<&str> = text.lines().take_while(|line| !line.ends_with("log:")).collect();
+        self.fail("the demo cannot go on", &[("because", text.join("\n").trim_end())]);
         self.end_scene();
     }
 
@@ -118,45 +155,27 @@ impl Stage {
         self.end_scene();
         let Self { held, failed, .. } = self;
         let took = self.started.elapsed().as_secs_f32();
+        self.paragraph();
         if failed == 0 && held > 0 {
             let verdict = self.ink(Ink::Green, &format!("✔ All {held} expectations held"));
-            say(format_args!("\n{verdict}, in {took:.1} s."));
-            say(format_args!("  On this host: cargo xtask run -- --config FILE"));
+            self.say(&format!("{verdict}, in {took:.1} s."));
+            self.say("  To route on this host: cargo xtask run -- --config FILE");
             ExitCode::SUCCESS
         } else {
             let verdict = self.ink(Ink::Red, &format!("✘ {failed} of {} expectations failed", held + failed));
-            say(format_args!("\n{verdict}, in {took:.1} s."));
+            self.say(&format!("{verdict}, in {took:.1} s."));
             ExitCode::FAILURE
         }
+    }
+
+    /// A line. If nobody reads any more, the play goes on to its exit status all the same.
+    fn say(&mut self, line: &str) {
+        let line = line.trim_end();
+        self.blank = line.is_empty();
+        let _ = writeln!(io::stdout(), "{line}");
     }
 
     fn ink(&self, ink: Ink, text: &str) -> String {
         if self.colour { format!("\x1b[{}m{text}\x1b[0m", ink as u8) } else { text.to_owned() }
     }
-}
-
-/// Differences between what was and what is: a line each.
-#[derive(PartialEq)]
-pub struct Lines(String);
-
-impl Lines {
-    /// From a text in which each line is a difference.
-    pub fn changed(text: &str) -> Self {
-        Self(text.trim_end().to_owned())
-    }
-}
-
-impl Display for Lines {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "as before" } else { &self.0 })
-    }
-}
-
-fn indented(text: &impl Display) -> String {
-    text.to_string().replace('\n', "\n                 ")
-}
-
-/// A line. If nobody reads any more, the play goes on to its exit status all the same.
-fn say(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stdout(), "{line}");
 }
