@@ -77,6 +77,7 @@ fn an_interrupted_demo_leaves_nothing() -> Result<()> {
         let mut demo = Guarded(demo().spawn()?);
         let mut output = BufReader::new(demo.0.stdout.take().context("no output")?);
         let mut line = String::new();
+        output.read_line(&mut line)?;
         let player = player(&demo.0)?;
         while !line.starts_with(until) {
             line.clear();

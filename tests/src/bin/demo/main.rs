@@ -35,11 +35,11 @@ fn play() -> ExitCode {
 }
 
 fn play_on(stage: &mut Stage) -> Result<()> {
+    scenes::prologue(stage);
     let before = machine()?;
     {
         let world = World::with(TunnelKind::Tun).build()?;
         stage.log_is(scenes::log_file(&world));
-        scenes::prologue(stage);
         if let Err(error) = scenes::all(stage, &world) {
             stage.broke_off(&error);
         }

@@ -70,6 +70,7 @@ impl Stage {
     fn end_scene(&mut self) {
         if self.failed > self.failed_before
             && let Some(log) = self.log.as_ref().and_then(|path| fs::read_to_string(path).ok())
+            && !log.is_empty()
         {
             let lines: Vec<&str> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(LOG_TAIL)..];
@@ -144,9 +145,11 @@ impl Stage {
     /// The play cannot go on.
     pub fn broke_off(&mut self, error: &anyhow::Error) {
         let text = format!("{error:#}");
-        // What follows in an error of the daemon is its log, whose end comes next.
-        let text: Vec<&str> = text.lines().take_while(|line| !line.ends_with("log:")).collect();
-        self.fail("the demo cannot go on", &[("because", text.join("\n").trim_end())]);
+        // An error of the daemon ends with all of its log; the last lines come next, and are enough.
+        let reason = text.split("log:\n").next().unwrap_or_default();
+        let reason =
+            reason.trim_end_matches("its ").trim_end_matches("the daemon's ").trim_end_matches([';', ' ', '\n']);
+        self.fail("the demo cannot go on", &[("because", reason)]);
         self.end_scene();
     }
 
