@@ -86,6 +86,8 @@ struct Daemon {
     state: Arc<StateDir>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
+    /// What could not be done in the pass before, which is not said again.
+    said: Vec<String>,
     started: Instant,
 }
 
@@ -123,6 +125,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         failed: BTreeSet::new(),
         state,
         problems: Vec::new(),
+        said: Vec::new(),
         started: Instant::now(),
     };
     daemon.configure_tunnels();
@@ -266,7 +269,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
-        self.problems.clear();
+        self.said = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
@@ -386,7 +389,9 @@ impl Daemon {
     }
 
     fn problem(&mut self, problem: String) {
-        error!("{problem}");
+        if !self.said.contains(&problem) {
+            error!("{problem}");
+        }
         self.problems.push(problem);
     }
 

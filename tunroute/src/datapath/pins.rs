@@ -42,16 +42,8 @@ pub(super) struct Pins {
 impl Pins {
     /// Makes the directories, and mounts bpffs where it is missing.
     pub(super) fn create(root: &Path) -> Result<Self> {
-<<<<<<< HEAD
         let pins =
             Self { root: root.to_owned(), maps: root.join(format!("v{LAYOUT_VERSION}")), links: root.join(LINKS) };
-=======
-        let pins = Self {
-            root: root.to_owned(),
-            maps: root.join(format!("v{LAYOUT_VERSION}")),
-            links: root.join(LINKS),
-        };
->>>>>>> demo
         mount_bpffs(root)?;
         for directory in [&pins.maps, &pins.links] {
             fs::create_dir_all(directory)
