@@ -87,9 +87,8 @@ impl Sender {
         };
         let length = libc::socklen_t::try_from(size_of_val(&value))?;
         // SAFETY: both options take an int, which lives until the call returns.
-        let set = unsafe {
-            libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
-        };
+        let set =
+            unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
         nix::errno::Errno::result(set).context("cannot set the path MTU discovery")?;
         Ok(())
     }

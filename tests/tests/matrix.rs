@@ -123,12 +123,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(world: &'a World, daemon: &'a Daemon<'a>) -> Result<Self> {
-        Ok(Self {
-            world,
-            daemon,
-            host: Capture::everywhere(&world.host)?,
-            remote: Capture::everywhere(&world.remote)?,
-        })
+        Ok(Self { world, daemon, host: Capture::everywhere(&world.host)?, remote: Capture::everywhere(&world.remote)? })
     }
 
     /// Forgets what was seen so far and reads the counters.
