@@ -148,8 +148,7 @@ pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, ma
         None => return Verdict::Drop(source.slot, Outcome::LeakPrevented),
     };
     let fits = |slot: &Slot| {
-        slot.egress.has(flags::ANSWERS_TOO_BIG)
-            || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
+        slot.egress.has(flags::ANSWERS_TOO_BIG) || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
     };
     if slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex && fits(slot) {
         Verdict::Redirect(index, slot, Outcome::Diverted)

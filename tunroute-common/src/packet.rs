@@ -81,8 +81,8 @@ impl Ipv4Header {
     /// Where the checksum stands.
     pub const CHECKSUM_OFFSET: usize = 10;
 
-    /// The header of a packet without options.
-    pub const LENGTH: u32 = size_of::<Self>() as u32;
+    /// The length of a header without options, in bytes.
+    pub const LENGTH: u32 = 20;
 
     /// The internet checksum over the fixed header holds (RFC 1071). The byte order does not matter to it.
     #[inline(always)]
@@ -133,8 +133,8 @@ pub struct Ipv6Header {
 impl Ipv6Header {
     /// Where the hop limit stands.
     pub const HOP_LIMIT_OFFSET: usize = 7;
-    /// The length of the header.
-    pub const LENGTH: u32 = size_of::<Self>() as u32;
+    /// The length of the header, in bytes.
+    pub const LENGTH: u32 = 40;
 }
 
 /// Source and destination.

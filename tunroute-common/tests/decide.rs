@@ -1,4 +1,5 @@
 //! The decision, case by case: packets built by etherparse, maps held in vectors.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,9 +8,7 @@ use proptest::prelude::*;
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{
-        Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice, read_strict,
-    },
+    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice, read_strict},
 };
 
 /// The device that packets are seen at.
@@ -162,7 +161,8 @@ fn policy_packets_go_by_the_tunnel() {
     }
 }
 
-/// Whatever a packet's source, these are not tunroute's: `(source, destination)`.
+/// Whatever a packet's source, these are left to the kernel on the way in. On the way out only what stays on the link
+/// passes: `(source, destination, stays on the link)`.
 #[test]
 fn special_addresses_pass() {
     let everything = Maps {
@@ -172,27 +172,28 @@ fn special_addresses_pass() {
         ],
         ..maps()
     };
-    for (source, destination) in [
-        ("fe80::1", "2001:db8::1"),
-        ("2a02::2", "fe80::1"),
-        ("2a02::2", "febf::1"),
-        ("2a02::2", "ff02::1"),
-        ("2a02::2", "ff0e::1"),
-        ("::1", "2001:db8::1"),
-        ("2a02::2", "::1"),
-        ("::", "2001:db8::1"),
-        ("2a02::2", "::ffff:10.0.0.1"),
-        ("127.0.0.1", "198.51.100.1"),
-        ("10.0.0.2", "127.0.0.1"),
-        ("0.0.0.0", "198.51.100.1"),
-        ("169.254.0.1", "198.51.100.1"),
-        ("10.0.0.2", "169.254.255.1"),
-        ("10.0.0.2", "224.0.0.1"),
-        ("10.0.0.2", "255.255.255.255"),
+    for (source, destination, stays) in [
+        ("fe80::1", "2001:db8::1", false),
+        ("2a02::2", "fe80::1", true),
+        ("2a02::2", "febf::1", true),
+        ("2a02::2", "ff02::1", true),
+        ("2a02::2", "ff0e::1", true),
+        ("::1", "2001:db8::1", false),
+        ("2a02::2", "::1", true),
+        ("::", "2001:db8::1", false),
+        ("2a02::2", "::ffff:10.0.0.1", false),
+        ("127.0.0.1", "198.51.100.1", false),
+        ("10.0.0.2", "127.0.0.1", true),
+        ("0.0.0.0", "198.51.100.1", false),
+        ("169.254.0.1", "198.51.100.1", false),
+        ("10.0.0.2", "169.254.255.1", false),
+        ("10.0.0.2", "224.0.0.1", true),
+        ("10.0.0.2", "255.255.255.255", true),
     ] {
         let packet = udp(source, destination, 64, 10);
         assert_eq!(ingress(&packet, &everything), Fate::Pass, "{source} to {destination}");
-        assert_eq!(egress(&packet, &everything), Fate::Pass, "{source} to {destination}");
+        let expected = if stays { Fate::Pass } else { Fate::Tunnel(TUNNEL, Outcome::Diverted) };
+        assert_eq!(egress(&packet, &everything), expected, "{source} to {destination}");
     }
     // Just beside the special ranges.
     for (source, destination) in
@@ -209,7 +210,8 @@ fn special_addresses_pass() {
 
 #[test]
 fn neighbour_discovery_passes_and_other_icmp_does_not() {
-    for (kind, ours) in [(132, true), (133, false), (135, false), (136, false), (137, false), (138, true), (128, true)] {
+    for (kind, ours) in [(132, true), (133, false), (135, false), (136, false), (137, false), (138, true), (128, true)]
+    {
         let mut packet = v6();
         packet[6] = 58;
         packet[40] = kind;
@@ -286,9 +288,7 @@ fn hop_limit_and_size() {
         (1, Fate::Aside(Outcome::Expired)),
         (2, Fate::Tunnel(TUNNEL, Outcome::Forwarded)),
     ] {
-        for packet in
-            [udp("2a02::2", "2001:db8::1", hop_limit, 10), udp("10.0.0.2", "198.51.100.1", hop_limit, 10)]
-        {
+        for packet in [udp("2a02::2", "2001:db8::1", hop_limit, 10), udp("10.0.0.2", "198.51.100.1", hop_limit, 10)] {
             assert_eq!(ingress(&packet, &maps()), expected, "hop limit {hop_limit}");
             assert_eq!(egress(&packet, &maps()), Fate::Tunnel(TUNNEL, Outcome::Diverted), "hop limit {hop_limit}");
         }
@@ -298,7 +298,8 @@ fn hop_limit_and_size() {
     assert_eq!(ingress(&packet(fits), &maps()), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     assert_eq!(ingress(&packet(too_big), &maps()), Fate::Aside(Outcome::TooBig));
     assert_eq!(egress(&packet(too_big), &maps()), Fate::Drop(Outcome::LeakPrevented));
-    let answering = Maps { slots: vec![slot(Egress::redirect(TUNNEL, flags::ANSWERS_TOO_BIG), Slot::NO_NEXT)], ..maps() };
+    let answering =
+        Maps { slots: vec![slot(Egress::redirect(TUNNEL, flags::ANSWERS_TOO_BIG), Slot::NO_NEXT)], ..maps() };
     assert_eq!(egress(&packet(too_big), &answering), Fate::Tunnel(TUNNEL, Outcome::Diverted));
 }
 
@@ -338,10 +339,8 @@ fn segments_count_not_the_whole() {
 
 #[test]
 fn where_a_packet_may_come_from() {
-    let arriving = |arrives_by| Maps {
-        sources: vec![(address("10.0.0.0"), 8, Source { slot: 0, arrives_by })],
-        ..maps()
-    };
+    let arriving =
+        |arrives_by| Maps { sources: vec![(address("10.0.0.0"), 8, Source { slot: 0, arrives_by })], ..maps() };
     let tunnelled = Fate::Tunnel(TUNNEL, Outcome::Forwarded);
     assert_eq!(ingress(&v4(), &arriving(LAN)), tunnelled);
     for arrives_by in [LAN + 1, Source::OWN_ADDRESS] {

@@ -4,9 +4,7 @@ use core::{mem::offset_of, ptr};
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::generated::{
-        bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data,
-    },
+    helpers::generated::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data},
     programs::TcContext,
 };
 use aya_log_ebpf::warn;
@@ -78,13 +76,9 @@ impl<const OFFSET: usize> Skb<OFFSET> {
     #[inline(always)]
     pub fn arrival(&self) -> Arrival {
         // SAFETY: the context that the kernel gave.
-        let (ifindex, pkt_type, vlan) = unsafe { ((*self.skb).ifindex, (*self.skb).pkt_type, (*self.skb).vlan_present) };
-        Arrival {
-            ethertype: self.ethertype(),
-            ifindex,
-            to_this_host: pkt_type == PACKET_HOST,
-            tagged: vlan != 0,
-        }
+        let (ifindex, pkt_type, vlan) =
+            unsafe { ((*self.skb).ifindex, (*self.skb).pkt_type, (*self.skb).vlan_present) };
+        Arrival { ethertype: self.ethertype(), ifindex, to_this_host: pkt_type == PACKET_HOST, tagged: vlan != 0 }
     }
 
     /// Takes one from the hop limit, as a router does.

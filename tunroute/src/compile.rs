@@ -209,8 +209,7 @@ fn compile_policy(
     if let Some((tunnel, link)) = active_tunnel(policy, family, inputs.config, inputs.kernel, inputs.failed)
         && !default_exempt
     {
-        let kind =
-            RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway: tunnel.via(family) };
+        let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway: tunnel.via(family) };
         desired.routes.insert(Route { table, dst, metric: family.default_metric(), kind });
     }
     let on_down = match policy.on_down {

@@ -22,14 +22,15 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile},
+    compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
+    fast::Hook,
+    health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    health::{self, Probes},
-    net::{Family, IfIndex, KernelOp, Link},
+    net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan},
     state::StateDir,
     supervise::Supervisor,
@@ -85,6 +86,8 @@ struct Daemon {
     state: Arc<StateDir>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
+    /// What could not be done in the pass before, which is not said again.
+    said: Vec<String>,
     started: Instant,
 }
 
@@ -122,6 +125,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         failed: BTreeSet::new(),
         state,
         problems: Vec::new(),
+        said: Vec::new(),
         started: Instant::now(),
     };
     daemon.configure_tunnels();
@@ -265,7 +269,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
-        self.problems.clear();
+        self.said = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
@@ -294,8 +298,9 @@ impl Daemon {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
         self.gates = gates::Gates::look(config, &snapshot.state).await;
+        let filters = self.filters(&snapshot.state).await?;
         if let Some(fast) = &mut self.fast {
-            fast.observe_attachments(&snapshot.state.links, &BTreeSet::new())?;
+            fast.observe_attachments(&snapshot.state.links, &filters)?;
         }
         let desired = self.desired(&snapshot);
         let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
@@ -315,9 +320,19 @@ impl Daemon {
             Some(snapshot)
         };
         if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
-            self.remove_fast_path()?;
+            self.remove_fast_path().await?;
         }
         Ok(())
+    }
+
+    /// The programs in filters on ingress and uplink devices, where programs are attached that way.
+    async fn filters(&self, kernel: &KernelState) -> anyhow::Result<BTreeSet<(Hook, IfIndex, u32)>> {
+        if self.fast.as_ref().is_none_or(|fast| fast.method() == Method::Tcx) {
+            return Ok(BTreeSet::new());
+        }
+        let interfaces = &self.config.interfaces;
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
+        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
     }
 
     /// What both datapaths are to look like now.
@@ -374,7 +389,9 @@ impl Daemon {
     }
 
     fn problem(&mut self, problem: String) {
-        error!("{problem}");
+        if !self.said.contains(&problem) {
+            error!("{problem}");
+        }
         self.problems.push(problem);
     }
 
@@ -408,10 +425,9 @@ impl Daemon {
         }
     }
 
-    fn remove_fast_path(&mut self) -> anyhow::Result<()> {
-        let links = self.snapshot.as_ref().map(|snapshot| &snapshot.state.links);
-        if let (Some(fast), Some(links)) = (self.fast.take(), links) {
-            fast.remove(links)?;
+    async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
+            remove_fast_path(&self.kernel, fast, snapshot).await?;
             info!("the fast path is removed");
         }
         Ok(())
@@ -442,13 +458,17 @@ impl Daemon {
 
     /// The heartbeat, and a look whether the programs are still where they belong.
     async fn audit(&mut self) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
+            warn!("{error}");
+            BTreeSet::new()
+        });
         let Some(fast) = &mut self.fast else { return };
         if let Err(error) = fast.beat() {
             warn!("{error}");
         }
-        let Some(snapshot) = &self.snapshot else { return };
         let before = fast.state().attached.clone();
-        let observed = fast.observe_attachments(&snapshot.state.links, &BTreeSet::new());
+        let observed = fast.observe_attachments(&snapshot.state.links, &filters);
         let lost: Vec<String> = before.difference(&fast.state().attached).map(ToString::to_string).collect();
         let mut repair = observed.is_err() || !fast.maps_pinned();
         if !lost.is_empty() {
@@ -527,6 +547,16 @@ fn forward_log(fast: &mut datapath::Datapath) {
     }
 }
 
+/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
+async fn remove_fast_path(kernel: &Kernel, fast: datapath::Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let qdiscs = fast.added_qdiscs();
+    fast.remove(&snapshot.state.links)?;
+    for device in qdiscs {
+        kernel.remove_unused_clsact(device).await?;
+    }
+    Ok(())
+}
+
 /// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
 async fn clean(
     kernel: &Kernel,
@@ -543,7 +573,7 @@ async fn clean(
         fast => fast,
     };
     if let Some(fast) = fast {
-        fast.remove(&snapshot.state.links)?;
+        remove_fast_path(kernel, fast, &snapshot).await?;
     }
     let operations = plan(&Desired::default(), &snapshot.state, None)?;
     log_plan(&operations);

@@ -146,19 +146,13 @@ impl FastOp {
     /// Changes one entry of a prefix map: there may be a great many of these.
     #[must_use]
     pub const fn is_entry(&self) -> bool {
-        matches!(
-            self,
-            Self::PutSource(..) | Self::RemoveSource(_) | Self::AddExemption(_) | Self::RemoveExemption(_)
-        )
+        matches!(self, Self::PutSource(..) | Self::RemoveSource(_) | Self::AddExemption(_) | Self::RemoveExemption(_))
     }
 
     /// Takes something away, which must wait until what replaces it is there.
     #[must_use]
     pub const fn is_removal(&self) -> bool {
-        matches!(
-            self,
-            Self::ClearSlot(_) | Self::RemoveSource(_) | Self::RemoveExemption(_) | Self::Detach(_)
-        )
+        matches!(self, Self::ClearSlot(_) | Self::RemoveSource(_) | Self::RemoveExemption(_) | Self::Detach(_))
     }
 }
 

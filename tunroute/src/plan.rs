@@ -50,7 +50,9 @@ impl From<FastOp> for Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// More chains of nested policies than slots.
-    #[error("the policies need {needed} slots of the fast path's policy map, which has {MAX_SLOTS}; use fewer policies")]
+    #[error(
+        "the policies need {needed} slots of the fast path's policy map, which has {MAX_SLOTS}; use fewer policies"
+    )]
     Slots {
         /// How many would be used at once.
         needed: usize,
@@ -155,10 +157,7 @@ impl FastPlan {
         let numbers = number_slots(desired, observed)?;
         let mut plan = Self::default();
 
-        let both = Open {
-            v4: observed.open.v4 && desired.open.v4,
-            v6: observed.open.v6 && desired.open.v6,
-        };
+        let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
         if both != observed.open {
             plan.close.push(FastOp::SetOpen(both).into());
         }

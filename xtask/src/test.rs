@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{cargo, is_installed, is_root, output_of, runner_variable, say, shown},
+    command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
     run::build_release,
     setup,
 };
@@ -21,11 +21,11 @@ pub fn test(args: &[OsString]) -> Result<()> {
     let start = Instant::now();
     setup::for_building()?;
     setup::for_testing()?;
-    // The integration tests start the binaries that a user has.
     build_release()?;
 
     let mut tests = cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--no-fail-fast", "--"])?;
-    tests.args(args);
+    // The integration tests start what a user would, wherever cargo has been told to put it.
+    tests.args(args).env("TUNROUTE_BIN", release_dir()?.join("tunroute"));
     if !is_root() {
         ensure!(is_installed("sudo"), "the tests make network namespaces, which needs root: install sudo, or be root");
         say("running the tests through sudo, as they make network namespaces");

@@ -40,8 +40,7 @@ impl Gates {
         let is_open = |device, family| report.is_open(device, family);
         let closed = |device: &IfIndex| !Family::ALL.into_iter().any(|family| is_open(*device, family));
         let closed_devices: BTreeSet<IfIndex> = ingress.keys().copied().filter(|device| closed(device)).collect();
-        let open =
-            |family| ingress.keys().all(|device| closed_devices.contains(device) || is_open(*device, family));
+        let open = |family| ingress.keys().all(|device| closed_devices.contains(device) || is_open(*device, family));
 
         let mut closed_gates: Vec<&Gate> = Vec::new();
         for family in Family::ALL.into_iter().filter(|family| config.uses(*family)) {

@@ -82,8 +82,10 @@ impl Daemon {
     }
 
     fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
-        let families: Vec<Family> =
-            Family::ALL.into_iter().filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family)).collect();
+        let families: Vec<Family> = Family::ALL
+            .into_iter()
+            .filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family))
+            .collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
             None => match policy.on_down {
@@ -149,7 +151,10 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let reasons = self.gates.reasons().to_vec();
+        let mut reasons = self.gates.reasons().to_vec();
+        let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
+        let missing = desired.attachments.difference(&fast.state().attached);
+        reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
             Method::Clsact => "clsact",

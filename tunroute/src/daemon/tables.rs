@@ -41,8 +41,12 @@ impl Tables {
     /// Brings the numbers up to date with the configuration. Returns whether any has changed.
     pub(super) fn update(&mut self, config: &Config, kernel: &KernelState, state: &StateDir) -> bool {
         let mut numbers = explicit(config);
-        let unnumbered: Vec<&str> =
-            config.policies.iter().map(|policy| policy.name.as_str()).filter(|name| !numbers.contains_key(*name)).collect();
+        let unnumbered: Vec<&str> = config
+            .policies
+            .iter()
+            .map(|policy| policy.name.as_str())
+            .filter(|name| !numbers.contains_key(*name))
+            .collect();
         // A table that tunroute uses already stays in use although somebody else has put a route there.
         let foreign = kernel.foreign_tables.iter().filter(|table| !self.numbers.values().any(|used| used == *table));
         let taken: BTreeSet<u32> = numbers.values().chain(foreign).copied().collect();

@@ -344,11 +344,8 @@ impl Datapath {
                 self.state.slots.insert(*index, *slot);
             }
             FastOp::ClearSlot(index) => {
-                self.policy
-                    .set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0)
-                    .map_err(map_error(names::POLICY))?;
-                let cpus = nr_cpus()
-                    .map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
+                self.policy.set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0).map_err(map_error(names::POLICY))?;
+                let cpus = nr_cpus().map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
                 let zero = PerCpuValues::try_from(vec![Stats::default(); cpus])
                     .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
                 self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
@@ -460,8 +457,19 @@ impl Datapath {
                     Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
                     Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
                 }
-                // Replaces the filter there, or creates it.
-                let id = program.attach_to_link(clsact_filter(attachment)?).map_err(program_error)?;
+                let id = match program.attach_to_link(clsact_filter(attachment)?) {
+                    Ok(replaced) => replaced,
+                    Err(error) => {
+                        debug!(%attachment, "attaching anew: {}", chain(&error));
+                        program
+                            .attach_with_options(
+                                &attachment.device,
+                                attach_type(attachment.hook),
+                                TcAttachOptions::Netlink(CLSACT),
+                            )
+                            .map_err(program_error)?
+                    }
+                };
                 // A filter's handle that is dropped removes the filter; it has nothing else to let go of.
                 std::mem::forget(program.take_link(id).map_err(program_error)?);
                 self.pins.pin_program(attachment, program)?;

@@ -42,11 +42,8 @@ pub(super) struct Pins {
 impl Pins {
     /// Makes the directories, and mounts bpffs where it is missing.
     pub(super) fn create(root: &Path) -> Result<Self> {
-        let pins = Self {
-            root: root.to_owned(),
-            maps: root.join(format!("v{LAYOUT_VERSION}")),
-            links: root.join(LINKS),
-        };
+        let pins =
+            Self { root: root.to_owned(), maps: root.join(format!("v{LAYOUT_VERSION}")), links: root.join(LINKS) };
         mount_bpffs(root)?;
         for directory in [&pins.maps, &pins.links] {
             fs::create_dir_all(directory)
@@ -176,8 +173,14 @@ fn mount_bpffs(root: &Path) -> Result<()> {
         let source = io::Error::new(io::ErrorKind::Unsupported, "another file system");
         return Err(DatapathError::PinDir { path: root.to_owned(), source });
     }
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=700"))
-        .map_err(|source| DatapathError::Mount { path: BPFFS.into(), source })?;
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=700"),
+    )
+    .map_err(|source| DatapathError::Mount { path: BPFFS.into(), source })?;
     info!("mounted the bpf file system on {BPFFS}");
     Ok(())
 }

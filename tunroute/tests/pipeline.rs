@@ -1,0 +1,276 @@
+//! Config in, operations out: the pure stages together, on made-up hosts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use tunroute::{
+    compile::{Desired, FastInputs, Inputs, compile},
+    config::Config,
+    fast::{FastOp, FastState, Open},
+    net::{
+        Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
+    },
+    plan::{Op, plan},
+};
+
+const STORY: &str = r#"
+    [interfaces]
+    ingress = ["lan0", "br-*"]
+    uplink = ["net0"]
+    [tunnel.sixxs0]
+    table = 200
+    [tunnel.wg0]
+    via = "10.9.0.1"
+    [[policy]]
+    name = "tunnel0"
+    from = ["2a02::1", "2a02:578:85a0::/48", "10.0.0.0/8"]
+    via = ["sixxs0", "wg0"]
+    exempt = ["connected", "192.0.2.0/24"]
+    [[policy]]
+    name = "inner"
+    from = ["2a02:578:85a0:1::/64"]
+    via = "wg0"
+    on-down = "next"
+"#;
+
+fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
+    Link { index, name: name.into(), layer, kind: None, mtu: 1400, up: true, master: None }
+}
+
+fn host() -> KernelState {
+    let links = [
+        link(2, "net0", LinkLayer::Ethernet),
+        link(3, "lan0", LinkLayer::Ethernet),
+        link(4, "sixxs0", LinkLayer::Ip),
+        link(5, "wg0", LinkLayer::Ip),
+        link(6, "br-guests", LinkLayer::Ethernet),
+    ];
+    let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+    let main = |dst: &str, oif, on_link| MainRoute { dst: prefix(dst), oif: Some(oif), on_link };
+    KernelState {
+        links: links.into_iter().map(|link| (link.index, link)).collect(),
+        local: BTreeSet::from([prefix("10.0.0.1/32"), prefix("2a02::1/128")]),
+        main: vec![
+            main("0.0.0.0/0", 2, false),
+            main("10.0.0.0/24", 3, true),
+            main("2a02:578:85a0::/64", 3, true),
+            main("203.0.113.0/24", 2, true),
+        ],
+        ..KernelState::default()
+    }
+}
+
+fn tables(config: &Config) -> BTreeMap<String, u32> {
+    config.policies.iter().map(|policy| policy.name.clone()).zip(200..).collect()
+}
+
+/// The desired state, with or without rules.
+fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: bool) -> Desired {
+    compile(&Inputs {
+        config,
+        kernel,
+        tables: &tables(config),
+        failed: &BTreeSet::new(),
+        rules,
+        fast: Some(FastInputs { open: Open { v4: true, v6: true }, closed: &BTreeSet::new(), reverse_path }),
+    })
+}
+
+/// The world that the operations are carried out on.
+#[derive(Clone, Debug, Default)]
+struct World {
+    rules: BTreeSet<Rule>,
+    routes: BTreeMap<(u32, IpNet, u32), Route>,
+    fast: FastState,
+}
+
+impl World {
+    /// What the kernel of this world says.
+    fn kernel(&self, host: &KernelState) -> KernelState {
+        let rules = self.rules.iter().enumerate().map(|(index, rule)| ObservedRule {
+            handle: Handle(index),
+            family: Family::of(&rule.from),
+            priority: rule.priority,
+            ours: true,
+            rule: Some(rule.clone()),
+            looks_up_local: false,
+            iif: None,
+            oif: None,
+            text: rule.to_string(),
+        });
+        let routes = self.routes.values().enumerate().map(|(index, route)| ObservedRoute {
+            handle: Handle(index),
+            family: Family::of(&route.dst),
+            route: Some(route.clone()),
+            text: route.to_string(),
+        });
+        KernelState { rules: rules.collect(), routes: routes.collect(), ..host.clone() }
+    }
+
+    /// Carries out a plan, checking at every step that nothing refers to what is not there.
+    fn carry_out(&mut self, operations: &[Op], desired: &Desired) {
+        let rules: Vec<Rule> = self.rules.iter().cloned().collect();
+        let routes: Vec<_> = self.routes.keys().copied().collect();
+        for operation in operations {
+            match operation {
+                Op::Kernel(KernelOp::AddRule(rule)) => {
+                    let missing = desired
+                        .routes
+                        .iter()
+                        .find(|route| route.table == rule.table && self.routes.get(&route.key()) != Some(*route));
+                    assert_eq!(missing, None, "{rule} is there before its table's route");
+                    assert!(self.rules.insert(rule.clone()), "{rule} twice");
+                }
+                Op::Kernel(KernelOp::DelRule { handle, .. }) => assert!(self.rules.remove(&rules[handle.0])),
+                Op::Kernel(KernelOp::AddRoute(route)) => {
+                    assert!(self.routes.insert(route.key(), route.clone()).is_none(), "{route} is there");
+                }
+                Op::Kernel(KernelOp::ReplaceRoute(route)) => {
+                    assert!(self.routes.insert(route.key(), route.clone()).is_some(), "{route} is not there");
+                }
+                Op::Kernel(KernelOp::DelRoute { handle, .. }) => {
+                    assert!(self.routes.remove(&routes[handle.0]).is_some());
+                    let undesired = self.rules.iter().find(|rule| !desired.rules.contains(rule));
+                    assert_eq!(undesired, None, "an old rule is still there while its routes go");
+                }
+                Op::Fast(operation) => self.carry_out_fast(operation),
+            }
+        }
+    }
+
+    fn carry_out_fast(&mut self, operation: &FastOp) {
+        let fast = &mut self.fast;
+        match operation {
+            FastOp::WriteSlot(index, slot, _) => {
+                fast.slots.insert(*index, *slot);
+            }
+            FastOp::ClearSlot(index) => {
+                assert!(!fast.sources.values().any(|source| source.slot == *index), "slot {index} is in use");
+                assert!(fast.slots.remove(index).is_some());
+            }
+            FastOp::PutSource(prefix, source) => {
+                assert!(fast.slots.contains_key(&source.slot), "{prefix} leads to an empty slot");
+                fast.sources.insert(*prefix, *source);
+            }
+            FastOp::RemoveSource(prefix) => assert!(fast.sources.remove(prefix).is_some()),
+            FastOp::AddExemption(exemption) => assert!(fast.exempt.insert(*exemption)),
+            FastOp::RemoveExemption(exemption) => assert!(fast.exempt.remove(exemption)),
+            FastOp::Attach(attachment) => assert!(fast.attached.insert(attachment.clone())),
+            FastOp::Detach(attachment) => assert!(fast.attached.remove(attachment)),
+            FastOp::SetOpen(open) => fast.open = *open,
+        }
+    }
+
+    fn reach(&mut self, config: &Config, host: &KernelState, rules: bool) -> Vec<String> {
+        let desired = desired(config, host, rules, false);
+        let operations = plan(&desired, &self.kernel(host), Some(&self.fast)).unwrap();
+        self.carry_out(&operations, &desired);
+        let again = plan(&desired, &self.kernel(host), Some(&self.fast)).unwrap();
+        assert_eq!(again, [], "a second plan must be empty");
+        operations.iter().map(ToString::to_string).collect()
+    }
+}
+
+#[test]
+fn the_story_from_nothing() {
+    let config = Config::parse("story", STORY).unwrap();
+    let operations = World::default().reach(&config, &host(), true);
+    insta::assert_snapshot!(operations.join("\n"));
+}
+
+#[test]
+fn a_tunnel_goes_down() {
+    let config = Config::parse("story", STORY).unwrap();
+    let mut world = World::default();
+    let mut host = host();
+    world.reach(&config, &host, true);
+    host.links.get_mut(&4).unwrap().up = false;
+    // The kernel takes the routes of a device that is down away by itself.
+    world.routes.retain(|_, route| !route.to_string().contains("dev sixxs0"));
+    let first = world.reach(&config, &host, true);
+    host.links.get_mut(&5).unwrap().up = false;
+    world.routes.retain(|_, route| !route.to_string().contains("dev wg0"));
+    let both = world.reach(&config, &host, true);
+    insta::assert_snapshot!(format!("sixxs0 down:\n{}\n\nwg0 down, too:\n{}", first.join("\n"), both.join("\n")));
+}
+
+#[test]
+fn reverse_paths_split_the_sources() {
+    let config = Config::parse("story", STORY).unwrap();
+    let fast = desired(&config, &host(), true, true).fast.unwrap();
+    let sources: Vec<String> = fast.sources.iter().map(|(prefix, (_, from))| format!("{prefix} by {from}")).collect();
+    assert_eq!(
+        sources,
+        [
+            // All of 10/8 would come by the default route's device, but what is on the link by the ingress device.
+            "10.0.0.0/8 by 2",
+            "10.0.0.0/24 by 3",
+            "10.0.0.1/32 by 4294967295",
+            "2a02::1/128 by 4294967295",
+            "2a02:578:85a0::/48 by 0",
+            "2a02:578:85a0:1::/64 by 0",
+        ]
+    );
+}
+
+#[test]
+fn without_rules_no_kernel_operation() {
+    let config = Config::parse("story", STORY).unwrap();
+    let operations = World::default().reach(&config, &host(), false);
+    assert!(operations.iter().all(|operation| !operation.starts_with("ip ")), "{operations:#?}");
+    assert!(operations.iter().any(|operation| operation.starts_with("attach ")));
+}
+
+/// A policy's part of a configuration.
+fn policy() -> impl Strategy<Value = String> {
+    let prefix = prop_oneof![
+        (0u8..4, 8u8..=32)
+            .prop_map(|(net, length)| { IpNet::new([10, net, 0, 0].into(), length).unwrap().trunc().to_string() }),
+        (0u16..4, 16u8..=128).prop_map(|(net, length)| {
+            IpNet::new([0x2a02, net, 0, 0, 0, 0, 0, 0].into(), length).unwrap().trunc().to_string()
+        }),
+    ];
+    let via = prop::sample::subsequence(vec!["\"sixxs0\"", "\"wg0\""], 1..=2).prop_shuffle();
+    let exempt = prop::sample::subsequence(vec!["\"connected\"", "\"192.0.2.0/24\"", "\"2001:db8::/32\""], 0..=3);
+    let on_down = prop::sample::select(vec!["unreachable", "blackhole", "prohibit", "next"]);
+    (prop::collection::btree_set(prefix, 1..4), via, exempt, on_down).prop_map(|(from, via, exempt, on_down)| {
+        let from: Vec<String> = from.iter().map(|prefix| format!("\"{prefix}\"")).collect();
+        format!(
+            "from = [{}]\nvia = [{}]\nexempt = [{}]\non-down = \"{on_down}\"\n",
+            from.join(", "),
+            via.join(", "),
+            exempt.join(", ")
+        )
+    })
+}
+
+/// A configuration that holds, and which tunnels are up.
+fn situation() -> impl Strategy<Value = (Config, [bool; 2], bool)> {
+    let policies = prop::collection::vec((policy(), 0u8..5), 0..6);
+    (policies, any::<[bool; 2]>(), any::<bool>()).prop_filter_map("valid", |(policies, up, rules)| {
+        let mut text =
+            "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n[tunnel.sixxs0]\n[tunnel.wg0]\n".to_owned();
+        for (policy, name) in policies {
+            text += &format!("[[policy]]\nname = \"p{name}\"\n{policy}");
+        }
+        Some((Config::parse("generated", &text).ok()?, up, rules))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// From any situation to any other: every step is sound, and the next plan is empty.
+    #[test]
+    fn any_change_is_made_before_anything_breaks(situations in prop::collection::vec(situation(), 1..5)) {
+        let mut world = World::default();
+        for (config, up, rules) in situations {
+            let mut host = host();
+            host.links.get_mut(&4).unwrap().up = up[0];
+            host.links.get_mut(&5).unwrap().up = up[1];
+            world.reach(&config, &host, rules);
+        }
+    }
+}
