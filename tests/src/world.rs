@@ -251,6 +251,16 @@ impl World {
     /// A device cannot be made.
     pub fn create_tunnel(&mut self, index: usize) -> Result<()> {
         self.delete_tunnel(index)?;
+        self.tuns[index] = self.make_tunnel(index)?;
+        Ok(())
+    }
+
+    /// As [`Self::create_tunnel`], for a test that only has a shared reference, since a daemon runs in this world. There
+    /// must be no such tunnel. A tun device exists as long as the pair that is returned.
+    ///
+    /// # Errors
+    /// A device cannot be made.
+    pub fn make_tunnel(&self, index: usize) -> Result<Option<TunPair>> {
         let WorldBuilder { kind, mtu, vnet_hdr, .. } = self.options;
         let (plan, broker) = (&TUNNELS[index], &self.brokers[index]);
         let number = u8::try_from(index)?;
@@ -259,10 +269,11 @@ impl World {
             End { netns: &self.host, device, mac: mac_tunnel(number) },
             End { netns: broker, device, mac: mac_broker(number) },
         ];
+        let mut pair = None;
         match kind {
             TunnelKind::Tun => {
                 let options = TunOptions { mtu, vnet_hdr };
-                self.tuns[index] = Some(TunPair::new((&self.host, device), (broker, device), options)?);
+                pair = Some(TunPair::new((&self.host, device), (broker, device), options)?);
             }
             TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
             TunnelKind::Vxlan => {
@@ -281,7 +292,8 @@ impl World {
             let via = if kind.needs_gateway() { format!("via {host}") } else { String::new() };
             writeln!(script, "route add {} {via} dev {device}", plan.prefix.of(family))?;
         }
-        broker.ip(&script)
+        broker.ip(&script)?;
+        Ok(pair)
     }
 
     /// Deletes a tunnel, at both ends; nothing happens if it does not exist.
