@@ -3,7 +3,6 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MntFlags, umount2};
 use tunroute::net::Family;
 use tunroute_tests::{DaemonOptions, Netns};
 
@@ -108,9 +107,10 @@ fn bpffs_is_unmounted() -> Result<()> {
 fn bpffs_is_unmounted_for_good() -> Result<()> {
     Setting::new("both").lossless().run("bpffs unmounted for good", |scene| {
         let log = scene.log_end();
-        let mount = scene.world.pin_dir();
-        let mount = mount.parent().context("no parent")?;
-        umount2(mount, MntFlags::MNT_DETACH).context("cannot unmount")?;
+        let pins = scene.world.pin_dir();
+        let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
+        let pid = scene.daemon.pid()?.to_string();
+        scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
         scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
         std::thread::sleep(Duration::from_millis(700));
         ensure!(scene.said(log, "pinned maps") == 1, "said again");

@@ -173,14 +173,18 @@ impl Scene<'_> {
 
     /// Tunroute's own rules, as `ip rule del` takes them.
     pub fn own_rules(&self) -> Result<Vec<String>> {
-        let family = self.version();
-        let rules = self.ip(&format!("{family} rule show protocol {PROTOCOL}"))?;
-        // "20032: from 2a02::1 lookup 200 proto 116"
-        Ok(rules
+        let own = format!("proto {PROTOCOL}");
+        let rules = self.ip(&format!("{} -details rule show", self.version()))?;
+        // "20032: from 2a02::1 lookup 200 proto 116 unicast"
+        let mut rules: Vec<String> = rules
             .lines()
+            .filter(|line| line.contains(&own))
             .filter_map(|line| line.split_once(':'))
-            .map(|(pref, rest)| format!("pref {pref} {}", rest.trim()))
-            .collect())
+            .map(|(pref, rest)| format!("pref {pref} {}", rest.replace(" unicast", "").trim()))
+            .collect();
+        // Among rules of one priority the order changes, and means nothing.
+        rules.sort();
+        Ok(rules)
     }
 
     pub fn version(&self) -> &'static str {

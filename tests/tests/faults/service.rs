@@ -192,9 +192,16 @@ fn reload_is_refused_for_a_taken_table() -> Result<()> {
 
 #[test]
 fn reload_is_refused_for_a_full_map() -> Result<()> {
+    // Each inner policy is inside each outer one: every pair is a chain with a slot of its own.
     let config = |scene: &Scene<'_>| {
-        let policies = (0..4097)
-            .map(|n| format!("\n[[policy]]\nname = \"p{n}\"\nfrom = [\"2001:db8:{n:x}::/48\"]\nvia = [\"sixxs1\"]\n"));
+        let outer = (0..70).map(|n| (format!("outer{n}"), format!("\"3000:{n:x}::/32\"")));
+        let inner = (0..70).map(|n| {
+            let prefixes: Vec<String> = (0..70).map(|outer| format!("\"3000:{outer:x}:{n:x}::/48\"")).collect();
+            (format!("inner{n}"), prefixes.join(", "))
+        });
+        let policies = outer
+            .chain(inner)
+            .map(|(name, from)| format!("\n[[policy]]\nname = \"{name}\"\nfrom = [{from}]\nvia = [\"sixxs1\"]\n"));
         scene.config.clone() + &policies.collect::<String>()
     };
     refused("reload that does not fit the map", "both", config, "slots")
@@ -239,12 +246,11 @@ fn state_directory_is_read_only() -> Result<()> {
         scene.daemon.terminate()?;
         let state = state_disk(scene)?;
         restart(scene, &DaemonOptions::default())?;
-        // The file system itself, not only this mount of it.
-        mount(None::<&str>, &state, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
-            .or_else(|_| scene.world.host.run("mount", &["-o", "remount,ro", &state.to_string_lossy()]).map(drop))
-            .context("cannot make it read-only")?;
+        scene.daemon.terminate()?;
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, &state, None::<&str>, flags, None::<&str>).context("cannot make it read-only")?;
+        restart(scene, &DaemonOptions::default())?;
         without_state(scene)?;
-        // A daemon that starts then works, too.
         scene.daemon.kill9()?;
         restart(scene, &DaemonOptions::default())
     })
