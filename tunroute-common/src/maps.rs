@@ -12,6 +12,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
 pub const MAX_SLOTS: u32 = 4096;
 
+/// So many prefixes each of the prefix maps takes. Entries are allocated as they come: a bound, not a reservation.
+pub const MAX_PREFIXES: u32 = 1 << 20;
+
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
 

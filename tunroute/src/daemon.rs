@@ -86,8 +86,10 @@ struct Daemon {
     state: Arc<StateDir>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
-    /// What could not be done in the pass before, which is not said again.
-    said: Vec<String>,
+    /// What could not be done in the one before, and has been logged.
+    logged: Vec<String>,
+    /// When to try again what could not be done.
+    retry: Option<tokio::time::Instant>,
     started: Instant,
 }
 
@@ -125,7 +127,8 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         failed: BTreeSet::new(),
         state,
         problems: Vec::new(),
-        said: Vec::new(),
+        logged: Vec::new(),
+        retry: None,
         started: Instant::now(),
     };
     daemon.configure_tunnels();
@@ -173,8 +176,12 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         loop {
-            let retry = async {
-                if self.problems.is_empty() { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
+            let retry = self.retry;
+            let retry = async move {
+                match retry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
             };
             tokio::select! {
                 change = events.next() => {
@@ -227,16 +234,28 @@ impl Daemon {
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
         let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
-        let old = std::mem::replace(&mut self.config, config);
         self.reconcile(Kinds::ALL).await;
+        self.check_applicable(&config)?;
+        let old = std::mem::replace(&mut self.config, config);
+        let tables = self.tables.clone();
+        self.reconcile(Kinds::NONE).await;
         if self.problems.is_empty() {
             self.configure_tunnels();
             return Ok(());
         }
         let problems = self.problems.join("; ");
         self.config = old;
+        self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
         anyhow::bail!("the new configuration cannot be applied in full: {problems}")
+    }
+
+    /// Refuses what is known to fail, before anything is changed for it.
+    fn check_applicable(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        self.tables.check_free(config, &snapshot.state)?;
+        plan(&self.desired_of(config, snapshot), &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        Ok(())
     }
 
     /// Tells the supervisor and the probes which tunnels there are.
@@ -269,7 +288,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
-        self.said = std::mem::take(&mut self.problems);
+        self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
@@ -284,6 +303,7 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
@@ -297,7 +317,11 @@ impl Daemon {
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
-        self.gates = gates::Gates::look(config, &snapshot.state).await;
+        let gates = gates::Gates::look(config, &snapshot.state).await;
+        if !config_wants_no_fast_path(config) {
+            gates.log_since(&self.gates);
+        }
+        self.gates = gates;
         let filters = self.filters(&snapshot.state).await?;
         if let Some(fast) = &mut self.fast {
             fast.observe_attachments(&snapshot.state.links, &filters)?;
@@ -337,13 +361,17 @@ impl Daemon {
 
     /// What both datapaths are to look like now.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
-        let wanted = !config_wants_no_fast_path(&self.config);
+        self.desired_of(&self.config, snapshot)
+    }
+
+    fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
+        let wanted = !config_wants_no_fast_path(config);
         compile(&Inputs {
-            config: &self.config,
+            config,
             kernel: &snapshot.state,
             tables: self.tables.numbers(),
             failed: &self.failed,
-            rules: self.config.datapath != Datapath::Ebpf || self.fallback,
+            rules: config.datapath != Datapath::Ebpf || self.fallback,
             fast: (wanted && self.fast.is_some()).then_some(FastInputs {
                 open: self.gates.open(),
                 closed: self.gates.closed_devices(),
@@ -389,7 +417,8 @@ impl Daemon {
     }
 
     fn problem(&mut self, problem: String) {
-        if !self.said.contains(&problem) {
+        // One that stays is tried again every second, and said once.
+        if !self.logged.contains(&problem) {
             error!("{problem}");
         }
         self.problems.push(problem);
@@ -401,8 +430,13 @@ impl Daemon {
         if let Some(fast) = &self.fast
             && !fast.maps_pinned()
         {
-            warn!("the pinned maps below {} are gone; loading the fast path anew", pins.display());
-            self.fast = None;
+            let error = fast.restore_pins().err().map(|error| error.to_string());
+            match &error {
+                None => warn!("somebody has removed the pinned maps below {}; pinned them again", pins.display()),
+                Some(_) if self.fast_error == error => {}
+                Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
+            }
+            self.fast_error = error;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
         let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
@@ -456,7 +490,7 @@ impl Daemon {
         desired.attachments.is_subset(&fast.state().attached) && self.gates.all_open(&self.config)
     }
 
-    /// The heartbeat, and a look whether the programs are still where they belong.
+    /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
@@ -469,13 +503,18 @@ impl Daemon {
         }
         let before = fast.state().attached.clone();
         let observed = fast.observe_attachments(&snapshot.state.links, &filters);
-        let lost: Vec<String> = before.difference(&fast.state().attached).map(ToString::to_string).collect();
-        let mut repair = observed.is_err() || !fast.maps_pinned();
+        // A device that went away or was renamed took its programs along: that is an event of its own.
+        let lost: Vec<String> = before
+            .difference(&fast.state().attached)
+            .filter(|lost| nix::net::if_::if_nametoindex(lost.device.as_str()).is_ok_and(|now| now == lost.ifindex))
+            .map(ToString::to_string)
+            .collect();
         if !lost.is_empty() {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
-            repair = true;
         }
-        if repair {
+        let unpinned = !fast.maps_pinned();
+        let gates = gates::Gates::look(&self.config, &snapshot.state).await;
+        if observed.is_err() || !lost.is_empty() || unpinned || gates != self.gates {
             self.reconcile(Kinds::NONE).await;
         }
     }
@@ -494,23 +533,24 @@ const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
 }
 
-/// Says what others have removed. Returns whether anything was.
+/// Says in one line what others have removed. Returns whether anything was.
 fn report_removed(change: &Change) -> bool {
-    for removed in &change.removed {
-        let who = fs::read_to_string(format!("/proc/{}/comm", removed.port)).unwrap_or_default();
-        let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
-        warn!("somebody else{who} did `{removed}`; undoing it");
-    }
-    if change.removed_more > 0 {
-        warn!("somebody has removed {} more of tunroute's rules and routes; restoring them", change.removed_more);
-    }
     if change.overrun {
         warn!("the kernel's notifications overran; looking at everything");
     }
-    !change.removed.is_empty()
+    let Some(first) = change.removed.first() else { return false };
+    let who = fs::read_to_string(format!("/proc/{}/comm", first.port)).unwrap_or_default();
+    let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
+    match change.removed.len().saturating_sub(1).saturating_add(change.removed_more) {
+        0 => warn!("somebody else{who} did `{first}`; undoing it"),
+        more => {
+            warn!("somebody else{who} did `{first}` and removed {more} more of tunroute's rules and routes; undoing it")
+        }
+    }
+    true
 }
 
-/// Map entries are many and say little: only those that route are logged by default.
+/// Map entries are many and say little: they are only counted by default.
 fn log_plan(operations: &[Op]) {
     let (entries, main): (Vec<&Op>, Vec<&Op>) = operations.iter().partition(|op| match op {
         Op::Fast(op) => op.is_entry(),
@@ -522,8 +562,11 @@ fn log_plan(operations: &[Op]) {
     if let Some(more) = main.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
         info!("and {more} more operations");
     }
-    for entry in entries {
+    for entry in &entries {
         debug!("{entry}");
+    }
+    if !entries.is_empty() {
+        info!("{} entries of the fast path's prefix maps", entries.len());
     }
 }
 

@@ -8,11 +8,11 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast},
-    fast::{FastOp, FastState, Open},
+    fast::{Exemption, FastOp, FastState, Open},
     net::{Family, KernelOp, KernelState, Route},
 };
 
@@ -55,6 +55,16 @@ pub enum PlanError {
     )]
     Slots {
         /// How many would be used at once.
+        needed: usize,
+    },
+    /// More prefixes than a map takes.
+    #[error("the fast path would need {needed} {family} {what} at once, and its map takes {MAX_PREFIXES}; use fewer")]
+    Prefixes {
+        /// Sources or exemptions.
+        what: &'static str,
+        /// Of which family.
+        family: Family,
+        /// How many would be there at once: those that go stay until the new ones are in.
         needed: usize,
     },
 }
@@ -155,6 +165,7 @@ impl FastPlan {
         let nothing = DesiredFast::default();
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
+        check_room(desired, observed)?;
         let mut plan = Self::default();
 
         let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
@@ -223,6 +234,33 @@ impl FastPlan {
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
     }
+}
+
+/// Is there room in the prefix maps for old and new together?
+fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanError> {
+    let check = |what, family, added: usize, present: usize| {
+        let needed = added.saturating_add(present);
+        let fits = u32::try_from(needed).is_ok_and(|needed| needed <= MAX_PREFIXES);
+        if fits { Ok(()) } else { Err(PlanError::Prefixes { what, family, needed }) }
+    };
+    let limit = usize::try_from(MAX_PREFIXES).unwrap_or(usize::MAX);
+    // The usual case costs nothing.
+    if desired.sources.len().saturating_add(observed.sources.len()) > limit {
+        for family in Family::ALL {
+            let added = desired.sources.keys().filter(|prefix| !observed.sources.contains_key(prefix));
+            let added = added.filter(|prefix| Family::of(prefix) == family).count();
+            let present = observed.sources.keys().filter(|prefix| Family::of(prefix) == family).count();
+            check("sources", family, added, present)?;
+        }
+    }
+    if desired.exempt.len().saturating_add(observed.exempt.len()) > limit {
+        for family in Family::ALL {
+            let of_family = |exemption: &&Exemption| Family::of(&exemption.prefix) == family;
+            let added = desired.exempt.difference(&observed.exempt).filter(of_family).count();
+            check("exemptions", family, added, observed.exempt.iter().filter(of_family).count())?;
+        }
+    }
+    Ok(())
 }
 
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.

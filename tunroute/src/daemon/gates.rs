@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tracing::{info, warn};
+
 use crate::{
     compile::matching,
     config::Config,
@@ -15,7 +17,7 @@ use crate::{
 const BAND: u32 = 128;
 
 /// Which families and devices the fast path may decide, and why not the others.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Gates {
     open: Open,
     closed_devices: BTreeSet<IfIndex>,
@@ -77,6 +79,16 @@ impl Gates {
     /// IPv4 ingress checks the way back to the source.
     pub(super) const fn reverse_path(&self) -> bool {
         self.reverse_path
+    }
+
+    /// Says which gates have closed and opened since an earlier look.
+    pub(super) fn log_since(&self, earlier: &Self) {
+        for reason in self.reasons.iter().filter(|reason| !earlier.reasons.contains(reason)) {
+            warn!("the kernel decides in place of the fast path: {reason}");
+        }
+        for reason in earlier.reasons.iter().filter(|reason| !self.reasons.contains(reason)) {
+            info!("no longer so: {reason}");
+        }
     }
 
     /// The closed gates in words, with what to do about each.

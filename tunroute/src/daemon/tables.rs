@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The policies' tables, by the policies' names.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     numbers: BTreeMap<String, u32>,
     /// Allocated ones, as they stand in the state directory.
@@ -36,6 +36,28 @@ impl Tables {
     pub(super) fn names<'a>(&'a self, config: &'a Config) -> impl Iterator<Item = (&'a str, u32)> {
         let table = |name: &'a String| Some((name.as_str(), *self.numbers.get(name)?));
         config.policies.iter().filter_map(move |policy| table(&policy.name))
+    }
+
+    /// Fails if the configuration names a table that is somebody else's.
+    pub(super) fn check_free(&self, config: &Config, kernel: &KernelState) -> anyhow::Result<()> {
+        for (policy, table) in explicit(config) {
+            // One that tunroute uses already stays in use although somebody else has put a route there.
+            let used = self.numbers.values().any(|used| *used == table);
+            anyhow::ensure!(
+                used || !kernel.foreign_tables.contains(&table),
+                "table {table} of policy \"{policy}\" has routes of somebody else (`ip route show table {table}` and \
+                 `ip -6 route show table {table}`): remove them, or choose another `table`"
+            );
+        }
+        Ok(())
+    }
+
+    /// Goes back to what was, because the configuration goes back.
+    pub(super) fn restore(&mut self, earlier: Self, state: &StateDir) {
+        if self.remembered != earlier.remembered {
+            state.save_or_say(tables::FILE, &earlier.remembered);
+        }
+        *self = Self { named: false, ..earlier };
     }
 
     /// Brings the numbers up to date with the configuration. Returns whether any has changed.

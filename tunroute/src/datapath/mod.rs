@@ -2,10 +2,11 @@
 //!
 //! Knows nothing of the configuration. What stands in the maps is kept in a mirror, which an adopting daemon reads back.
 
+mod adopt;
 mod pins;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -30,7 +31,7 @@ use tunroute_common::maps::{
 };
 
 use crate::{
-    datapath::pins::Pins,
+    datapath::{adopt::Loaded, pins::Pins},
     fast::{Attachment, Exemption, FastOp, FastState, Hook, Open, address_from_words, address_words},
     net::{Family, IfIndex, Link},
 };
@@ -179,6 +180,7 @@ pub struct Datapath {
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
     pins: Pins,
+    loaded: Loaded,
     method: Method,
     /// The TCX links. Held besides the pins, so that removing a pin does not detach a program while the daemon runs.
     links: BTreeMap<(Hook, IfIndex), FdLink>,
@@ -200,6 +202,7 @@ impl Datapath {
         for program in PROGRAMS {
             classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
         }
+        let loaded = Loaded::read(&mut ebpf)?;
         let mut datapath = Self {
             source_v4: take(&mut ebpf, names::SOURCE_V4)?,
             source_v6: take(&mut ebpf, names::SOURCE_V6)?,
@@ -210,6 +213,7 @@ impl Datapath {
             control: take(&mut ebpf, names::CONTROL)?,
             ebpf,
             pins,
+            loaded,
             method,
             links: BTreeMap::new(),
             state: FastState::default(),
@@ -292,15 +296,23 @@ impl Datapath {
         let mut attached = BTreeSet::new();
         self.pins.forget_missing(links);
         self.links.retain(|(_, ifindex), _| links.contains_key(ifindex));
+        // Where nothing can be pinned, an unpinned link is the best there is.
+        let pins_wanted = self.maps_pinned();
         for link in links.values() {
             for hook in [Hook::Egress, Hook::Ingress] {
                 let Some(attachment) = Attachment::new(hook, link) else { continue };
                 let id = self.program_id(attachment.program())?;
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
-                let in_place = self.pins.is_pinned(&attachment)
+                let in_place = (!pins_wanted || self.pins.is_pinned(&attachment))
                     && match self.method {
-                        Method::Tcx => SchedClassifier::query_tcx(&attachment.device, attach_type(hook))
-                            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id)),
+                        Method::Tcx => {
+                            let name = attachment.program();
+                            SchedClassifier::query_tcx(&attachment.device, attach_type(hook)).is_ok_and(
+                                |(_, programs)| {
+                                    programs.iter().any(|info| info.id() == id || self.loaded.is(name, info))
+                                },
+                            ) && self.hold(&attachment)
+                        }
                         Method::Clsact => filters.contains(&(hook, link.index, id)),
                     };
                 if in_place {
@@ -310,6 +322,18 @@ impl Datapath {
         }
         self.state.attached = attached;
         Ok(())
+    }
+
+    /// Holds the link of a program in place. False if there is none, so that the program must be attached anew.
+    fn hold(&mut self, attachment: &Attachment) -> bool {
+        let Entry::Vacant(vacant) = self.links.entry((attachment.hook, attachment.ifindex)) else { return true };
+        match self.pins.pinned(attachment) {
+            Ok(Some(link)) => {
+                vacant.insert(link);
+                true
+            }
+            _ => false,
+        }
     }
 
     fn program_id(&mut self, program: &'static str) -> Result<u32> {
@@ -488,10 +512,21 @@ impl Datapath {
         Ok(())
     }
 
-    /// Are the maps still pinned? If not, open anew: they would not outlive this daemon.
+    /// Are the maps still pinned? If not, see [`Self::restore_pins`].
     #[must_use]
     pub fn maps_pinned(&self) -> bool {
         self.pins.maps_pinned()
+    }
+
+    /// Pins the maps again that somebody has unpinned: else they would not outlive this daemon. The links follow as
+    /// they are attached again.
+    ///
+    /// # Errors
+    ///
+    /// If there is no bpf file system any more, and none can be mounted.
+    pub fn restore_pins(&self) -> Result<()> {
+        self.pins.make()?;
+        self.loaded.pin_missing(&self.pins.maps)
     }
 
     /// The devices whose clsact qdisc an instance of this daemon has added.
