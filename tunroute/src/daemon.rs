@@ -31,6 +31,7 @@ use crate::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     net::{Family, IfIndex, KernelOp, Link},
     plan::{Op, plan},
+    service::Service,
     state::StateDir,
     supervise::Supervisor,
 };
@@ -83,6 +84,7 @@ struct Daemon {
     /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
+    service: Service,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     started: Instant,
@@ -96,12 +98,12 @@ enum Exit {
     Down(Option<oneshot::Sender<Answer>>),
 }
 
-/// Runs the daemon until it is told to stop. `ready` is called once the datapaths are in place.
+/// Runs the daemon until it is told to stop. The service manager is told how it is.
 ///
 /// # Errors
 ///
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
-pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
     let _lock = NamespaceLock::take()?;
     options.instance.record(&options.runtime_dir)?;
@@ -121,6 +123,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         probes: Probes::new(verdicts),
         failed: BTreeSet::new(),
         state,
+        service: Service::detect(),
         problems: Vec::new(),
         started: Instant::now(),
     };
@@ -128,8 +131,9 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
     daemon.reconcile(Kinds::ALL).await;
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
-    ready();
+    daemon.service.ready();
     let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
+    daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
@@ -213,7 +217,9 @@ impl Daemon {
 
     /// Reads the configuration again; applies it in full or not at all.
     async fn reload(&mut self) -> anyhow::Result<()> {
+        self.service.reloading();
         let result = self.try_reload().await;
+        self.service.ready();
         match &result {
             Ok(()) => info!("the new configuration is in force"),
             Err(error) => error!("the old configuration stays in force: {error:#}"),
@@ -280,6 +286,7 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        self.service.status(self.summary());
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
@@ -442,6 +449,7 @@ impl Daemon {
 
     /// The heartbeat, and a look whether the programs are still where they belong.
     async fn audit(&mut self) {
+        self.service.alive();
         let Some(fast) = &mut self.fast else { return };
         if let Err(error) = fast.beat() {
             warn!("{error}");

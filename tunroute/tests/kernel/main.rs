@@ -24,7 +24,7 @@ fn net(text: &str) -> IpNet {
 }
 
 fn rule(priority: u32, from: &str, table: u32) -> Rule {
-    Rule { priority, from: net(from), table }
+    Rule { priority, from: net(from), oif: None, table }
 }
 
 fn route(table: u32, dst: &str, metric: u32, kind: RouteKind) -> Route {
@@ -462,8 +462,9 @@ fn ten_thousand_rules_and_routes() {
     in_namespace(async || {
         let (t0, _) = devices();
         let (kernel, mut events) = Kernel::connect().unwrap();
-        let rules: Vec<_> =
-            (0..10_000).map(|i| KernelOp::AddRule(Rule { priority: 20000, from: host(i), table: 200 })).collect();
+        let rules: Vec<_> = (0..10_000)
+            .map(|i| KernelOp::AddRule(Rule { priority: 20000, from: host(i), oif: None, table: 200 }))
+            .collect();
         let routes: Vec<_> = (0..10_000)
             .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: unicast("t0", t0, None) })
             .map(KernelOp::AddRoute)
