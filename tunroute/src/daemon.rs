@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -22,14 +23,14 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile},
+    compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    net::{Family, IfIndex, KernelOp, Link},
+    net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan},
     service::Service,
     state::StateDir,
@@ -259,10 +260,14 @@ impl Daemon {
     }
 
     /// Tells the supervisor and the probes which devices have come up or gone.
-    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, now: &BTreeMap<IfIndex, Link>) {
+    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, kernel: &KernelState) {
+        let now = &kernel.links;
         for tunnel in &self.config.tunnels {
             let up = |links: &BTreeMap<IfIndex, Link>| links.values().any(|link| link.name == tunnel.name && link.up);
-            self.supervisor.device_up(&tunnel.name, up(now));
+            // That it is missing is not said before its command could do something about it.
+            if up(now) || online(&self.config, kernel) {
+                self.supervisor.device_up(&tunnel.name, up(now));
+            }
             if before.is_some_and(|before| up(before) != up(now)) {
                 self.probes.nudge(&tunnel.name);
             }
@@ -293,7 +298,7 @@ impl Daemon {
         let before = self.snapshot.take();
         let links_before = before.as_ref().map(|snapshot| snapshot.state.links.clone());
         let snapshot = self.kernel.observe(dirty, before).await?;
-        self.tell_devices(links_before.as_ref(), &snapshot.state.links);
+        self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
@@ -480,6 +485,15 @@ impl Daemon {
 
 const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
+/// a route. At boot they would otherwise use up their start limit before the network is there.
+fn online(config: &Config, kernel: &KernelState) -> bool {
+    let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
+    let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
+    let uplinks = &config.interfaces.uplink;
+    uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }
 
 /// Says what others have removed. Returns whether anything was.
