@@ -280,7 +280,6 @@ impl World {
             End { netns: &self.host, device, mac: mac_tunnel(number) },
             End { netns: broker, device, mac: mac_broker(number) },
         ];
-        let mut pair = None;
         match kind {
             TunnelKind::Tun => {
                 let options = TunOptions { mtu, vnet_hdr };

@@ -1,5 +1,7 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+pub mod probes;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -27,11 +29,11 @@ pub struct Inputs<'a> {
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
-    /// Each policy's routing table, by the policy's name.
+    /// Each policy's routing table, by the policy's name, and each probed tunnel's, by [`probes::table_name`].
     pub tables: &'a BTreeMap<String, u32>,
     /// Tunnels that do not answer their probes, with the family asked.
     pub failed: &'a BTreeSet<(String, Family)>,
-    /// Rules and tables are to be installed.
+    /// The policies' rules and tables are to be installed.
     pub rules: bool,
     /// The fast path, if there is to be one.
     pub fast: Option<FastInputs<'a>>,
@@ -53,7 +55,7 @@ pub struct FastInputs<'a> {
 pub struct Desired {
     /// The rules.
     pub rules: BTreeSet<Rule>,
-    /// The routes of all policies' tables.
+    /// The routes of all tables of tunroute's.
     pub routes: BTreeSet<Route>,
     /// The fast path; none if there is to be nothing of it.
     pub fast: Option<DesiredFast>,
@@ -151,6 +153,7 @@ pub fn matching<'a>(patterns: &'a [DevicePattern], kernel: &'a KernelState) -> i
 pub fn compile(inputs: &Inputs<'_>) -> Desired {
     let connected = connected(inputs);
     let mut desired = Desired::default();
+    probes::compile(inputs, &mut desired);
     if inputs.rules {
         for policy in &inputs.config.policies {
             let Some(table) = inputs.tables.get(&policy.name) else { continue };
@@ -195,10 +198,10 @@ fn compile_policy(
         return;
     }
     for prefix in prefixes {
-        // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th
-        // priority, which nothing minds.
-        let priority = inputs.config.band + u32::from(128 - prefix.prefix_len());
-        desired.rules.insert(Rule { priority, from: *prefix, table });
+        // Longest first: an ordered list that equals a longest-prefix match. The band's first priority is the probes'.
+        // IPv4 prefixes begin at its 97th, which nothing minds.
+        let priority = inputs.config.band + 1 + u32::from(128 - prefix.prefix_len());
+        desired.rules.insert(Rule { priority, from: *prefix, oif: None, table });
     }
     let mut default_exempt = false;
     for dst in exempt(policy, family, connected) {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -32,6 +33,7 @@ use crate::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan},
+    service::Service,
     state::StateDir,
     supervise::Supervisor,
 };
@@ -84,6 +86,7 @@ struct Daemon {
     /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
+    service: Service,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
@@ -101,12 +104,12 @@ enum Exit {
     Down(Option<oneshot::Sender<Answer>>),
 }
 
-/// Runs the daemon until it is told to stop. `ready` is called once the datapaths are in place.
+/// Runs the daemon until it is told to stop. The service manager is told how it is.
 ///
 /// # Errors
 ///
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
-pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
     let _lock = NamespaceLock::take()?;
     options.instance.record(&options.runtime_dir)?;
@@ -126,6 +129,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         probes: Probes::new(verdicts),
         failed: BTreeSet::new(),
         state,
+        service: Service::detect(),
         problems: Vec::new(),
         logged: Vec::new(),
         retry: None,
@@ -135,8 +139,9 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
     daemon.reconcile(Kinds::ALL).await;
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
-    ready();
+    daemon.service.ready();
     let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
+    daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
@@ -224,7 +229,9 @@ impl Daemon {
 
     /// Reads the configuration again; applies it in full or not at all.
     async fn reload(&mut self) -> anyhow::Result<()> {
+        self.service.reloading();
         let result = self.try_reload().await;
+        self.service.ready();
         match &result {
             Ok(()) => info!("the new configuration is in force"),
             Err(error) => error!("the old configuration stays in force: {error:#}"),
@@ -276,10 +283,14 @@ impl Daemon {
     }
 
     /// Tells the supervisor and the probes which devices have come up or gone.
-    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, now: &BTreeMap<IfIndex, Link>) {
+    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, kernel: &KernelState) {
+        let now = &kernel.links;
         for tunnel in &self.config.tunnels {
             let up = |links: &BTreeMap<IfIndex, Link>| links.values().any(|link| link.name == tunnel.name && link.up);
-            self.supervisor.device_up(&tunnel.name, up(now));
+            // That it is missing is not said before its command could do something about it.
+            if up(now) || online(&self.config, kernel) {
+                self.supervisor.device_up(&tunnel.name, up(now));
+            }
             if before.is_some_and(|before| up(before) != up(now)) {
                 self.probes.nudge(&tunnel.name);
             }
@@ -304,13 +315,14 @@ impl Daemon {
             fast.forget_other_layouts();
         }
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
+        self.service.status(self.summary());
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
         let before = self.snapshot.take();
         let links_before = before.as_ref().map(|snapshot| snapshot.state.links.clone());
         let snapshot = self.kernel.observe(dirty, before).await?;
-        self.tell_devices(links_before.as_ref(), &snapshot.state.links);
+        self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
@@ -492,6 +504,7 @@ impl Daemon {
 
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
+        self.service.alive();
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
             warn!("{error}");
@@ -531,6 +544,15 @@ impl Daemon {
 
 const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
+/// a route. At boot they would otherwise use up their start limit before the network is there.
+fn online(config: &Config, kernel: &KernelState) -> bool {
+    let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
+    let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
+    let uplinks = &config.interfaces.uplink;
+    uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }
 
 /// Says in one line what others have removed. Returns whether anything was.

@@ -117,14 +117,16 @@ pub struct Link {
     pub master: Option<IfIndex>,
 }
 
-/// A policy rule as tunroute writes it: `from PREFIX lookup TABLE`.
+/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The priority (preference): lower numbers are asked first.
     pub priority: u32,
     /// The source prefix.
     pub from: IpNet,
-    /// The routing table asked when the source matches.
+    /// The device that the sender has bound its socket to: such a rule matches nothing that is forwarded.
+    pub oif: Option<String>,
+    /// The routing table asked when all of that matches.
     pub table: u32,
 }
 
@@ -141,6 +143,12 @@ impl fmt::Display for Ip<'_> {
 }
 
 impl Rule {
+    /// The family whose rule list it stands in.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        Family::of(&self.from)
+    }
+
     /// The `ip rule add` command that makes this rule.
     #[must_use]
     pub fn add_command(&self) -> String {
@@ -156,8 +164,15 @@ impl Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { priority, from, table } = self;
-        write!(f, "from {from} lookup {table} pref {priority} protocol {PROTOCOL}")
+        let Self { priority, from, oif, table } = self;
+        match from.prefix_len() {
+            0 => f.write_str("from all")?,
+            _ => write!(f, "from {from}")?,
+        }
+        if let Some(oif) = oif {
+            write!(f, " oif {oif}")?;
+        }
+        write!(f, " lookup {table} pref {priority} protocol {PROTOCOL}")
     }
 }
 

@@ -28,6 +28,9 @@ pub struct Status {
     pub kernel: KernelStatus,
     /// What could not be done, and is tried again; empty if the system is as it should be.
     pub problems: Vec<String>,
+    /// What the operator should change on this host.
+    #[serde(default)]
+    pub hints: Vec<String>,
 }
 
 /// A tunnel.
@@ -162,6 +165,9 @@ impl Status {
         }
         for problem in &self.problems {
             let _infallible = writeln!(text, "problem: {problem}");
+        }
+        for hint in &self.hints {
+            let _infallible = writeln!(text, "hint: {hint}");
         }
         text
     }
