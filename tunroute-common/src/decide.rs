@@ -131,9 +131,6 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
 /// otherwise it goes by its tunnel, or nowhere. The hop limit has been dealt with by then.
 #[inline(always)]
 pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, maps: &'a L) -> Verdict<'a> {
-    if arrival.tagged {
-        return Verdict::Pass;
-    }
     let Some(header) = read_lenient(arrival.ethertype, packet) else { return Verdict::Pass };
     // What is let through here leaves by the uplink, so these are only what no rule would have sent elsewhere.
     // Neighbour discovery has this hop limit (RFC 4861); what looks like it and was forwarded has not.
@@ -150,7 +147,12 @@ pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, ma
     let fits = |slot: &Slot| {
         slot.egress.has(flags::ANSWERS_TOO_BIG) || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
     };
-    if slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex && fits(slot) {
+    // A tagged packet is on its way to a VLAN of the uplink. It must not leave there either, but keeps its tag if redirected.
+    if !arrival.tagged
+        && slot.egress.action() == Action::Redirect
+        && slot.egress.ifindex() != arrival.ifindex
+        && fits(slot)
+    {
         Verdict::Redirect(index, slot, Outcome::Diverted)
     } else {
         Verdict::Drop(index, Outcome::LeakPrevented)

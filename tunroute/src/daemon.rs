@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
 };
@@ -27,7 +27,7 @@ use crate::{
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
-    fast::Hook,
+    fast::{FastOp, Hook, Open},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
@@ -111,8 +111,9 @@ enum Exit {
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
 pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
-    let _lock = NamespaceLock::take()?;
-    options.instance.record(&options.runtime_dir)?;
+    let lock = NamespaceLock::take()?;
+    let runtime_lock = options.instance.record(&options.runtime_dir)?;
+    let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
@@ -140,13 +141,15 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
+    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
     daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
         Exit::Down(answer) => {
             let result = daemon.down().await;
+            // Whoever hears of it may start the next daemon at once.
+            drop((lock, runtime_lock));
             if let Some(answer) = answer {
                 let told = match &result {
                     Ok(()) => Answer::Done,
@@ -162,6 +165,23 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
     Config { datapath: datapath.unwrap_or(config.datapath), ..config }
 }
@@ -172,14 +192,12 @@ impl Daemon {
         events: &mut Events,
         mut calls: mpsc::Receiver<Call>,
         verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+        signals: &mut Signals,
     ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         loop {
             let retry = self.retry;
             let retry = async move {
@@ -202,6 +220,14 @@ impl Daemon {
                     Request::Status => {
                         let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
                     }
+                    Request::Start { tunnel } => {
+                        let told = if self.supervisor.reset(&tunnel) {
+                            Answer::Done
+                        } else {
+                            Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
+                        };
+                        let _nobody_waits = answer.send(told);
+                    }
                     Request::Reload => {
                         let told = match self.reload().await {
                             Ok(()) => Answer::Done,
@@ -217,12 +243,12 @@ impl Daemon {
                 _ = audit.tick() => self.audit().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     // What went wrong has been logged; the old configuration is still in force.
                     let _logged = self.reload().await;
                 }
-                _ = terminate.recv() => return Ok(Exit::Leave),
-                _ = interrupt.recv() => return Ok(Exit::Leave),
+                _ = signals.terminate.recv() => return Ok(Exit::Leave),
+                _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
         }
     }
@@ -243,14 +269,18 @@ impl Daemon {
         let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
         self.reconcile(Kinds::ALL).await;
         self.check_applicable(&config)?;
+        // What cannot be done anyway says nothing about the new configuration.
+        let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
         let tables = self.tables.clone();
         self.reconcile(Kinds::NONE).await;
-        if self.problems.is_empty() {
+        let new: Vec<&str> =
+            self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
+        if new.is_empty() {
             self.configure_tunnels();
             return Ok(());
         }
-        let problems = self.problems.join("; ");
+        let problems = new.join("; ");
         self.config = old;
         self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
@@ -329,7 +359,7 @@ impl Daemon {
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
-        let gates = gates::Gates::look(config, &snapshot.state).await;
+        let gates = gates::Gates::look(config, &snapshot.state, self.tables.numbers()).await;
         if !config_wants_no_fast_path(config) {
             gates.log_since(&self.gates);
         }
@@ -337,6 +367,10 @@ impl Daemon {
         let filters = self.filters(&snapshot.state).await?;
         if let Some(fast) = &mut self.fast {
             fast.observe_attachments(&snapshot.state.links, &filters)?;
+        }
+        if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
+            // Known before anything is changed: rules that are there stay.
+            self.fallback = true;
         }
         let desired = self.desired(&snapshot);
         let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
@@ -355,7 +389,9 @@ impl Daemon {
         } else {
             Some(snapshot)
         };
-        if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+        if !self.problems.is_empty() {
+            self.close_fast_path();
+        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
             self.remove_fast_path().await?;
         }
         Ok(())
@@ -402,7 +438,8 @@ impl Daemon {
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
-                    if operation.is_removal() && !self.problems.is_empty() {
+                    let waits = operation.is_removal() || matches!(operation, FastOp::SetOpen(open) if open.any());
+                    if waits && !self.problems.is_empty() {
                         continue;
                     }
                     if let Err(error) = fast.apply(operation) {
@@ -426,6 +463,18 @@ impl Daemon {
             }
         }
         kernel_changed
+    }
+
+    /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
+    fn close_fast_path(&mut self) {
+        if let Some(fast) = &mut self.fast
+            && fast.state().open.any()
+        {
+            warn!("the fast path steps aside until all is done");
+            if let Err(error) = fast.apply(&FastOp::SetOpen(Open::default())) {
+                self.problem(error.to_string());
+            }
+        }
     }
 
     fn problem(&mut self, problem: String) {
@@ -499,7 +548,7 @@ impl Daemon {
     fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired(snapshot).fast else { return false };
-        desired.attachments.is_subset(&fast.state().attached) && self.gates.all_open(&self.config)
+        desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
     }
 
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
@@ -526,7 +575,7 @@ impl Daemon {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
         }
         let unpinned = !fast.maps_pinned();
-        let gates = gates::Gates::look(&self.config, &snapshot.state).await;
+        let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
         if observed.is_err() || !lost.is_empty() || unpinned || gates != self.gates {
             self.reconcile(Kinds::NONE).await;
         }
@@ -633,13 +682,16 @@ async fn clean(
     // Programs first: they are ahead of the rules, and would go on deciding.
     let fast = match fast {
         None if datapath::anything_pinned(&instance.pin_dir) => {
-            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect))?)
+            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
         }
-        fast => fast,
+        fast => fast.map(Ok),
     };
-    if let Some(fast) = fast {
-        remove_fast_path(kernel, fast, &snapshot).await?;
-    }
+    // If the programs cannot be removed, rules and routes are removed all the same.
+    let programs = match fast {
+        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
+    };
     let operations = plan(&Desired::default(), &snapshot.state, None)?;
     log_plan(&operations);
     let operations: Vec<&KernelOp> = operations
@@ -651,10 +703,11 @@ async fn clean(
         .collect();
     let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
     instance.unname_tables();
+    let programs = programs.err().map(|error| format!("{error:#}"));
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
     if problems.is_empty() {
         return Ok(());
     }
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
     anyhow::bail!("not everything could be removed: {}", problems.join("; "))
 }
 
@@ -667,6 +720,7 @@ pub async fn down_without_daemon(runtime_dir: &std::path::Path) -> anyhow::Resul
     let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
     let _state = StateDir::open(&instance.state_dir)?;
     let _lock = NamespaceLock::take()?;
+    let _runtime_lock = instance.record(runtime_dir)?;
     let (kernel, _events) = Kernel::connect()?;
     clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
     Instance::forget(runtime_dir);
