@@ -203,7 +203,7 @@ fn bands() {
         ("872", "include 1000, the kernel's rule `l3mdev`"),
         ("1001", "include 1000"),
         ("32638", "include 32766, the kernel's rule `main`"),
-        ("32767", "include 32767, the kernel's rule `default`"),
+        ("32768", "include 32767, the kernel's rule `default`"),
         ("4294967168", "end beyond the last one"),
     ] {
         check(&format!("band = «{band}»"), message, "20000");
