@@ -35,6 +35,10 @@ pub struct DaemonOptions {
     pub pin_dir: Option<PathBuf>,
     /// The binary; [`binary`] unless told.
     pub binary: Option<PathBuf>,
+    /// Environment variables, by name and value.
+    pub env: Vec<(String, String)>,
+    /// A program, and its arguments, that becomes the daemon by `exec`: `setpriv …`.
+    pub under: Vec<String>,
 }
 
 /// The `tunroute` binary: `$TUNROUTE_BIN`, else the newest of `target/release` and `target/debug`.
@@ -135,7 +139,15 @@ impl<'a> Daemon<'a> {
         let log = dir.join("tunroute.log");
         // Appended: a restarted daemon goes on in the same log.
         let writer = File::options().create(true).append(true).open(&log).context("cannot open the log")?;
-        let mut command = world.host.command(&binary);
+        let mut command = match options.under.split_first() {
+            Some((program, arguments)) => {
+                let mut command = world.host.command(program);
+                command.args(arguments).arg(&binary);
+                command
+            }
+            None => world.host.command(&binary),
+        };
+        command.envs(options.env.iter().map(|(name, value)| (name, value)));
         command.arg("run").arg("--config").arg(&config_file);
         for (option, name) in [("--runtime-dir", "run"), ("--state-dir", "state"), ("--rt-tables-dir", "rt_tables.d")] {
             command.arg(option).arg(dir.join(name));

@@ -81,8 +81,8 @@ impl Ipv4Header {
     /// Where the checksum stands.
     pub const CHECKSUM_OFFSET: usize = 10;
 
-    /// The header of a packet without options.
-    pub const LENGTH: u32 = size_of::<Self>() as u32;
+    /// The length of a header without options, in bytes.
+    pub const LENGTH: u32 = 20;
 
     /// The internet checksum over the fixed header holds (RFC 1071). The byte order does not matter to it.
     #[inline(always)]
@@ -133,8 +133,8 @@ pub struct Ipv6Header {
 impl Ipv6Header {
     /// Where the hop limit stands.
     pub const HOP_LIMIT_OFFSET: usize = 7;
-    /// The length of the header.
-    pub const LENGTH: u32 = size_of::<Self>() as u32;
+    /// The length of the header, in bytes.
+    pub const LENGTH: u32 = 40;
 }
 
 /// Source and destination.
@@ -165,6 +165,28 @@ impl Addresses {
         match self {
             Self::V4 { source, destination } => special_v4(*source) || special_v4(*destination),
             Self::V6 { source, destination } => special_v6(source) || special_v6(destination),
+        }
+    }
+}
+
+impl Addresses {
+    /// The destination lies on the link that the packet is sent on, whatever rules say: multicast, IPv4 broadcast, IPv6
+    /// link-local, loopback. Unlike IPv6 ones, Linux forwards to IPv4 link-local addresses, and to 0/8 and 240/4, too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stays_on_link(&self) -> bool {
+        match self {
+            Self::V4 { destination, .. } => {
+                let first = u32::from_be(*destination) >> 24;
+                first == 127 || first >> 4 == 0xe || *destination == u32::MAX
+            }
+            Self::V6 { destination, .. } => {
+                let [first, second, third, fourth] = *destination;
+                let top = u32::from_be(first);
+                top >> 24 == 0xff
+                    || top >> 22 == 0xfe80 >> 6
+                    || (first | second | third == 0 && u32::from_be(fourth) <= 1)
+            }
         }
     }
 }

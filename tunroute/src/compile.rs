@@ -1,5 +1,7 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+pub mod probes;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -27,11 +29,11 @@ pub struct Inputs<'a> {
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
-    /// Each policy's routing table, by the policy's name.
+    /// Each policy's routing table, by the policy's name, and each probed tunnel's, by [`probes::table_name`].
     pub tables: &'a BTreeMap<String, u32>,
     /// Tunnels that do not answer their probes, with the family asked.
     pub failed: &'a BTreeSet<(String, Family)>,
-    /// Rules and tables are to be installed.
+    /// The policies' rules and tables are to be installed.
     pub rules: bool,
     /// The fast path, if there is to be one.
     pub fast: Option<FastInputs<'a>>,
@@ -53,7 +55,7 @@ pub struct FastInputs<'a> {
 pub struct Desired {
     /// The rules.
     pub rules: BTreeSet<Rule>,
-    /// The routes of all policies' tables.
+    /// The routes of all tables of tunroute's.
     pub routes: BTreeSet<Route>,
     /// The fast path; none if there is to be nothing of it.
     pub fast: Option<DesiredFast>,
@@ -151,17 +153,18 @@ pub fn matching<'a>(patterns: &'a [DevicePattern], kernel: &'a KernelState) -> i
 pub fn compile(inputs: &Inputs<'_>) -> Desired {
     let connected = connected(inputs);
     let mut desired = Desired::default();
+    probes::compile(inputs, &mut desired);
     if inputs.rules {
         for policy in &inputs.config.policies {
             let Some(table) = inputs.tables.get(&policy.name) else { continue };
-            // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th
-            // priority, which nothing minds.
-            let priority = |prefix: &IpNet| inputs.config.band + u32::from(128 - prefix.prefix_len());
-            let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, table: *table };
+            // Longest first: an ordered list that equals a longest-prefix match. The band's first priority is the probes'.
+            // IPv4 prefixes begin at its 97th, which nothing minds.
+            let priority = |prefix: &IpNet| inputs.config.band + 1 + u32::from(128 - prefix.prefix_len());
+            let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, oif: None, table: *table };
             desired.rules.extend(policy.from.iter().map(rule));
         }
     }
-    desired.routes = compile_routes(inputs, &connected);
+    desired.routes.append(&mut compile_routes(inputs, &connected));
     desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
     desired
 }
@@ -171,8 +174,9 @@ impl Desired {
     /// prefixes there are. The configuration must be the one that this was compiled from.
     pub fn follow_tunnels(&mut self, inputs: &Inputs<'_>) {
         self.routes = compile_routes(inputs, &connected(inputs));
+        probes::compile(inputs, self);
         for slot in self.fast.iter_mut().flat_map(|fast| fast.slots.values_mut()) {
-            *slot = compile_slot(inputs, slot.policy, slot.family, slot.next);
+            *slot = compile_slot(inputs, (slot.policy, slot.exempt_set), slot.family, slot.next);
         }
     }
 }
@@ -244,6 +248,7 @@ fn compile_table(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let mut desired = DesiredFast { open: fast.open, ..DesiredFast::default() };
+    let sets = exempt_sets(inputs.config);
     for family in Family::ALL {
         let chains = compile_sources(inputs, fast, family, &mut desired.sources);
         for (policies, id) in chains {
@@ -252,13 +257,13 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
             let mut policies = policies.as_slice();
             while let (Some(current), [policy, rest @ ..]) = (id, policies) {
                 let next = (!rest.is_empty()).then(|| chain_id(inputs.config, family, rest));
-                desired.slots.insert(current, compile_slot(inputs, *policy, family, next));
+                desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), family, next));
                 (id, policies) = (next, rest);
             }
         }
     }
-    for policy in &inputs.config.policies {
-        let set = exempt_set(policy);
+    for (policy, set) in inputs.config.policies.iter().zip(&sets) {
+        let set = *set;
         for family in Family::ALL {
             let local = inputs.kernel.local.iter().copied().filter(|dst| Family::of(dst) == family);
             desired
@@ -375,14 +380,20 @@ impl ReversePaths {
     }
 }
 
-fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option<ChainId>) -> SlotSpec {
+/// The slot of a policy, which comes with its exemption set.
+fn compile_slot(
+    inputs: &Inputs<'_>,
+    (policy, exempt_set): (usize, u32),
+    family: Family,
+    next: Option<ChainId>,
+) -> SlotSpec {
     let policy_config = &inputs.config.policies[policy];
     let spec = |egress, mtu, gateway: Option<IpAddr>| SlotSpec {
         policy,
         family,
         egress,
         mtu,
-        exempt_set: exempt_set(policy_config),
+        exempt_set,
         next,
         gateway: gateway.map(address_words).unwrap_or_default(),
     };
@@ -396,7 +407,7 @@ fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option
                 (answers, flags::ANSWERS_TOO_BIG),
             ];
             let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
-            spec(Egress::redirect(link.index, flags), link.mtu, gateway)
+            spec(Egress::redirect(link.index, flags), link.mtu_of(family), gateway)
         }
         // The rules know this device, the fast path does not: the kernel decides.
         Some(_) => spec(Egress::down(Action::Reject), 0, None),
@@ -411,16 +422,25 @@ fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option
     }
 }
 
-/// Policies with the same exemptions share a set. It is named by what is declared, so that it stays the same while the
-/// connected prefixes change.
-fn exempt_set(policy: &Policy) -> u32 {
-    let mut declared: Vec<String> = policy.exempt.iter().map(ToString::to_string).collect();
-    declared.sort_unstable();
-    if policy.exempt_connected {
-        declared.push("connected".to_owned());
-    }
-    let hash = fnv1a(declared.iter().map(String::as_str));
-    u32::try_from(hash >> 32).unwrap_or_default()
+/// The exemption set of each policy. Policies with the same exemptions share one; it is named by what is declared, so that
+/// it stays the same while the connected prefixes change.
+fn exempt_sets(config: &Config) -> Vec<u32> {
+    let mut taken: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let set = |policy: &Policy| {
+        let mut declared: Vec<String> = policy.exempt.iter().map(ToString::to_string).collect();
+        declared.sort_unstable();
+        if policy.exempt_connected {
+            declared.push("connected".to_owned());
+        }
+        let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
+        // One policy's exemption must not become another's because of a hash.
+        while taken.get(&set).is_some_and(|other| *other != declared) {
+            set = set.wrapping_add(1);
+        }
+        taken.entry(set).or_insert(declared);
+        set
+    };
+    config.policies.iter().map(set).collect()
 }
 
 fn chain_id(config: &Config, family: Family, policies: &[usize]) -> ChainId {

@@ -13,24 +13,27 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile},
+    compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
+    fast::{FastOp, Hook, Open},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    net::{Family, IfIndex, KernelOp, Link},
+    net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan, plan_failover},
+    service::Service,
     state::StateDir,
     supervise::Supervisor,
 };
@@ -85,6 +88,7 @@ struct Daemon {
     /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
+    service: Service,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
@@ -102,15 +106,16 @@ enum Exit {
     Down(Option<oneshot::Sender<Answer>>),
 }
 
-/// Runs the daemon until it is told to stop. `ready` is called once the datapaths are in place.
+/// Runs the daemon until it is told to stop. The service manager is told how it is.
 ///
 /// # Errors
 ///
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
-pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
-    let _lock = NamespaceLock::take()?;
-    options.instance.record(&options.runtime_dir)?;
+    let lock = NamespaceLock::take()?;
+    let runtime_lock = options.instance.record(&options.runtime_dir)?;
+    let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
@@ -128,6 +133,7 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
         probes: Probes::new(verdicts),
         failed: BTreeSet::new(),
         state,
+        service: Service::detect(),
         problems: Vec::new(),
         logged: Vec::new(),
         retry: None,
@@ -137,13 +143,16 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
     daemon.reconcile(Kinds::ALL).await;
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
-    ready();
-    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
+    daemon.service.ready();
+    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
+    daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
         Exit::Down(answer) => {
             let result = daemon.down().await;
+            // Whoever hears of it may start the next daemon at once.
+            drop((lock, runtime_lock));
             if let Some(answer) = answer {
                 let told = match &result {
                     Ok(()) => Answer::Done,
@@ -159,6 +168,23 @@ pub async fn run(options: Options, config: Config, ready: impl FnOnce()) -> anyh
     Ok(())
 }
 
+/// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
     Config { datapath: datapath.unwrap_or(config.datapath), ..config }
 }
@@ -169,14 +195,12 @@ impl Daemon {
         events: &mut Events,
         mut calls: mpsc::Receiver<Call>,
         verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+        signals: &mut Signals,
     ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         loop {
             let retry = self.retry;
             let retry = async move {
@@ -199,6 +223,14 @@ impl Daemon {
                     Request::Status => {
                         let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
                     }
+                    Request::Start { tunnel } => {
+                        let told = if self.supervisor.reset(&tunnel) {
+                            Answer::Done
+                        } else {
+                            Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
+                        };
+                        let _nobody_waits = answer.send(told);
+                    }
                     Request::Reload => {
                         let told = match self.reload().await {
                             Ok(()) => Answer::Done,
@@ -214,19 +246,21 @@ impl Daemon {
                 _ = audit.tick() => self.audit().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     // What went wrong has been logged; the old configuration is still in force.
                     let _logged = self.reload().await;
                 }
-                _ = terminate.recv() => return Ok(Exit::Leave),
-                _ = interrupt.recv() => return Ok(Exit::Leave),
+                _ = signals.terminate.recv() => return Ok(Exit::Leave),
+                _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
         }
     }
 
     /// Reads the configuration again; applies it in full or not at all.
     async fn reload(&mut self) -> anyhow::Result<()> {
+        self.service.reloading();
         let result = self.try_reload().await;
+        self.service.ready();
         match &result {
             Ok(()) => info!("the new configuration is in force"),
             Err(error) => error!("the old configuration stays in force: {error:#}"),
@@ -238,15 +272,19 @@ impl Daemon {
         let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
         self.reconcile(Kinds::ALL).await;
         self.check_applicable(&config)?;
+        // What cannot be done anyway says nothing about the new configuration.
+        let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
         self.desired = None;
         let tables = self.tables.clone();
         self.reconcile(Kinds::NONE).await;
-        if self.problems.is_empty() {
+        let new: Vec<&str> =
+            self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
+        if new.is_empty() {
             self.configure_tunnels();
             return Ok(());
         }
-        let problems = self.problems.join("; ");
+        let problems = new.join("; ");
         self.config = old;
         self.desired = None;
         self.tables.restore(tables, &self.state);
@@ -280,10 +318,14 @@ impl Daemon {
     }
 
     /// Tells the supervisor and the probes which devices have come up or gone.
-    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, now: &BTreeMap<IfIndex, Link>) {
+    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, kernel: &KernelState) {
+        let now = &kernel.links;
         for tunnel in &self.config.tunnels {
             let up = |links: &BTreeMap<IfIndex, Link>| links.values().any(|link| link.name == tunnel.name && link.up);
-            self.supervisor.device_up(&tunnel.name, up(now));
+            // That it is missing is not said before its command could do something about it.
+            if up(now) || online(&self.config, kernel) {
+                self.supervisor.device_up(&tunnel.name, up(now));
+            }
             if before.is_some_and(|before| up(before) != up(now)) {
                 self.probes.nudge(&tunnel.name);
             }
@@ -308,6 +350,7 @@ impl Daemon {
             fast.forget_other_layouts();
         }
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
+        self.service.status(self.summary());
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
@@ -315,20 +358,25 @@ impl Daemon {
         let dirty = dirty | self.fail_over(dirty).await?;
         let before = self.snapshot.take();
         let snapshot = self.kernel.observe(dirty, before).await?;
-        self.tell_devices(links_before.as_ref(), &snapshot.state.links);
+        self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
-        let gates = gates::Gates::look(config, &snapshot.state).await;
+        let gates = gates::Gates::look(config, &snapshot.state, self.tables.numbers()).await;
         if !config_wants_no_fast_path(config) {
             gates.log_since(&self.gates);
         }
         self.gates = gates;
+        let filters = self.filters(&snapshot.state).await?;
         if let Some(fast) = &mut self.fast {
-            fast.observe_attachments(&snapshot.state.links, &BTreeSet::new())?;
+            fast.observe_attachments(&snapshot.state.links, &filters)?;
+        }
+        if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
+            // Known before anything is changed: rules that are there stay.
+            self.fallback = true;
         }
         let desired = self.desired(&snapshot);
         let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
@@ -344,8 +392,10 @@ impl Daemon {
         // What was planned is not necessarily what is: look.
         self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
         self.desired = Some(desired);
-        if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
-            self.remove_fast_path()?;
+        if !self.problems.is_empty() {
+            self.close_fast_path();
+        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+            self.remove_fast_path().await?;
         }
         Ok(())
     }
@@ -367,6 +417,16 @@ impl Daemon {
         self.problems = problems;
         self.snapshot = Some(snapshot);
         Ok(changed)
+    }
+
+    /// The programs in filters on ingress and uplink devices, where programs are attached that way.
+    async fn filters(&self, kernel: &KernelState) -> anyhow::Result<BTreeSet<(Hook, IfIndex, u32)>> {
+        if self.fast.as_ref().is_none_or(|fast| fast.method() == Method::Tcx) {
+            return Ok(BTreeSet::new());
+        }
+        let interfaces = &self.config.interfaces;
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
+        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
     }
 
     /// What both datapaths are to look like now.
@@ -404,7 +464,8 @@ impl Daemon {
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
-                    if operation.is_removal() && !self.problems.is_empty() {
+                    let waits = operation.is_removal() || matches!(operation, FastOp::SetOpen(open) if open.any());
+                    if waits && !self.problems.is_empty() {
                         continue;
                     }
                     if let Err(error) = fast.apply(operation) {
@@ -428,6 +489,18 @@ impl Daemon {
             }
         }
         changed
+    }
+
+    /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
+    fn close_fast_path(&mut self) {
+        if let Some(fast) = &mut self.fast
+            && fast.state().open.any()
+        {
+            warn!("the fast path steps aside until all is done");
+            if let Err(error) = fast.apply(&FastOp::SetOpen(Open::default())) {
+                self.problem(error.to_string());
+            }
+        }
     }
 
     fn problem(&mut self, problem: String) {
@@ -473,10 +546,9 @@ impl Daemon {
         }
     }
 
-    fn remove_fast_path(&mut self) -> anyhow::Result<()> {
-        let links = self.snapshot.as_ref().map(|snapshot| &snapshot.state.links);
-        if let (Some(fast), Some(links)) = (self.fast.take(), links) {
-            fast.remove(links)?;
+    async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
+            remove_fast_path(&self.kernel, fast, snapshot).await?;
             info!("the fast path is removed");
         }
         Ok(())
@@ -502,18 +574,23 @@ impl Daemon {
     fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired(snapshot).fast else { return false };
-        desired.attachments.is_subset(&fast.state().attached) && self.gates.all_open(&self.config)
+        desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
     }
 
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
+        self.service.alive();
+        let Some(snapshot) = &self.snapshot else { return };
+        let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
+            warn!("{error}");
+            BTreeSet::new()
+        });
         let Some(fast) = &mut self.fast else { return };
         if let Err(error) = fast.beat() {
             warn!("{error}");
         }
-        let Some(snapshot) = &self.snapshot else { return };
         let before = fast.state().attached.clone();
-        let observed = fast.observe_attachments(&snapshot.state.links, &BTreeSet::new());
+        let observed = fast.observe_attachments(&snapshot.state.links, &filters);
         // A device that went away or was renamed took its programs along: that is an event of its own.
         let lost: Vec<String> = before
             .difference(&fast.state().attached)
@@ -524,7 +601,7 @@ impl Daemon {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
         }
         let unpinned = !fast.maps_pinned();
-        let gates = gates::Gates::look(&self.config, &snapshot.state).await;
+        let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
         if observed.is_err() || !lost.is_empty() || unpinned || gates != self.gates {
             self.reconcile(Kinds::NONE).await;
         }
@@ -551,6 +628,15 @@ const fn kind(operation: &Op) -> Kinds {
         Op::Kernel(_) => Kinds::ROUTES,
         Op::Fast(_) => Kinds::NONE,
     }
+}
+
+/// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
+/// a route. At boot they would otherwise use up their start limit before the network is there.
+fn online(config: &Config, kernel: &KernelState) -> bool {
+    let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
+    let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
+    let uplinks = &config.interfaces.uplink;
+    uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }
 
 /// Says in one line what others have removed. Returns whether anything was.
@@ -610,6 +696,16 @@ fn forward_log(fast: &mut datapath::Datapath) {
     }
 }
 
+/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
+async fn remove_fast_path(kernel: &Kernel, fast: datapath::Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let qdiscs = fast.added_qdiscs();
+    fast.remove(&snapshot.state.links)?;
+    for device in qdiscs {
+        kernel.remove_unused_clsact(device).await?;
+    }
+    Ok(())
+}
+
 /// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
 async fn clean(
     kernel: &Kernel,
@@ -621,13 +717,16 @@ async fn clean(
     // Programs first: they are ahead of the rules, and would go on deciding.
     let fast = match fast {
         None if datapath::anything_pinned(&instance.pin_dir) => {
-            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect))?)
+            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
         }
-        fast => fast,
+        fast => fast.map(Ok),
     };
-    if let Some(fast) = fast {
-        fast.remove(&snapshot.state.links)?;
-    }
+    // If the programs cannot be removed, rules and routes are removed all the same.
+    let programs = match fast {
+        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
+    };
     let operations = plan(&Desired::default(), &snapshot.state, None)?;
     log_plan(&operations);
     let operations: Vec<&KernelOp> = operations
@@ -639,10 +738,11 @@ async fn clean(
         .collect();
     let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
     instance.unname_tables();
+    let programs = programs.err().map(|error| format!("{error:#}"));
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
     if problems.is_empty() {
         return Ok(());
     }
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
     anyhow::bail!("not everything could be removed: {}", problems.join("; "))
 }
 
@@ -655,6 +755,7 @@ pub async fn down_without_daemon(runtime_dir: &std::path::Path) -> anyhow::Resul
     let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
     let _state = StateDir::open(&instance.state_dir)?;
     let _lock = NamespaceLock::take()?;
+    let _runtime_lock = instance.record(runtime_dir)?;
     let (kernel, _events) = Kernel::connect()?;
     clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
     Instance::forget(runtime_dir);

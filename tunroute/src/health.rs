@@ -2,8 +2,7 @@
 //!
 //! A probe's socket is bound to the tunnel's device, so the kernel looks for a route *by that device* and finds none but
 //! the tunnel's. Such a route must exist while the tunnel is held to be down, too, or the probe could never find
-//! out that it is back: IPv4 then takes the target to be on the link (`ip_route_output_key_hash_rcu()` in
-//! `net/ipv4/route.c`), IPv6 reports "network is unreachable".
+//! out that it is back: see [`crate::compile::probes`].
 
 mod echo;
 mod probe;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 use tunroute::{
     cli::{AttachArg, Cli, Command, Run},
     config::Config,
@@ -15,7 +14,7 @@ use tunroute::{
     daemon::{self, Options, down_without_daemon},
     datapath::Method,
     instance::Instance,
-    privilege,
+    log, privilege,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
@@ -29,13 +28,19 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(dispatch(cli.command)) {
         Ok(code) => code,
-        Err(error) => fail(&format!("{error:#}")),
+        Err(error) => {
+            let forbidden = matches!(
+                error.downcast_ref(),
+                Some(ControlError::Connect { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied
+            );
+            let code = fail(&format!("{error:#}"));
+            if forbidden { ExitCode::from(NO_PERMISSION) } else { code }
+        }
     }
 }
 
 fn fail(message: &str) -> ExitCode {
-    // Nobody is left to tell if standard error is closed.
-    let _closed = writeln!(io::stderr(), "tunroute: {message}");
+    log::complain(&format!("tunroute: {message}"));
     ExitCode::FAILURE
 }
 
@@ -56,6 +61,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             answer => done(answer),
         },
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
+        Command::Start { tunnel, runtime } => done(ask(&runtime.runtime_dir, Request::Start { tunnel }).await?),
         Command::Down { runtime } => down(&runtime.runtime_dir).await,
     }
 }
@@ -74,7 +80,7 @@ fn load(file: &Path) -> Option<Config> {
         Ok(config) => Some(config),
         Err(error) => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let _closed = writeln!(io::stderr(), "{}", error.render(colour));
+            log::complain(&error.render(colour).to_string());
             None
         }
     }
@@ -90,17 +96,11 @@ fn check(file: &Path) -> ExitCode {
 
 async fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     if let Err(missing) = privilege::check() {
-        let _closed = writeln!(io::stderr(), "tunroute: {missing}");
+        log::complain(&format!("tunroute: {missing}"));
         return Ok(ExitCode::from(NO_PERMISSION));
     }
     let Some(config) = load(&arguments.config) else { return Ok(ExitCode::FAILURE) };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::init();
     let options = Options {
         config: arguments.config,
         runtime_dir: arguments.runtime.runtime_dir,
@@ -116,7 +116,7 @@ async fn run(arguments: Run) -> anyhow::Result<ExitCode> {
         }),
         down_on_exit: arguments.down_on_exit,
     };
-    daemon::run(options, config, || {}).await?;
+    daemon::run(options, config).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -126,7 +126,7 @@ async fn down(runtime_dir: &Path) -> anyhow::Result<ExitCode> {
         answer => return done(answer?),
     }
     if let Err(missing) = privilege::check() {
-        let _closed = writeln!(io::stderr(), "tunroute: {missing}");
+        log::complain(&format!("tunroute: {missing}"));
         return Ok(ExitCode::from(NO_PERMISSION));
     }
     if !down_without_daemon(runtime_dir).await? {

@@ -111,20 +111,35 @@ pub struct Link {
     pub kind: Option<String>,
     /// The largest layer 3 packet, in bytes.
     pub mtu: u32,
+    /// The largest IPv6 packet, in bytes, where it is less: an advertisement or a setting may lower it.
+    pub mtu_v6: Option<u32>,
     /// Can carry traffic: administratively up and its operational state is UP or UNKNOWN (tun, WireGuard).
     pub up: bool,
     /// The device that this one is a port of: a bridge, bond or VRF.
     pub master: Option<IfIndex>,
 }
 
-/// A policy rule as tunroute writes it: `from PREFIX lookup TABLE`.
+impl Link {
+    /// The largest packet of a family, in bytes (`ip6_dst_mtu_maybe_forward()` in `include/net/ip6_route.h`).
+    #[must_use]
+    pub fn mtu_of(&self, family: Family) -> u32 {
+        match (family, self.mtu_v6) {
+            (Family::V6, Some(lower)) => self.mtu.min(lower),
+            _ => self.mtu,
+        }
+    }
+}
+
+/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The priority (preference): lower numbers are asked first.
     pub priority: u32,
     /// The source prefix.
     pub from: IpNet,
-    /// The routing table asked when the source matches.
+    /// The device that the sender has bound its socket to: such a rule matches nothing that is forwarded.
+    pub oif: Option<String>,
+    /// The routing table asked when all of that matches.
     pub table: u32,
 }
 
@@ -141,6 +156,12 @@ impl fmt::Display for Ip<'_> {
 }
 
 impl Rule {
+    /// The family whose rule list it stands in.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        Family::of(&self.from)
+    }
+
     /// The `ip rule add` command that makes this rule.
     #[must_use]
     pub fn add_command(&self) -> String {
@@ -156,8 +177,15 @@ impl Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { priority, from, table } = self;
-        write!(f, "from {from} lookup {table} pref {priority} protocol {PROTOCOL}")
+        let Self { priority, from, oif, table } = self;
+        match from.prefix_len() {
+            0 => f.write_str("from all")?,
+            _ => write!(f, "from {from}")?,
+        }
+        if let Some(oif) = oif {
+            write!(f, " oif {oif}")?;
+        }
+        write!(f, " lookup {table} pref {priority} protocol {PROTOCOL}")
     }
 }
 

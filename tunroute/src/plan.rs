@@ -83,6 +83,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     let mut operations = Vec::new();
     operations.append(&mut fast_plan.close);
     operations.append(&mut kernel_plan.routes);
+    operations.append(&mut fast_plan.exempt);
     operations.append(&mut fast_plan.slots);
     operations.append(&mut kernel_plan.rules);
     operations.append(&mut fast_plan.add);
@@ -173,6 +174,7 @@ impl KernelPlan {
 #[derive(Default)]
 struct FastPlan {
     close: Vec<Op>,
+    exempt: Vec<Op>,
     slots: Vec<Op>,
     add: Vec<Op>,
     remove: Vec<Op>,
@@ -224,9 +226,9 @@ impl FastPlan {
     }
 
     fn plan_entries(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
-        // Exemptions first: a source without them would be redirected too far.
+        // These come first of all: a slot whose set is not yet filled would redirect too far.
         let exemptions = desired.exempt.difference(&observed.exempt);
-        self.add.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
+        self.exempt.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
         for (prefix, (id, arrives_by)) in &desired.sources {
             let Some(slot) = numbers.get(id) else { continue };
             let source = Source { slot: *slot, arrives_by: *arrives_by };
@@ -239,7 +241,9 @@ impl FastPlan {
     fn plan_attachments(&mut self, desired: &DesiredFast, observed: &FastState) {
         let missing = desired.attachments.difference(&observed.attached);
         self.add.extend(missing.map(|attachment| FastOp::Attach(attachment.clone()).into()));
-        let extra = observed.attached.difference(&desired.attachments);
+        // An earlier daemon's programs, too, which this one has not taken over.
+        let present: BTreeSet<_> = observed.attached.union(&observed.pinned).collect();
+        let extra = present.into_iter().filter(|attachment| !desired.attachments.contains(*attachment));
         self.remove.extend(extra.map(|attachment| FastOp::Detach(attachment.clone()).into()));
     }
 

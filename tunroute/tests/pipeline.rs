@@ -1,11 +1,12 @@
 //! Config in, operations out: the pure stages together, on made-up hosts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
-    compile::{Desired, FastInputs, Inputs, compile},
+    compile::{Desired, FastInputs, Inputs, compile, probes},
     config::Config,
     fast::{FastOp, FastState, Open},
     net::{
@@ -35,7 +36,7 @@ const STORY: &str = r#"
 "#;
 
 fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
-    Link { index, name: name.into(), layer, kind: None, mtu: 1400, up: true, master: None }
+    Link { index, name: name.into(), layer, kind: None, mtu: 1400, mtu_v6: None, up: true, master: None }
 }
 
 fn host() -> KernelState {
@@ -62,7 +63,9 @@ fn host() -> KernelState {
 }
 
 fn tables(config: &Config) -> BTreeMap<String, u32> {
-    config.policies.iter().map(|policy| policy.name.clone()).zip(200..).collect()
+    let policies = config.policies.iter().map(|policy| policy.name.clone()).zip(200..);
+    let probed = config.tunnels.iter().filter(|tunnel| probes::needs_table(tunnel));
+    policies.chain(probed.map(|tunnel| probes::table_name(&tunnel.name)).zip(300..)).collect()
 }
 
 /// The desired state, with or without rules.
@@ -90,13 +93,13 @@ impl World {
     fn kernel(&self, host: &KernelState) -> KernelState {
         let rules = self.rules.iter().enumerate().map(|(index, rule)| ObservedRule {
             handle: Handle(index),
-            family: Family::of(&rule.from),
+            family: rule.family(),
             priority: rule.priority,
             ours: true,
             rule: Some(rule.clone()),
             looks_up_local: false,
             iif: None,
-            oif: None,
+            oif: rule.oif.clone(),
             text: rule.to_string(),
         });
         let routes = self.routes.values().enumerate().map(|(index, route)| ObservedRoute {
@@ -134,7 +137,14 @@ impl World {
                     let undesired = self.rules.iter().find(|rule| !desired.rules.contains(rule));
                     assert_eq!(undesired, None, "an old rule is still there while its routes go");
                 }
-                Op::Fast(operation) => self.carry_out_fast(operation),
+                Op::Fast(operation) => {
+                    if let (FastOp::WriteSlot(_, slot, _), Some(fast)) = (operation, &desired.fast) {
+                        let mut of_set = fast.exempt.iter().filter(|exemption| exemption.set == slot.exempt_set);
+                        let missing = of_set.find(|exemption| !self.fast.exempt.contains(exemption));
+                        assert_eq!(missing, None, "{operation} before its exemptions");
+                    }
+                    self.carry_out_fast(operation);
+                }
             }
         }
     }
@@ -193,6 +203,55 @@ fn a_tunnel_goes_down() {
     world.routes.retain(|_, route| !route.to_string().contains("dev wg0"));
     let both = world.reach(&config, &host, true);
     insta::assert_snapshot!(format!("sixxs0 down:\n{}\n\nwg0 down, too:\n{}", first.join("\n"), both.join("\n")));
+}
+
+#[test]
+fn probes_have_a_way_out_with_or_without_rules() {
+    let text = STORY
+        .replace(
+            "table = 200",
+            r#"table = 200
+            probe = [{ target = "2001:db8::1" }, { target = "[2001:db8::1]:443" }, { target = "2001:db8::2" },
+                     { target = "fe80::1" }, { target = "198.51.100.9" }]"#,
+        )
+        .replace(
+            "[tunnel.wg0]",
+            r#"[tunnel.wg0]
+            probe = [{ target = "10.9.0.1" }, { target = "10.9.8.7" }, { target = "198.51.100.9:443" }]"#,
+        );
+    let config = Config::parse("probed", &text).unwrap();
+    let mut host = host();
+    // What is connected to the tunnel needs no gateway; a default route is no such thing.
+    for dst in ["10.9.8.0/24", "0.0.0.0/0"] {
+        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(5), on_link: true });
+    }
+    let mut world = World::default();
+    for rules in [true, false] {
+        let operations = World::default().reach(&config, &host, rules);
+        let ways: Vec<&str> = operations
+            .iter()
+            .filter(|operation| operation.contains("oif") || operation.contains("table 30"))
+            .map(String::as_str)
+            .collect();
+        assert_eq!(
+            ways,
+            [
+                // IPv4 finds sixxs0's target on the link by itself.
+                "ip -6 route add 2001:db8::1/128 dev sixxs0 table 300 protocol 116",
+                "ip -6 route add 2001:db8::2/128 dev sixxs0 table 300 protocol 116",
+                "ip route add 10.9.0.1/32 dev wg0 table 301 protocol 116",
+                "ip route add 10.9.8.7/32 dev wg0 table 301 protocol 116",
+                "ip route add 198.51.100.9/32 via 10.9.0.1 dev wg0 onlink table 301 protocol 116",
+                "ip rule add from all oif wg0 lookup 301 pref 20000 protocol 116",
+                "ip -6 rule add from all oif sixxs0 lookup 300 pref 20000 protocol 116",
+            ]
+        );
+    }
+    world.reach(&config, &host, true);
+    host.links.get_mut(&4).unwrap().up = false;
+    world.routes.retain(|_, route| !route.to_string().contains("dev sixxs0"));
+    let operations = world.reach(&config, &host, true);
+    assert!(!operations.iter().any(|operation| operation.contains("table 300")), "no device, no way: {operations:#?}");
 }
 
 #[test]

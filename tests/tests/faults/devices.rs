@@ -55,7 +55,7 @@ fn tunnel_comes_late() -> Result<()> {
     for mode in ["kernel", "both", "ebpf"] {
         Setting { present: [false, true], ..Setting::new(mode) }.run("tunnel comes late", |scene| {
             scene.ensure_silence(Duration::from_millis(400))?;
-            let _pair = scene.world.make_tunnel(0)?;
+            scene.world.set_present(0, true)?;
             scene.flows_again("carried", SECOND)
         })?;
     }
@@ -81,7 +81,7 @@ fn tunnel_is_recreated() -> Result<()> {
             let before = scene.world.host.ifindex(DEVICE)?;
             scene.host(&format!("link del {DEVICE}"))?;
             scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
-            let _pair = scene.world.make_tunnel(0)?;
+            scene.world.set_present(0, true)?;
             ensure!(scene.world.host.ifindex(DEVICE)? != before, "the same number again");
             scene.flows_again("carried again", SECOND)
         })?;
@@ -112,7 +112,7 @@ fn ifindex_is_reused_by_a_stranger() -> Result<()> {
             };
             let astray = capture.drain()?.into_iter().filter(astray).count();
             ensure!(astray == 0, "{astray} packets were delivered to the stranger");
-            let _pair = scene.world.make_tunnel(0)?;
+            scene.world.set_present(0, true)?;
             scene.flows_again("carried again", SECOND)?;
             scene.host("link del stranger")
         })?;

@@ -16,8 +16,8 @@ use crate::net::Family;
 const MOST_POLICIES: usize = 1024;
 /// The fast path falls through at most this many policies, one around the other.
 const MOST_LEVELS: u32 = 8;
-/// A band is this long: a priority for each prefix length from 128 down to 0.
-const BAND_LENGTH: u32 = 129;
+/// A band is this long: one priority for probes, then one for each prefix length from 128 down to 0.
+const BAND_LENGTH: u32 = 130;
 /// The priorities of the kernel's own rules: `local`, VRF (`FIB_RULE_PREF_L3MDEV` is 1000 in
 /// `drivers/net/vrf.c`), `main` and `default`.
 const KERNEL_RULES: [(u32, &str); 4] = [(0, "local"), (1000, "l3mdev"), (MAIN_RULE, "main"), (32767, "default")];
@@ -42,11 +42,11 @@ fn band(config: &Config, spans: &Spans, findings: &mut Findings) {
     };
     if let Some((priority, rule)) = KERNEL_RULES.iter().find(|(priority, _)| (first..=last).contains(priority)) {
         let message = format!("the priorities {first} to {last} include {priority}, the kernel's rule `{rule}`");
-        let help = "write a band between the kernel's rules: 1001 to 32637, such as 20000";
+        let help = "write a band between the kernel's rules: 1001 to 32636, such as 20000";
         findings.error(Finding::new(span, message, help));
     } else if first > MAIN_RULE {
         let message = format!("priority {first} is asked after the main table, so a default route there always wins");
-        findings.warning(Finding::new(span, message, "write a band from 1001 to 32637, such as 20000"));
+        findings.warning(Finding::new(span, message, "write a band from 1001 to 32636, such as 20000"));
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Datapath {
 pub struct Config {
     /// `datapath`
     pub datapath: Datapath,
-    /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long.
+    /// `band`: the priority of the probes' rules; those of the policies are the 129 priorities after it.
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,

@@ -1,6 +1,6 @@
 //! The daemon's answer to `status`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
 use tunroute_common::maps::{Outcome, Stats};
@@ -12,6 +12,7 @@ use crate::{
     datapath::{self, Method},
     fast::Hook,
     net::{Family, KernelState, Link},
+    networkd,
     plan::number_slots,
     status::{FastPathStatus, KernelStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
 };
@@ -40,7 +41,32 @@ impl Daemon {
                 routes: kernel.routes.len(),
             },
             problems: self.problems.clone(),
+            hints: networkd::hint(Path::new("/")).into_iter().collect(),
         }
+    }
+
+    /// The state in one line, for the service manager.
+    pub(super) fn summary(&self) -> String {
+        let nothing = KernelState::default();
+        let kernel = self.snapshot.as_ref().map_or(&nothing, |snapshot| &snapshot.state);
+        let tunnels = self.tunnels(kernel);
+        let not_up: Vec<String> = tunnels
+            .iter()
+            .filter(|tunnel| tunnel.state != "up")
+            .map(|tunnel| format!("{} {}", tunnel.name, tunnel.state))
+            .collect();
+        let mut summary = format!("{} of {} tunnels up", tunnels.len() - not_up.len(), tunnels.len());
+        if !not_up.is_empty() {
+            summary += &format!(" ({})", not_up.join(", "));
+        }
+        summary += &format!("; fast path {}", self.fast_path().state);
+        if let [first, rest @ ..] = self.problems.as_slice() {
+            summary += &format!("; problem: {first}");
+            if !rest.is_empty() {
+                summary += &format!(" (and {} more)", rest.len());
+            }
+        }
+        summary
     }
 
     fn tunnels(&self, kernel: &KernelState) -> Vec<TunnelStatus> {
@@ -155,7 +181,10 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let reasons = self.gates.reasons().to_vec();
+        let mut reasons = self.gates.reasons().to_vec();
+        let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
+        let missing = desired.attachments.difference(&fast.state().attached);
+        reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
             Method::Clsact => "clsact",

@@ -1,16 +1,17 @@
-//! Which routing table each policy has: from the configuration, remembered, or allocated.
+//! Which routing table each policy has, and each probed tunnel: from the configuration, remembered, or allocated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::warn;
 
 use crate::{
+    compile::probes,
     config::Config,
     net::KernelState,
     state::{StateDir, tables},
 };
 
-/// The policies' tables, by the policies' names.
+/// The policies' tables, by the policies' names, and those of the tunnels' probes, by [`probes::table_name`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     numbers: BTreeMap<String, u32>,
@@ -32,10 +33,12 @@ impl Tables {
         &self.numbers
     }
 
-    /// The tables in the order of the configuration.
+    /// The policies' tables in the order of the configuration, then the probes'.
     pub(super) fn names<'a>(&'a self, config: &'a Config) -> impl Iterator<Item = (&'a str, u32)> {
         let table = |name: &'a String| Some((name.as_str(), *self.numbers.get(name)?));
-        config.policies.iter().filter_map(move |policy| table(&policy.name))
+        let of_probes = self.numbers.iter().filter(|(name, _)| name.starts_with(probes::TABLE_PREFIX));
+        let of_policies = config.policies.iter().filter_map(move |policy| table(&policy.name));
+        of_policies.chain(of_probes.map(|(name, table)| (name.as_str(), *table)))
     }
 
     /// Fails if the configuration names a table that is somebody else's.
@@ -69,10 +72,16 @@ impl Tables {
             .map(|policy| policy.name.as_str())
             .filter(|name| !numbers.contains_key(*name))
             .collect();
+        let probed = config.tunnels.iter().filter(|tunnel| probes::needs_table(tunnel));
+        let of_probes: Vec<String> = probed.map(|tunnel| probes::table_name(&tunnel.name)).collect();
         // A table that tunroute uses already stays in use although somebody else has put a route there.
         let foreign = kernel.foreign_tables.iter().filter(|table| !self.numbers.values().any(|used| used == *table));
         let taken: BTreeSet<u32> = numbers.values().chain(foreign).copied().collect();
-        let allocated = tables::allocate_tables(unnumbered, &self.remembered, &taken);
+        let allocated = tables::allocate_tables(
+            unnumbered.into_iter().chain(of_probes.iter().map(String::as_str)),
+            &self.remembered,
+            &taken,
+        );
         if allocated != self.remembered {
             state.save_or_say(tables::FILE, &allocated);
             self.remembered.clone_from(&allocated);

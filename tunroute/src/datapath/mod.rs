@@ -294,6 +294,7 @@ impl Datapath {
         filters: &BTreeSet<(Hook, IfIndex, u32)>,
     ) -> Result<()> {
         let mut attached = BTreeSet::new();
+        let mut pinned = BTreeSet::new();
         self.pins.forget_missing(links);
         self.links.retain(|(_, ifindex), _| links.contains_key(ifindex));
         // Where nothing can be pinned, an unpinned link is the best there is.
@@ -301,9 +302,14 @@ impl Datapath {
         for link in links.values() {
             for hook in [Hook::Egress, Hook::Ingress] {
                 let Some(attachment) = Attachment::new(hook, link) else { continue };
+                let is_pinned = self.pins.is_pinned(&attachment);
+                if !is_pinned && !self.links.contains_key(&(hook, link.index)) {
+                    continue;
+                }
+                pinned.insert(attachment.clone());
                 let id = self.program_id(attachment.program())?;
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
-                let in_place = (!pins_wanted || self.pins.is_pinned(&attachment))
+                let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
                         Method::Tcx => {
                             let name = attachment.program();
@@ -321,6 +327,7 @@ impl Datapath {
             }
         }
         self.state.attached = attached;
+        self.state.pinned = pinned;
         Ok(())
     }
 
@@ -410,14 +417,16 @@ impl Datapath {
             FastOp::Attach(attachment) => {
                 self.attach(attachment)?;
                 self.state.attached.insert(attachment.clone());
+                self.state.pinned.insert(attachment.clone());
             }
             FastOp::Detach(attachment) => {
                 self.detach(attachment)?;
                 self.state.attached.remove(attachment);
+                self.state.pinned.remove(attachment);
             }
             FastOp::SetOpen(open) => {
-                self.state.open = *open;
-                self.beat()?;
+                let before = std::mem::replace(&mut self.state.open, *open);
+                self.beat().inspect_err(|_| self.state.open = before)?;
             }
         }
         Ok(())
@@ -481,8 +490,19 @@ impl Datapath {
                     Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
                     Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
                 }
-                // Replaces the filter there, or creates it.
-                let id = program.attach_to_link(clsact_filter(attachment)?).map_err(program_error)?;
+                let id = match program.attach_to_link(clsact_filter(attachment)?) {
+                    Ok(replaced) => replaced,
+                    Err(error) => {
+                        debug!(%attachment, "attaching anew: {}", chain(&error));
+                        program
+                            .attach_with_options(
+                                &attachment.device,
+                                attach_type(attachment.hook),
+                                TcAttachOptions::Netlink(CLSACT),
+                            )
+                            .map_err(program_error)?
+                    }
+                };
                 // A filter's handle that is dropped removes the filter; it has nothing else to let go of.
                 std::mem::forget(program.take_link(id).map_err(program_error)?);
                 self.pins.pin_program(attachment, program)?;

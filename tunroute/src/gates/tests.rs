@@ -3,7 +3,7 @@ use crate::net::Handle;
 
 fn link(index: IfIndex, name: &str, kind: Option<&str>, master: Option<IfIndex>) -> (IfIndex, Link) {
     let (layer, kind) = (LinkLayer::Ethernet, kind.map(Into::into));
-    (index, Link { index, name: name.into(), layer, kind, mtu: 1500, up: true, master })
+    (index, Link { index, name: name.into(), layer, kind, mtu: 1500, mtu_v6: None, up: true, master })
 }
 
 fn rule(priority: u32) -> ObservedRule {
@@ -36,7 +36,7 @@ fn closed(family: Family, change: impl FnOnce(&mut KernelState, &mut Probes, &mu
     let mut probes = Probes::new([(1, [true, true])].into());
     let mut bypass_netfilter = false;
     change(&mut state, &mut probes, &mut bypass_netfilter);
-    let input = GateInput { state: &state, probes: &probes, ingress: &[1, 99], band: 20000..=20128, bypass_netfilter };
+    let input = GateInput { state: &state, probes: &probes, ingress: &[1, 99], band: 20000..=20129, bypass_netfilter };
     let report = gates(&input);
     let closed = report.closed(1, family);
     assert_eq!(report.is_open(1, family), closed.is_empty());
@@ -78,8 +78,8 @@ fn rules_that_come_first() {
     let with = |rule: ObservedRule| closed(Family::V4, |state, _, _| state.rules.push(rule)).len();
     for (closes, rule) in [
         (1, rule(1)),
-        (1, rule(20128)),
-        (0, rule(20129)),
+        (1, rule(20129)),
+        (0, rule(20130)),
         (0, rule(32766)),
         (0, ObservedRule { family: Family::V6, ..rule(1) }),
         (0, ObservedRule { ours: true, ..rule(1) }),

@@ -27,7 +27,7 @@ const UNSET: u32 = u32::MAX;
 pub(super) fn message(rule: &Rule) -> Vec<u8> {
     let mut message = RuleMessage::default();
     message.header = RuleHeader {
-        family: address_family(Family::of(&rule.from)),
+        family: address_family(rule.family()),
         src_len: rule.from.prefix_len(),
         // Larger tables are named by the attribute alone.
         table: u8::try_from(rule.table).unwrap_or(0),
@@ -41,6 +41,9 @@ pub(super) fn message(rule: &Rule) -> Vec<u8> {
     ];
     if rule.from.prefix_len() > 0 {
         message.attributes.push(RuleAttribute::Source(rule.from.addr()));
+    }
+    if let Some(oif) = &rule.oif {
+        message.attributes.push(RuleAttribute::Oifname(oif.clone()));
     }
     let mut payload = vec![0; message.buffer_len()];
     message.emit(&mut payload);
@@ -92,7 +95,7 @@ struct Seen {
     selectors: String,
     /// What follows the action, in `ip rule` syntax.
     suffix: String,
-    /// Has nothing but a source prefix, a priority, a protocol and a table.
+    /// Has nothing but a source prefix, an output device, a priority, a protocol and a table.
     plain: bool,
 }
 
@@ -164,10 +167,7 @@ impl Seen {
                 self.selector(format_args!("iif {name}"));
                 self.iif = Some(name);
             }
-            RuleAttribute::Oifname(name) => {
-                self.selector(format_args!("oif {name}"));
-                self.oif = Some(name);
-            }
+            RuleAttribute::Oifname(name) => self.oif = Some(name),
             RuleAttribute::L3MDev(_) => self.selector(format_args!("l3mdev")),
             RuleAttribute::TunId(id) => self.selector(format_args!("tun_id {id}")),
             RuleAttribute::UidRange(range) => self.selector(format_args!("uidrange {}-{}", range.start, range.end)),
@@ -196,7 +196,7 @@ impl Seen {
         let inverted = header.flags.contains(RuleFlags::Invert);
         let rule = match self.from {
             Some(from) if plain && ours && self.table != 0 => {
-                Some(Rule { priority: self.priority, from, table: self.table })
+                Some(Rule { priority: self.priority, from, oif: self.oif.clone(), table: self.table })
             }
             _ => None,
         };
@@ -206,7 +206,7 @@ impl Seen {
             family,
             priority: self.priority,
             ours,
-            looks_up_local: plain && header.src_len == 0 && self.table == TABLE_LOCAL,
+            looks_up_local: plain && header.src_len == 0 && self.oif.is_none() && self.table == TABLE_LOCAL,
             // `not iif eth0` matches everything but: it restricts nothing that can be relied on.
             iif: self.iif.filter(|_| !inverted),
             oif: self.oif.filter(|_| !inverted),
@@ -239,6 +239,9 @@ impl Seen {
             }
         }
         text.push_str(&self.selectors);
+        if let Some(oif) = &self.oif {
+            let _ = write!(text, " oif {oif}");
+        }
         let _ = match header.action {
             RuleAction::ToTable => match self.table {
                 // The table of the device's VRF.

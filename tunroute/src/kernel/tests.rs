@@ -10,7 +10,13 @@ fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
 }
 
 fn some_rule() -> impl Strategy<Value = Rule> {
-    (any::<u32>(), prefix(), 1..=u32::MAX).prop_map(|(priority, from, table)| Rule { priority, from, table })
+    let oif = prop::option::of("[a-z0-9.@-]{1,15}");
+    (any::<u32>(), prefix(), oif, 1..=u32::MAX).prop_map(|(priority, from, oif, table)| Rule {
+        priority,
+        from,
+        oif,
+        table,
+    })
 }
 
 fn some_route() -> impl Strategy<Value = Route> {
@@ -48,7 +54,7 @@ fn read(bytes: &[u8]) {
 proptest! {
     #[test]
     fn a_rule_is_read_as_written(rule in some_rule()) {
-        let read = rule::parse(Family::of(&rule.from), &rule::message(&rule), Handle(3)).unwrap();
+        let read = rule::parse(rule.family(), &rule::message(&rule), Handle(3)).unwrap();
         prop_assert!(read.ours && read.handle == Handle(3));
         prop_assert_eq!(&read.text, &rule.to_string());
         prop_assert_eq!(read.rule, Some(rule));

@@ -1,4 +1,4 @@
-//! Table numbers for policies that name none: the same after every restart.
+//! Table numbers for policies that name none, and for probes: the same after every restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 

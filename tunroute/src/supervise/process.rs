@@ -28,6 +28,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use crate::service;
+
 /// The size asked for the output pipe, in bytes: the default limit of `/proc/sys/fs/pipe-max-size`.
 const PIPE_SIZE: i32 = 1 << 20;
 /// The longest line that is logged, in bytes; the rest of a longer one is left out.
@@ -121,7 +123,12 @@ pub fn spawn(argv: &[String]) -> io::Result<(Child, ProcessId, pipe::Receiver)> 
     // Smaller is fine, too.
     let _ = fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
     let output = theirs.metadata()?.ino();
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    // A tunnel's program that knows sd_notify(3) would speak for tunroute.
+    for variable in service::VARIABLES {
+        command.env_remove(variable);
+    }
+    let child = command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(theirs.try_clone()?)

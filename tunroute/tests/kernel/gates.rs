@@ -23,7 +23,7 @@ async fn closed() -> [Vec<Gate>; 2] {
     let probes = Probes::read([link]).await;
     let ingress = [link.index];
     let input =
-        GateInput { state: &state, probes: &probes, ingress: &ingress, band: 20000..=20128, bypass_netfilter: false };
+        GateInput { state: &state, probes: &probes, ingress: &ingress, band: 20000..=20129, bypass_netfilter: false };
     let report = gates(&input);
     Family::ALL.map(|family| report.closed(link.index, family).to_vec())
 }
@@ -93,7 +93,7 @@ fn foreign_rules() {
     in_namespace(async || {
         router();
         for harmless in [
-            "from 192.0.2.1 lookup 7 pref 20129",
+            "from 192.0.2.1 lookup 7 pref 20130",
             "from 192.0.2.1 oif v0 lookup 7 pref 100",
             "from all iif lo lookup 7 pref 100",
             "from all iif v1 lookup 7 pref 100",
@@ -107,8 +107,8 @@ fn foreign_rules() {
             "from all fwmark 0x1 lookup 7 pref 100",
             "from all iif v0 lookup 7 pref 100",
             "not from all iif v7 lookup 7 pref 100",
-            "from 192.0.2.1/32 lookup 7 pref 20128",
-            "from 192.0.2.1/32 to 192.0.2.2/32 lookup local pref 20128",
+            "from 192.0.2.1/32 lookup 7 pref 20129",
+            "from 192.0.2.1/32 to 192.0.2.2/32 lookup local pref 20129",
             "from all goto 32766 pref 5",
         ] {
             for (family, option) in Family::ALL.into_iter().zip(["-4", "-6"]) {

@@ -1,0 +1,383 @@
+//! The loaded programs: what the verifier makes of them, and that they decide as the same code does in user space.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Instant,
+};
+
+use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use ipnet::IpNet;
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config as RunnerConfig, TestRunner},
+};
+use tunroute::{
+    datapath::{Datapath, Method},
+    fast::{Exemption, FastOp, FastState, Open, address_from_words, address_words},
+    net::Family,
+};
+use tunroute_common::{
+    decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
+    maps::{Action, Egress, Outcome, Slot, Source, flags},
+    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Slice},
+};
+
+/// The device that `BPF_PROG_TEST_RUN` pretends a packet to be at: the namespace's loopback.
+const TEST_DEVICE: u32 = 1;
+/// `TC_ACT_UNSPEC`
+const UNSPEC: i32 = -1;
+/// `TC_ACT_SHOT`
+const SHOT: i32 = 2;
+/// `TC_ACT_REDIRECT`
+const REDIRECT: i32 = 7;
+/// Packets that are run through both.
+const PACKETS: u32 = 50_000;
+
+/// Runs in namespaces of its own, with a bpffs that nobody else sees.
+fn isolated(test: impl FnOnce(&Path) + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .expect("needs root: run it by cargo xtask test");
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+            test(&directory.path().join("tunroute"));
+            umount2(directory.path(), MntFlags::MNT_DETACH).unwrap();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn the_verifier_has_room_to_spare() {
+    isolated(|pins| {
+        let start = Instant::now();
+        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        println!("loaded in {:.1?}", start.elapsed());
+        for (program, instructions) in datapath.verified_instructions().unwrap() {
+            println!("{program}: the verifier went through {instructions} instructions");
+            // It gives up at a million (BPF_COMPLEXITY_LIMIT_INSNS); older verifiers prune less.
+            assert!((1..100_000).contains(&instructions), "{program}: {instructions}");
+        }
+    });
+}
+
+#[test]
+fn another_daemon_finds_what_one_has_left() {
+    isolated(|pins| {
+        let mut first = Datapath::open(pins, Method::Tcx).unwrap();
+        let state = example();
+        for operation in filling(&state) {
+            first.apply(&operation).unwrap();
+        }
+        assert_eq!(first.state(), &state);
+        drop(first);
+        let mut second = Datapath::open(pins, Method::Tcx).unwrap();
+        assert_eq!(second.state(), &state);
+
+        for prefix in state.sources.keys() {
+            second.apply(&FastOp::RemoveSource(*prefix)).unwrap();
+            second.apply(&FastOp::RemoveSource(*prefix)).expect("what is gone is removed");
+        }
+        for exemption in &state.exempt {
+            second.apply(&FastOp::RemoveExemption(*exemption)).unwrap();
+        }
+        for index in state.slots.keys() {
+            second.apply(&FastOp::ClearSlot(*index)).unwrap();
+        }
+        second.apply(&FastOp::SetOpen(Open::default())).unwrap();
+        drop(second);
+        let third = Datapath::open(pins, Method::Tcx).unwrap();
+        assert_eq!(third.state(), &FastState::default());
+        third.remove(&std::collections::BTreeMap::new()).unwrap();
+        assert!(!pins.exists());
+    });
+}
+
+/// Every kind of slot, nested prefixes, exemptions of two sets.
+fn example() -> FastState {
+    let slot = |id, egress, exempt_set, next, gateway: Option<&str>| Slot {
+        id,
+        egress,
+        mtu: 600,
+        exempt_set,
+        next,
+        reserved: 0,
+        gateway: gateway.map(|gateway| address_words(gateway.parse().unwrap())).unwrap_or_default(),
+    };
+    let none = Slot::NO_NEXT;
+    let slots = [
+        slot(11, Egress::redirect(7, 0), 1, none, None),
+        slot(12, Egress::redirect(8, flags::ETHERNET), 2, 0, None),
+        slot(13, Egress::redirect(9, flags::ETHERNET | flags::GATEWAY), 1, 1, Some("2001:db8::9")),
+        slot(14, Egress::redirect(10, flags::ANSWERS_TOO_BIG), 1, none, None),
+        slot(15, Egress::redirect(TEST_DEVICE, 0), 1, none, None),
+        slot(16, Egress::down(Action::Reject), 1, 0, None),
+        slot(17, Egress::down(Action::Blackhole), 2, 0, None),
+        slot(18, Egress::down(Action::Next), 1, 2, None),
+        slot(19, Egress::down(Action::Next), 1, none, None),
+    ];
+    let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+    let mut sources = std::collections::BTreeMap::new();
+    for (index, arrives_by) in (0u32..9).zip([0, 0, 0, 0, 0, TEST_DEVICE, 0, 5, 0].into_iter().cycle()) {
+        sources.insert(prefix(&format!("10.{index}.0.0/16")), Source { slot: index, arrives_by });
+        sources.insert(prefix(&format!("2a02:{index:x}::/32")), Source { slot: index, arrives_by });
+    }
+    sources.insert(prefix("10.0.0.0/8"), Source { slot: 3, arrives_by: 0 });
+    sources.insert(prefix("10.1.1.1/32"), Source { slot: 1, arrives_by: Source::OWN_ADDRESS });
+    sources.insert(prefix("2a02:1::1/128"), Source { slot: 1, arrives_by: Source::OWN_ADDRESS });
+    sources.insert(prefix("2a02:2:1::/48"), Source { slot: 7, arrives_by: TEST_DEVICE });
+    let exempt = [(1, "192.0.2.0/24"), (2, "198.51.100.0/24"), (1, "2001:db8:1::/48"), (2, "2001:db8:2::/48")];
+    FastState {
+        sources,
+        exempt: exempt.into_iter().map(|(set, text)| Exemption { set, prefix: prefix(text) }).collect(),
+        slots: (0..).zip(slots).collect(),
+        open: Open { v4: true, v6: true },
+        ..FastState::default()
+    }
+}
+
+fn filling(state: &FastState) -> Vec<FastOp> {
+    let slots = state.slots.iter().map(|(index, slot)| FastOp::WriteSlot(*index, *slot, Family::V6));
+    let exemptions = state.exempt.iter().map(|exemption| FastOp::AddExemption(*exemption));
+    let sources = state.sources.iter().map(|(prefix, source)| FastOp::PutSource(*prefix, *source));
+    slots.chain(exemptions).chain(sources).chain([FastOp::SetOpen(state.open)]).collect()
+}
+
+/// The maps in user space.
+struct Mirror<'a>(&'a FastState);
+
+impl Mirror<'_> {
+    fn longest(&self, address: [u32; 4], family: Family) -> Option<Source> {
+        let address = address_from_words(family, address);
+        let matching = self.0.sources.iter().filter(|(prefix, _)| prefix.contains(&address));
+        matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, source)| *source)
+    }
+}
+
+const fn split(addresses: &Addresses) -> (Family, [u32; 4], [u32; 4]) {
+    match *addresses {
+        Addresses::V4 { source, destination } => (Family::V4, [source, 0, 0, 0], [destination, 0, 0, 0]),
+        Addresses::V6 { source, destination } => (Family::V6, source, destination),
+    }
+}
+
+impl Lookup for Mirror<'_> {
+    fn source(&self, addresses: &Addresses) -> Option<Source> {
+        let (family, source, _) = split(addresses);
+        self.longest(source, family)
+    }
+
+    fn destination_is_source(&self, addresses: &Addresses) -> bool {
+        let (family, _, destination) = split(addresses);
+        self.longest(destination, family).is_some()
+    }
+
+    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
+        let (family, _, destination) = split(addresses);
+        let destination = address_from_words(family, destination);
+        self.0.exempt.iter().any(|exemption| exemption.set == set && exemption.prefix.contains(&destination))
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        self.0.slots.get(&index)
+    }
+
+    fn open(&self, _addresses: &Addresses) -> bool {
+        true
+    }
+}
+
+/// A packet that the kernel is told to be made of segments.
+struct Gso<'a>(Slice<'a>, u32);
+
+impl Packet for Gso<'_> {
+    fn read<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
+        self.0.read(offset)
+    }
+
+    fn length(&self) -> u32 {
+        self.0.length()
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.1
+    }
+}
+
+/// A packet from the network header on, mostly well-formed, and the payload bytes of its segments.
+fn packet() -> impl Strategy<Value = (Vec<u8>, u32)> {
+    let v4 = || {
+        prop_oneof![
+            4 => (0u8..12, 0u8..3, 0u8..3).prop_map(|(a, b, c)| Ipv4Addr::new(10, a, b, c)),
+            2 => any::<u8>().prop_map(|host| Ipv4Addr::new(192, 0, 2, host)),
+            2 => any::<u8>().prop_map(|host| Ipv4Addr::new(198, 51, 100, host)),
+            1 => any::<u32>().prop_map(Ipv4Addr::from),
+        ]
+    };
+    let v6 = || {
+        prop_oneof![
+            4 => (0u16..12, 0u16..3, 0u16..3).prop_map(|(a, b, c)| Ipv6Addr::new(0x2a02, a, b, 0, 0, 0, 0, c)),
+            3 => (0u16..4, any::<u16>()).prop_map(|(net, host)| Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, host)),
+            1 => prop::sample::select(vec!["::", "::1", "fe80::1", "ff02::1", "::ffff:10.0.0.1"])
+                .prop_map(|text| text.parse().unwrap()),
+            1 => any::<u128>().prop_map(Ipv6Addr::from),
+        ]
+    };
+    let hop_limit = prop_oneof![1 => 0u8..3, 4 => any::<u8>()];
+    let kind = prop::sample::select(vec![6u8, 17, 58, 1, 0, 43, 44, 60]);
+    let body = prop_oneof![
+        8 => prop::collection::vec(any::<u8>(), 0..80),
+        // Around the tunnels' MTU.
+        2 => prop::collection::vec(any::<u8>(), 540..640),
+    ];
+    let gso = prop_oneof![6 => Just(0u32), 1 => 1u32..1500];
+    let addresses = prop_oneof![(v4(), v4()).prop_map(Ok), (v6(), v6()).prop_map(Err)];
+    let damage = prop_oneof![
+        5 => Just(None),
+        1 => (0usize..60, any::<u8>()).prop_map(Some),
+    ];
+    let cut = prop_oneof![12 => Just(None), 1 => (0usize..60).prop_map(Some)];
+    (addresses, hop_limit, kind, body, gso, damage, cut).prop_map(
+        |(addresses, hop_limit, kind, body, gso, damage, cut)| {
+            let length = u16::try_from(body.len()).unwrap();
+            let mut bytes = match addresses {
+                Ok((source, destination)) => {
+                    let number = etherparse::IpNumber(kind);
+                    let (source, destination) = (source.octets(), destination.octets());
+                    let mut header =
+                        etherparse::Ipv4Header::new(length, hop_limit, number, source, destination).unwrap();
+                    header.header_checksum = header.calc_header_checksum();
+                    header.to_bytes().to_vec()
+                }
+                Err((source, destination)) => {
+                    let mut header = vec![0x60, 0, 0, 0];
+                    header.extend(length.to_be_bytes());
+                    header.extend([kind, hop_limit]);
+                    header.extend(source.octets());
+                    header.extend(destination.octets());
+                    header
+                }
+            };
+            bytes.extend(body);
+            if let Some((at, by)) = damage
+                && let Some(byte) = bytes.get_mut(at)
+            {
+                *byte ^= by;
+            }
+            // The kernel takes no packet without its whole IP header into a test run; the lab sends such.
+            let whole_header = if bytes[0] >> 4 == 6 { 40 } else { 20 };
+            bytes.truncate(cut.unwrap_or(usize::MAX));
+            bytes.resize(bytes.len().max(whole_header), 0);
+            (bytes, gso)
+        },
+    )
+}
+
+/// What a program did with a packet: its result, and the frame afterwards.
+fn run(datapath: &mut Datapath, program: &str, frame: &[u8], gso_size: u32) -> (i32, Vec<u8>) {
+    // `struct __sk_buff` in `include/uapi/linux/bpf.h`.
+    let mut context = [0u8; 192];
+    context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
+    let mut out = vec![0; frame.len() + 64];
+    let program: &mut SchedClassifier = datapath.ebpf().program_mut(program).unwrap().try_into().unwrap();
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        })
+        .unwrap();
+    out.truncate(usize::try_from(result.data_size_out).unwrap());
+    (result.return_value.cast_signed(), out)
+}
+
+/// What should become of the frame.
+fn expected(verdict: Verdict<'_>, frame: &[u8], decrement: bool) -> (i32, Vec<u8>) {
+    let mut frame = frame.to_vec();
+    let result = match verdict {
+        Verdict::Pass | Verdict::StepAside(..) => UNSPEC,
+        Verdict::Drop(..) => SHOT,
+        Verdict::Redirect(..) => REDIRECT,
+    };
+    if decrement && result == REDIRECT {
+        if frame[14] >> 4 == 4 {
+            frame[14 + 8] -= 1;
+            let (mut header, _) = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap();
+            header.header_checksum = header.calc_header_checksum();
+            frame[14 + 10..14 + 12].copy_from_slice(&header.header_checksum.to_be_bytes());
+        } else {
+            frame[14 + 7] -= 1;
+        }
+    }
+    (result, frame)
+}
+
+#[test]
+fn the_programs_decide_as_the_code_does_in_user_space() {
+    isolated(|pins| {
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        let datapath = std::cell::RefCell::new(datapath);
+        let outcomes = std::cell::RefCell::new(std::collections::BTreeMap::<String, u64>::new());
+        let config = RunnerConfig { cases: PACKETS, failure_persistence: None, ..RunnerConfig::default() };
+        let result = TestRunner::new(config).run(&packet(), |(bytes, gso_size)| {
+            let ethertype =
+                if bytes.first().is_some_and(|first| first >> 4 == 6) { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+            let arrival = Arrival { ethertype, ifindex: TEST_DEVICE, to_this_host: true, tagged: false };
+            let mut frame = vec![0; 12];
+            frame.extend(ethertype.to_be_bytes());
+            frame.extend(&bytes);
+            let (mirror, packet) = (Mirror(&state), Gso(Slice(&bytes), gso_size));
+            for (program, verdict) in [
+                ("ingress_l2", decide_ingress(&arrival, &packet, &mirror)),
+                ("egress_l2", decide_egress(&arrival, &packet, &mirror)),
+            ] {
+                let (got, frame_got) = run(&mut datapath.borrow_mut(), program, &frame, gso_size);
+                let (wanted, frame_wanted) = expected(verdict, &frame, program == "ingress_l2");
+                prop_assert_eq!(got, wanted, "{}: {:?}", program, verdict);
+                prop_assert_eq!(frame_got, frame_wanted, "{}: {:?}", program, verdict);
+                let name = match verdict {
+                    Verdict::Pass => "pass",
+                    Verdict::StepAside(_, outcome) | Verdict::Drop(_, outcome) | Verdict::Redirect(_, _, outcome) => {
+                        outcome.name()
+                    }
+                };
+                *outcomes.borrow_mut().entry(format!("{program} {name}")).or_default() += 1;
+            }
+            Ok(())
+        });
+        result.unwrap();
+        let outcomes = outcomes.into_inner();
+        for (outcome, packets) in &outcomes {
+            println!("{packets:>7} {outcome}");
+        }
+        // A generator that never gets anywhere would prove nothing.
+        for outcome in Outcome::ALL {
+            let on_egress = matches!(outcome, Outcome::Diverted | Outcome::LeakPrevented);
+            let program = if on_egress { "egress_l2" } else { "ingress_l2" };
+            let seen = outcomes.get(&format!("{program} {}", outcome.name())).copied().unwrap_or(0);
+            assert_eq!(seen > 0, outcome != Outcome::Closed, "{program} {}: {seen}", outcome.name());
+        }
+        let counted = datapath.into_inner().counters().unwrap();
+        let counted: u64 = counted.values().flat_map(|stats| stats.outcomes).map(|counter| counter.packets).sum();
+        let decided: u64 =
+            outcomes.iter().filter(|(name, _)| !name.ends_with("pass")).map(|(_, packets)| packets).sum();
+        assert_eq!(counted, decided, "every decision is counted once");
+    });
+}
