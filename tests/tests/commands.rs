@@ -38,7 +38,11 @@ fn make_tunnel(world: &World) -> Result<String> {
     let (plan, broker) = (&TUNNELS[0], format!("ip -n {}", world.brokers[0].name()));
     let (device, near, far) = (plan.device, mac_tunnel(0), mac_broker(0));
     let mut text = String::new();
-    writeln!(text, "ip link add {device} address {near} type veth peer name {device} address {far} netns {}", world.brokers[0].name())?;
+    writeln!(
+        text,
+        "ip link add {device} address {near} type veth peer name {device} address {far} netns {}",
+        world.brokers[0].name()
+    )?;
     writeln!(text, "{broker} link set {device} up")?;
     for family in Family::ALL {
         let (host, gateway) = (plan.host.of(family), plan.gateway.of(family));
@@ -76,7 +80,9 @@ fn the_up_command_makes_the_tunnel_and_the_down_command_takes_it_down() -> Resul
     let mut daemon = Daemon::start(&world, &config(&world, &settings), &options)?;
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!((lines(&said), command(&daemon.status()?)["state"].as_str()), (vec![], Some("idle")));
-    world.host.ip("link set net0 up\nroute replace default via 192.0.2.2\n-6 route replace default via 2001::ff dev net0")?;
+    world
+        .host
+        .ip("link set net0 up\nroute replace default via 192.0.2.2\n-6 route replace default via 2001::ff dev net0")?;
 
     let status = daemon.wait_status(|status| status["tunnels"][0]["state"] == "up", SOON)?;
     let status = if command(&status)["state"] == "started" {
@@ -122,7 +128,10 @@ fn a_foreground_command_outlives_the_daemon_and_ends_with_down() -> Result<()> {
     daemon.down()?;
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid.as_i64().context("no pid")?)?);
     // Its parent is gone; whoever has inherited it reaps it in time.
-    let gone = || kill(pid, None::<Signal>).is_err() || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    let gone = || {
+        kill(pid, None::<Signal>).is_err()
+            || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    };
     ensure!(gone(), "process {pid} is still there");
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, ensure};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World, ping, plan::REMOTE, traffic::Answer,
+    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World, ping, plan::REMOTE,
+    traffic::Answer,
 };
 
 const SOON: Duration = Duration::from_secs(3);
@@ -140,6 +141,8 @@ fn fail_over_and_back(world: &World, daemon: &Daemon<'_>, what: &str) -> Result<
     for flow in flows {
         assert_eq!(flow.stop()?.count("uplink"), 0, "{what}");
     }
-    eprintln!("{what}: left after {away:?}, back after {back:?}, from none to the second after {second:?} (IPv4, IPv6)");
+    eprintln!(
+        "{what}: left after {away:?}, back after {back:?}, from none to the second after {second:?} (IPv4, IPv6)"
+    );
     Ok(())
 }
