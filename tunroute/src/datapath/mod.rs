@@ -3,6 +3,7 @@
 //! Knows nothing of the configuration. What stands in the maps is kept in a mirror, which an adopting daemon reads back.
 
 mod pins;
+mod tcx;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -299,8 +300,7 @@ impl Datapath {
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
                 let in_place = self.pins.is_pinned(&attachment)
                     && match self.method {
-                        Method::Tcx => SchedClassifier::query_tcx(&attachment.device, attach_type(hook))
-                            .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id)),
+                        Method::Tcx => tcx::programs(hook, link.index).is_ok_and(|programs| programs.contains(&id)),
                         Method::Clsact => filters.contains(&(hook, link.index, id)),
                     };
                 if in_place {
