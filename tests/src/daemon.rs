@@ -31,6 +31,8 @@ pub struct DaemonOptions {
     pub down_on_exit: bool,
     /// `--attach`: `tcx` or `clsact`; what the kernel has unless told.
     pub attach: Option<&'static str>,
+    /// `--pin-dir`: the world's unless told. Below `/sys/fs/bpf` it is the daemon's alone, and gone with it.
+    pub pin_dir: Option<PathBuf>,
     /// The binary; [`binary`] unless told.
     pub binary: Option<PathBuf>,
     /// Environment variables, by name and value.
@@ -150,7 +152,7 @@ impl<'a> Daemon<'a> {
         for (option, name) in [("--runtime-dir", "run"), ("--state-dir", "state"), ("--rt-tables-dir", "rt_tables.d")] {
             command.arg(option).arg(dir.join(name));
         }
-        command.arg("--pin-dir").arg(world.pin_dir());
+        command.arg("--pin-dir").arg(options.pin_dir.clone().unwrap_or_else(|| world.pin_dir()));
         if let Some(datapath) = options.datapath {
             command.args(["--datapath", datapath]);
         }

@@ -35,15 +35,20 @@ pub struct End<'a> {
 pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     // A veth cannot be created up: its peer is not connected yet (`veth_open` in drivers/net/veth.c).
     a.netns.ip(&format!(
-        "link add {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}\nlink set {device} up",
+        "link add {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}",
         a.mac,
         b.device,
         b.mac,
         b.netns.name(),
         device = a.device,
     ))?;
-    b.netns.ip(&format!("link set {} up", b.device))?;
-    [a, b].into_iter().try_for_each(ask_neighbours_often)
+    // Before packets can come: a solicitation that is under way keeps its timer.
+    [a, b].into_iter().try_for_each(ask_neighbours_often)?;
+    [a, b].into_iter().try_for_each(set_up)
+}
+
+fn set_up(end: End<'_>) -> Result<()> {
+    end.netns.ip(&format!("link set {} up", end.device))
 }
 
 /// A new address hears neighbour solicitations only after a moment (`addrconf_join_solict` runs in a work queue), and
@@ -63,10 +68,11 @@ fn ask_neighbours_often(end: End<'_>) -> Result<()> {
 pub fn vxlan(a: (End<'_>, IpAddr), b: (End<'_>, IpAddr), vni: u32, mtu: u32) -> Result<()> {
     for ((end, local), (_, remote)) in [(a, b), (b, a)] {
         end.netns.ip(&format!(
-            "link add {} mtu {mtu} address {} up type vxlan id {vni} local {local} remote {remote} dstport 4789",
+            "link add {} mtu {mtu} address {} type vxlan id {vni} local {local} remote {remote} dstport 4789",
             end.device, end.mac,
         ))?;
         ask_neighbours_often(end)?;
+        set_up(end)?;
     }
     Ok(())
 }

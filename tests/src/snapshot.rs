@@ -68,6 +68,16 @@ impl Netns {
 }
 
 impl Snapshot {
+    /// Without the lines for which `ours` says so, of which it gets the section's name (`ip -6 rule`) and the text.
+    #[must_use]
+    pub fn without(mut self, ours: impl Fn(&str, &str) -> bool) -> Self {
+        for (name, lines) in &mut self.sections {
+            lines.retain(|line| !ours(name, line));
+        }
+        self.sections.retain(|_, lines| !lines.is_empty());
+        self
+    }
+
     /// What is in the one and not in the other: a line each, `-` for what went and `+` for what came. Empty if nothing.
     #[must_use]
     pub fn diff(&self, after: &Self) -> String {

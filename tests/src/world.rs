@@ -37,6 +37,7 @@ use std::{
     fmt::Write as _,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -124,7 +125,7 @@ impl WorldBuilder {
 pub struct World {
     options: WorldBuilder,
     // Fields are dropped in this order: what is in the namespaces, the namespaces, the directory.
-    tuns: [Option<TunPair>; 2],
+    tuns: Mutex<[Option<TunPair>; 2]>,
     /// A machine in the network behind the host.
     pub client: Netns,
     /// Where tunroute runs.
@@ -155,7 +156,7 @@ impl World {
         }
         let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
         let brokers = [broker0, broker1];
-        let mut world = Self { options, tuns: [None, None], client, host, isp, brokers, remote, bpffs, lab };
+        let world = Self { options, tuns: Mutex::default(), client, host, isp, brokers, remote, bpffs, lab };
         world.connect().context("cannot connect the namespaces")?;
         world.client.ip(&world.client_script()?)?;
         world.host.ip(&world.host_script()?)?;
@@ -166,7 +167,7 @@ impl World {
         world.remote.ip(&world.remote_script()?)?;
         for (index, present) in options.present.into_iter().enumerate() {
             if present {
-                world.create_tunnel(index)?;
+                world.set_present(index, true)?;
             }
         }
         Ok(world)
@@ -250,7 +251,27 @@ impl World {
     /// # Errors
     /// A device cannot be made.
     pub fn create_tunnel(&mut self, index: usize) -> Result<()> {
-        self.delete_tunnel(index)?;
+        self.set_present(index, true)
+    }
+
+    /// Deletes a tunnel, at both ends; nothing happens if it does not exist.
+    ///
+    /// # Errors
+    /// `ip link del` fails.
+    pub fn delete_tunnel(&mut self, index: usize) -> Result<()> {
+        self.set_present(index, false)
+    }
+
+    /// Makes a tunnel anew, or deletes it, while a daemon runs in the world.
+    ///
+    /// # Errors
+    /// A device cannot be made or deleted.
+    pub fn set_present(&self, index: usize, present: bool) -> Result<()> {
+        self.remove(index)?;
+        if present { self.make(index) } else { Ok(()) }
+    }
+
+    fn make(&self, index: usize) -> Result<()> {
         let WorldBuilder { kind, mtu, vnet_hdr, .. } = self.options;
         let (plan, broker) = (&TUNNELS[index], &self.brokers[index]);
         let number = u8::try_from(index)?;
@@ -262,7 +283,8 @@ impl World {
         match kind {
             TunnelKind::Tun => {
                 let options = TunOptions { mtu, vnet_hdr };
-                self.tuns[index] = Some(TunPair::new((&self.host, device), (broker, device), options)?);
+                let pair = TunPair::new((&self.host, device), (broker, device), options)?;
+                self.tuns()[index] = Some(pair);
             }
             TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
             TunnelKind::Vxlan => {
@@ -284,12 +306,12 @@ impl World {
         broker.ip(&script)
     }
 
-    /// Deletes a tunnel, at both ends; nothing happens if it does not exist.
-    ///
-    /// # Errors
-    /// `ip link del` fails.
-    pub fn delete_tunnel(&mut self, index: usize) -> Result<()> {
-        self.tuns[index] = None;
+    fn tuns(&self) -> MutexGuard<'_, [Option<TunPair>; 2]> {
+        self.tuns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, index: usize) -> Result<()> {
+        self.tuns()[index] = None;
         for netns in [&self.host, &self.brokers[index]] {
             if netns.ifindex(TUNNELS[index].device).is_ok() {
                 netns.ip(&format!("link del {}", TUNNELS[index].device))?;

@@ -159,7 +159,8 @@ impl<'a> Bench<'a> {
 
     fn udp(&mut self, cell: &Cell) -> Result<()> {
         let before = self.begin()?;
-        let payload = |number: usize| -> Vec<u8> { (0..PAYLOADS[number]).map(|at| (at * 7 + number) as u8).collect() };
+        let payload =
+            |number: usize| -> Vec<u8> { (0..PAYLOADS[number]).map(|at| (at * 7 + number).to_le_bytes()[0]).collect() };
         let dst = SocketAddr::new(cell.dst(), PORT);
         let port = match cell.origin {
             Origin::Host => {

@@ -5,7 +5,7 @@
 
 use crate::{
     maps::{Action, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{Addresses, Header, Packet, read_lenient, read_strict},
+    packet::{Addresses, Packet, read_lenient, read_strict},
 };
 
 /// The maps, as far as the decision reads them.
@@ -92,7 +92,10 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
         return Verdict::Pass;
     }
     let Some(header) = read_strict(arrival.ethertype, packet) else { return Verdict::Pass };
-    let Some(source) = policy_source(&header, packet, maps) else { return Verdict::Pass };
+    if header.addresses.any_special() || header.is_neighbour_discovery(packet) {
+        return Verdict::Pass;
+    }
+    let Some(source) = maps.source(&header.addresses) else { return Verdict::Pass };
 
     if !maps.open(&header.addresses) {
         return Verdict::StepAside(source.slot, Outcome::Closed);
@@ -128,11 +131,13 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
 /// otherwise it goes by its tunnel, or nowhere. The hop limit has been dealt with by then.
 #[inline(always)]
 pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, maps: &'a L) -> Verdict<'a> {
-    if arrival.tagged {
+    let Some(header) = read_lenient(arrival.ethertype, packet) else { return Verdict::Pass };
+    // What is let through here leaves by the uplink, so these are only what no rule would have sent elsewhere.
+    // Neighbour discovery has this hop limit (RFC 4861); what looks like it and was forwarded has not.
+    if header.addresses.stays_on_link() || (header.hop_limit == 255 && header.is_neighbour_discovery(packet)) {
         return Verdict::Pass;
     }
-    let Some(header) = read_lenient(arrival.ethertype, packet) else { return Verdict::Pass };
-    let Some(source) = policy_source(&header, packet, maps) else { return Verdict::Pass };
+    let Some(source) = maps.source(&header.addresses) else { return Verdict::Pass };
 
     let (index, slot) = match apply(source.slot, &header.addresses, maps) {
         Some(Applies::To(index, slot)) => (index, slot),
@@ -142,18 +147,14 @@ pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, ma
     let fits = |slot: &Slot| {
         slot.egress.has(flags::ANSWERS_TOO_BIG) || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
     };
-    if slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex && fits(slot) {
+    // A tagged packet is on its way to a VLAN of the uplink. It must not leave there either, but keeps its tag if redirected.
+    if !arrival.tagged
+        && slot.egress.action() == Action::Redirect
+        && slot.egress.ifindex() != arrival.ifindex
+        && fits(slot)
+    {
         Verdict::Redirect(index, slot, Outcome::Diverted)
     } else {
         Verdict::Drop(index, Outcome::LeakPrevented)
     }
-}
-
-/// The source prefix that the packet belongs to, unless it is of a kind that policies never apply to.
-#[inline(always)]
-fn policy_source<P: Packet, L: Lookup>(header: &Header, packet: &P, maps: &L) -> Option<Source> {
-    if header.addresses.any_special() || header.is_neighbour_discovery(packet) {
-        return None;
-    }
-    maps.source(&header.addresses)
 }

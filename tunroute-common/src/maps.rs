@@ -12,6 +12,9 @@ pub const LAYOUT_VERSION: u32 = 1;
 /// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
 pub const MAX_SLOTS: u32 = 4096;
 
+/// So many prefixes each of the prefix maps takes. Entries are allocated as they come: a bound, not a reservation.
+pub const MAX_PREFIXES: u32 = 1 << 20;
+
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
 
@@ -110,8 +113,9 @@ impl Slot {
     pub const NO_NEXT: u32 = u32::MAX;
 }
 
-/// Action, flags and device in one word, so that a program that reads while the daemon writes sees either the old or the
-/// new ones (`bpf_long_memcpy()` in `include/linux/bpf.h` copies words).
+/// Action, flags and device in one aligned word, read by one load. The kernel writes an array's element by `memcpy()`
+/// (`copy_map_value()` in `include/linux/bpf.h`), so a program that reads at that moment sees the old word or the new one
+/// wherever that copies aligned words whole, as it does on the 64-bit machines that this runs on.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Egress(u64);

@@ -169,6 +169,28 @@ impl Addresses {
     }
 }
 
+impl Addresses {
+    /// The destination lies on the link that the packet is sent on, whatever rules say: multicast, IPv4 broadcast, IPv6
+    /// link-local, loopback. Unlike IPv6 ones, Linux forwards to IPv4 link-local addresses, and to 0/8 and 240/4, too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn stays_on_link(&self) -> bool {
+        match self {
+            Self::V4 { destination, .. } => {
+                let first = u32::from_be(*destination) >> 24;
+                first == 127 || first >> 4 == 0xe || *destination == u32::MAX
+            }
+            Self::V6 { destination, .. } => {
+                let [first, second, third, fourth] = *destination;
+                let top = u32::from_be(first);
+                top >> 24 == 0xff
+                    || top >> 22 == 0xfe80 >> 6
+                    || (first | second | third == 0 && u32::from_be(fourth) <= 1)
+            }
+        }
+    }
+}
+
 /// 0/8 and 127/8, 169.254/16, 224/4 and 240/4 (the broadcast address among them).
 const fn special_v4(address: Ipv4) -> bool {
     let address = u32::from_be(address);

@@ -7,21 +7,18 @@ use aya_ebpf::{
 };
 use tunroute_common::{
     decide::Lookup,
-    maps::{Control, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_SLOTS, Slot, Source, Stats},
+    maps::{Control, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Stats},
     packet::Addresses,
 };
 
-/// Entries are allocated as they come: this is a bound, not a reservation. The daemon may raise it when it creates them.
-const PREFIXES: u32 = 1 << 20;
-
 #[map]
-static SOURCE_V4: LpmTrie<Ipv4, Source> = LpmTrie::pinned(PREFIXES, 0);
+static SOURCE_V4: LpmTrie<Ipv4, Source> = LpmTrie::pinned(MAX_PREFIXES, 0);
 #[map]
-static SOURCE_V6: LpmTrie<Ipv6, Source> = LpmTrie::pinned(PREFIXES, 0);
+static SOURCE_V6: LpmTrie<Ipv6, Source> = LpmTrie::pinned(MAX_PREFIXES, 0);
 #[map]
-static EXEMPT_V4: LpmTrie<ExemptV4, u32> = LpmTrie::pinned(PREFIXES, 0);
+static EXEMPT_V4: LpmTrie<ExemptV4, u32> = LpmTrie::pinned(MAX_PREFIXES, 0);
 #[map]
-static EXEMPT_V6: LpmTrie<ExemptV6, u32> = LpmTrie::pinned(PREFIXES, 0);
+static EXEMPT_V6: LpmTrie<ExemptV6, u32> = LpmTrie::pinned(MAX_PREFIXES, 0);
 #[map]
 static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 #[map]

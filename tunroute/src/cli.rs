@@ -46,6 +46,14 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeDir,
     },
+    /// Try a tunnel's `up` command again after the daemon has given it up. Its start limit still holds.
+    #[command(after_help = "Example: tunroute start sixxs0")]
+    Start {
+        /// The tunnel's name.
+        tunnel: String,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
     /// Stop the daemon, if there is one, and remove everything it has made.
     #[command(after_help = "Example: tunroute down")]
     Down {

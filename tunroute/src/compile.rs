@@ -226,6 +226,7 @@ fn compile_policy(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let mut desired = DesiredFast { open: fast.open, ..DesiredFast::default() };
+    let sets = exempt_sets(inputs.config);
     for family in Family::ALL {
         let chains = compile_sources(inputs, fast, family, &mut desired.sources);
         for (policies, id) in chains {
@@ -234,13 +235,13 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
             let mut policies = policies.as_slice();
             while let (Some(current), [policy, rest @ ..]) = (id, policies) {
                 let next = (!rest.is_empty()).then(|| chain_id(inputs.config, family, rest));
-                desired.slots.insert(current, compile_slot(inputs, *policy, family, next));
+                desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), family, next));
                 (id, policies) = (next, rest);
             }
         }
     }
-    for policy in &inputs.config.policies {
-        let set = exempt_set(policy);
+    for (policy, set) in inputs.config.policies.iter().zip(&sets) {
+        let set = *set;
         for family in Family::ALL {
             let local = inputs.kernel.local.iter().copied().filter(|dst| Family::of(dst) == family);
             desired
@@ -357,14 +358,20 @@ impl ReversePaths {
     }
 }
 
-fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option<ChainId>) -> SlotSpec {
+/// The slot of a policy, which comes with its exemption set.
+fn compile_slot(
+    inputs: &Inputs<'_>,
+    (policy, exempt_set): (usize, u32),
+    family: Family,
+    next: Option<ChainId>,
+) -> SlotSpec {
     let policy_config = &inputs.config.policies[policy];
     let spec = |egress, mtu, gateway: Option<IpAddr>| SlotSpec {
         policy,
         family,
         egress,
         mtu,
-        exempt_set: exempt_set(policy_config),
+        exempt_set,
         next,
         gateway: gateway.map(address_words).unwrap_or_default(),
     };
@@ -378,7 +385,7 @@ fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option
                 (answers, flags::ANSWERS_TOO_BIG),
             ];
             let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
-            spec(Egress::redirect(link.index, flags), link.mtu, gateway)
+            spec(Egress::redirect(link.index, flags), link.mtu_of(family), gateway)
         }
         // The rules know this device, the fast path does not: the kernel decides.
         Some(_) => spec(Egress::down(Action::Reject), 0, None),
@@ -393,16 +400,25 @@ fn compile_slot(inputs: &Inputs<'_>, policy: usize, family: Family, next: Option
     }
 }
 
-/// Policies with the same exemptions share a set. It is named by what is declared, so that it stays the same while the
-/// connected prefixes change.
-fn exempt_set(policy: &Policy) -> u32 {
-    let mut declared: Vec<String> = policy.exempt.iter().map(ToString::to_string).collect();
-    declared.sort_unstable();
-    if policy.exempt_connected {
-        declared.push("connected".to_owned());
-    }
-    let hash = fnv1a(declared.iter().map(String::as_str));
-    u32::try_from(hash >> 32).unwrap_or_default()
+/// The exemption set of each policy. Policies with the same exemptions share one; it is named by what is declared, so that
+/// it stays the same while the connected prefixes change.
+fn exempt_sets(config: &Config) -> Vec<u32> {
+    let mut taken: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let set = |policy: &Policy| {
+        let mut declared: Vec<String> = policy.exempt.iter().map(ToString::to_string).collect();
+        declared.sort_unstable();
+        if policy.exempt_connected {
+            declared.push("connected".to_owned());
+        }
+        let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
+        // One policy's exemption must not become another's because of a hash.
+        while taken.get(&set).is_some_and(|other| *other != declared) {
+            set = set.wrapping_add(1);
+        }
+        taken.entry(set).or_insert(declared);
+        set
+    };
+    config.policies.iter().map(set).collect()
 }
 
 fn chain_id(config: &Config, family: Family, policies: &[usize]) -> ChainId {

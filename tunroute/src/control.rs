@@ -29,13 +29,18 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CLIENTS: usize = 32;
 
 /// What may be asked of the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// How are things?
     Status,
     /// Read the configuration again.
     Reload,
+    /// Start a tunnel's command again after it was given up.
+    Start {
+        /// The tunnel's name.
+        tunnel: String,
+    },
     /// Remove everything and stop.
     Down,
 }

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
 };
@@ -27,6 +27,7 @@ use crate::{
     config::{Config, Datapath},
     control::{self, Answer, Call, Request},
     datapath::{self, Method},
+    fast::{FastOp, Hook, Open},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
@@ -89,6 +90,10 @@ struct Daemon {
     service: Service,
     /// What could not be done in the last pass.
     problems: Vec<String>,
+    /// What could not be done in the one before, and has been logged.
+    logged: Vec<String>,
+    /// When to try again what could not be done.
+    retry: Option<tokio::time::Instant>,
     started: Instant,
 }
 
@@ -107,8 +112,9 @@ enum Exit {
 /// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
 pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
-    let _lock = NamespaceLock::take()?;
-    options.instance.record(&options.runtime_dir)?;
+    let lock = NamespaceLock::take()?;
+    let runtime_lock = options.instance.record(&options.runtime_dir)?;
+    let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
@@ -127,6 +133,8 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         state,
         service: Service::detect(),
         problems: Vec::new(),
+        logged: Vec::new(),
+        retry: None,
         started: Instant::now(),
     };
     daemon.configure_tunnels();
@@ -134,13 +142,15 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts).await?;
+    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
     daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
         Exit::Down(answer) => {
             let result = daemon.down().await;
+            // Whoever hears of it may start the next daemon at once.
+            drop((lock, runtime_lock));
             if let Some(answer) = answer {
                 let told = match &result {
                     Ok(()) => Answer::Done,
@@ -156,6 +166,23 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
     Config { datapath: datapath.unwrap_or(config.datapath), ..config }
 }
@@ -166,17 +193,19 @@ impl Daemon {
         events: &mut Events,
         mut calls: mpsc::Receiver<Call>,
         verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+        signals: &mut Signals,
     ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         loop {
-            let retry = async {
-                if self.problems.is_empty() { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
+            let retry = self.retry;
+            let retry = async move {
+                match retry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
             };
             tokio::select! {
                 change = events.next() => {
@@ -191,6 +220,14 @@ impl Daemon {
                     Request::Down => return Ok(Exit::Down(Some(answer))),
                     Request::Status => {
                         let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
+                    }
+                    Request::Start { tunnel } => {
+                        let told = if self.supervisor.reset(&tunnel) {
+                            Answer::Done
+                        } else {
+                            Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
+                        };
+                        let _nobody_waits = answer.send(told);
                     }
                     Request::Reload => {
                         let told = match self.reload().await {
@@ -207,12 +244,12 @@ impl Daemon {
                 _ = audit.tick() => self.audit().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     // What went wrong has been logged; the old configuration is still in force.
                     let _logged = self.reload().await;
                 }
-                _ = terminate.recv() => return Ok(Exit::Leave),
-                _ = interrupt.recv() => return Ok(Exit::Leave),
+                _ = signals.terminate.recv() => return Ok(Exit::Leave),
+                _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
         }
     }
@@ -231,16 +268,32 @@ impl Daemon {
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
         let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
-        let old = std::mem::replace(&mut self.config, config);
         self.reconcile(Kinds::ALL).await;
-        if self.problems.is_empty() {
+        self.check_applicable(&config)?;
+        // What cannot be done anyway says nothing about the new configuration.
+        let before = self.problems.clone();
+        let old = std::mem::replace(&mut self.config, config);
+        let tables = self.tables.clone();
+        self.reconcile(Kinds::NONE).await;
+        let new: Vec<&str> =
+            self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
+        if new.is_empty() {
             self.configure_tunnels();
             return Ok(());
         }
-        let problems = self.problems.join("; ");
+        let problems = new.join("; ");
         self.config = old;
+        self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
         anyhow::bail!("the new configuration cannot be applied in full: {problems}")
+    }
+
+    /// Refuses what is known to fail, before anything is changed for it.
+    fn check_applicable(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        self.tables.check_free(config, &snapshot.state)?;
+        plan(&self.desired_of(config, snapshot), &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        Ok(())
     }
 
     /// Tells the supervisor and the probes which tunnels there are.
@@ -277,7 +330,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
-        self.problems.clear();
+        self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
@@ -292,6 +345,7 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
         self.service.status(self.summary());
     }
 
@@ -306,9 +360,18 @@ impl Daemon {
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
             warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
         }
-        self.gates = gates::Gates::look(config, &snapshot.state).await;
+        let gates = gates::Gates::look(config, &snapshot.state, self.tables.numbers()).await;
+        if !config_wants_no_fast_path(config) {
+            gates.log_since(&self.gates);
+        }
+        self.gates = gates;
+        let filters = self.filters(&snapshot.state).await?;
         if let Some(fast) = &mut self.fast {
-            fast.observe_attachments(&snapshot.state.links, &BTreeSet::new())?;
+            fast.observe_attachments(&snapshot.state.links, &filters)?;
+        }
+        if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
+            // Known before anything is changed: rules that are there stay.
+            self.fallback = true;
         }
         let desired = self.desired(&snapshot);
         let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
@@ -327,21 +390,37 @@ impl Daemon {
         } else {
             Some(snapshot)
         };
-        if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
-            self.remove_fast_path()?;
+        if !self.problems.is_empty() {
+            self.close_fast_path();
+        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+            self.remove_fast_path().await?;
         }
         Ok(())
     }
 
+    /// The programs in filters on ingress and uplink devices, where programs are attached that way.
+    async fn filters(&self, kernel: &KernelState) -> anyhow::Result<BTreeSet<(Hook, IfIndex, u32)>> {
+        if self.fast.as_ref().is_none_or(|fast| fast.method() == Method::Tcx) {
+            return Ok(BTreeSet::new());
+        }
+        let interfaces = &self.config.interfaces;
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
+        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
+    }
+
     /// What both datapaths are to look like now.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
-        let wanted = !config_wants_no_fast_path(&self.config);
+        self.desired_of(&self.config, snapshot)
+    }
+
+    fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
+        let wanted = !config_wants_no_fast_path(config);
         compile(&Inputs {
-            config: &self.config,
+            config,
             kernel: &snapshot.state,
             tables: self.tables.numbers(),
             failed: &self.failed,
-            rules: self.config.datapath != Datapath::Ebpf || self.fallback,
+            rules: config.datapath != Datapath::Ebpf || self.fallback,
             fast: (wanted && self.fast.is_some()).then_some(FastInputs {
                 open: self.gates.open(),
                 closed: self.gates.closed_devices(),
@@ -360,7 +439,8 @@ impl Daemon {
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
-                    if operation.is_removal() && !self.problems.is_empty() {
+                    let waits = operation.is_removal() || matches!(operation, FastOp::SetOpen(open) if open.any());
+                    if waits && !self.problems.is_empty() {
                         continue;
                     }
                     if let Err(error) = fast.apply(operation) {
@@ -386,8 +466,23 @@ impl Daemon {
         kernel_changed
     }
 
+    /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
+    fn close_fast_path(&mut self) {
+        if let Some(fast) = &mut self.fast
+            && fast.state().open.any()
+        {
+            warn!("the fast path steps aside until all is done");
+            if let Err(error) = fast.apply(&FastOp::SetOpen(Open::default())) {
+                self.problem(error.to_string());
+            }
+        }
+    }
+
     fn problem(&mut self, problem: String) {
-        error!("{problem}");
+        // One that stays is tried again every second, and said once.
+        if !self.logged.contains(&problem) {
+            error!("{problem}");
+        }
         self.problems.push(problem);
     }
 
@@ -397,8 +492,13 @@ impl Daemon {
         if let Some(fast) = &self.fast
             && !fast.maps_pinned()
         {
-            warn!("the pinned maps below {} are gone; loading the fast path anew", pins.display());
-            self.fast = None;
+            let error = fast.restore_pins().err().map(|error| error.to_string());
+            match &error {
+                None => warn!("somebody has removed the pinned maps below {}; pinned them again", pins.display()),
+                Some(_) if self.fast_error == error => {}
+                Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
+            }
+            self.fast_error = error;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
         let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
@@ -426,10 +526,9 @@ impl Daemon {
         }
     }
 
-    fn remove_fast_path(&mut self) -> anyhow::Result<()> {
-        let links = self.snapshot.as_ref().map(|snapshot| &snapshot.state.links);
-        if let (Some(fast), Some(links)) = (self.fast.take(), links) {
-            fast.remove(links)?;
+    async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
+            remove_fast_path(&self.kernel, fast, snapshot).await?;
             info!("the fast path is removed");
         }
         Ok(())
@@ -455,26 +554,35 @@ impl Daemon {
     fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired(snapshot).fast else { return false };
-        desired.attachments.is_subset(&fast.state().attached) && self.gates.all_open(&self.config)
+        desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
     }
 
-    /// The heartbeat, and a look whether the programs are still where they belong.
+    /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
+        let Some(snapshot) = &self.snapshot else { return };
+        let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
+            warn!("{error}");
+            BTreeSet::new()
+        });
         let Some(fast) = &mut self.fast else { return };
         if let Err(error) = fast.beat() {
             warn!("{error}");
         }
-        let Some(snapshot) = &self.snapshot else { return };
         let before = fast.state().attached.clone();
-        let observed = fast.observe_attachments(&snapshot.state.links, &BTreeSet::new());
-        let lost: Vec<String> = before.difference(&fast.state().attached).map(ToString::to_string).collect();
-        let mut repair = observed.is_err() || !fast.maps_pinned();
+        let observed = fast.observe_attachments(&snapshot.state.links, &filters);
+        // A device that went away or was renamed took its programs along: that is an event of its own.
+        let lost: Vec<String> = before
+            .difference(&fast.state().attached)
+            .filter(|lost| nix::net::if_::if_nametoindex(lost.device.as_str()).is_ok_and(|now| now == lost.ifindex))
+            .map(ToString::to_string)
+            .collect();
         if !lost.is_empty() {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
-            repair = true;
         }
-        if repair {
+        let unpinned = !fast.maps_pinned();
+        let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
+        if observed.is_err() || !lost.is_empty() || unpinned || gates != self.gates {
             self.reconcile(Kinds::NONE).await;
         }
     }
@@ -502,23 +610,24 @@ fn online(config: &Config, kernel: &KernelState) -> bool {
     uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }
 
-/// Says what others have removed. Returns whether anything was.
+/// Says in one line what others have removed. Returns whether anything was.
 fn report_removed(change: &Change) -> bool {
-    for removed in &change.removed {
-        let who = fs::read_to_string(format!("/proc/{}/comm", removed.port)).unwrap_or_default();
-        let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
-        warn!("somebody else{who} did `{removed}`; undoing it");
-    }
-    if change.removed_more > 0 {
-        warn!("somebody has removed {} more of tunroute's rules and routes; restoring them", change.removed_more);
-    }
     if change.overrun {
         warn!("the kernel's notifications overran; looking at everything");
     }
-    !change.removed.is_empty()
+    let Some(first) = change.removed.first() else { return false };
+    let who = fs::read_to_string(format!("/proc/{}/comm", first.port)).unwrap_or_default();
+    let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
+    match change.removed.len().saturating_sub(1).saturating_add(change.removed_more) {
+        0 => warn!("somebody else{who} did `{first}`; undoing it"),
+        more => {
+            warn!("somebody else{who} did `{first}` and removed {more} more of tunroute's rules and routes; undoing it")
+        }
+    }
+    true
 }
 
-/// Map entries are many and say little: only those that route are logged by default.
+/// Map entries are many and say little: they are only counted by default.
 fn log_plan(operations: &[Op]) {
     let (entries, main): (Vec<&Op>, Vec<&Op>) = operations.iter().partition(|op| match op {
         Op::Fast(op) => op.is_entry(),
@@ -530,8 +639,11 @@ fn log_plan(operations: &[Op]) {
     if let Some(more) = main.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
         info!("and {more} more operations");
     }
-    for entry in entries {
+    for entry in &entries {
         debug!("{entry}");
+    }
+    if !entries.is_empty() {
+        info!("{} entries of the fast path's prefix maps", entries.len());
     }
 }
 
@@ -555,6 +667,16 @@ fn forward_log(fast: &mut datapath::Datapath) {
     }
 }
 
+/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
+async fn remove_fast_path(kernel: &Kernel, fast: datapath::Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let qdiscs = fast.added_qdiscs();
+    fast.remove(&snapshot.state.links)?;
+    for device in qdiscs {
+        kernel.remove_unused_clsact(device).await?;
+    }
+    Ok(())
+}
+
 /// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
 async fn clean(
     kernel: &Kernel,
@@ -566,13 +688,16 @@ async fn clean(
     // Programs first: they are ahead of the rules, and would go on deciding.
     let fast = match fast {
         None if datapath::anything_pinned(&instance.pin_dir) => {
-            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect))?)
+            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
         }
-        fast => fast,
+        fast => fast.map(Ok),
     };
-    if let Some(fast) = fast {
-        fast.remove(&snapshot.state.links)?;
-    }
+    // If the programs cannot be removed, rules and routes are removed all the same.
+    let programs = match fast {
+        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
+    };
     let operations = plan(&Desired::default(), &snapshot.state, None)?;
     log_plan(&operations);
     let operations: Vec<&KernelOp> = operations
@@ -584,10 +709,11 @@ async fn clean(
         .collect();
     let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
     instance.unname_tables();
+    let programs = programs.err().map(|error| format!("{error:#}"));
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
     if problems.is_empty() {
         return Ok(());
     }
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
     anyhow::bail!("not everything could be removed: {}", problems.join("; "))
 }
 
@@ -600,6 +726,7 @@ pub async fn down_without_daemon(runtime_dir: &std::path::Path) -> anyhow::Resul
     let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
     let _state = StateDir::open(&instance.state_dir)?;
     let _lock = NamespaceLock::take()?;
+    let _runtime_lock = instance.record(runtime_dir)?;
     let (kernel, _events) = Kernel::connect()?;
     clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
     Instance::forget(runtime_dir);

@@ -94,6 +94,12 @@ pub struct Open {
 }
 
 impl Open {
+    /// May any packet be decided?
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.v4 || self.v6
+    }
+
     /// May packets of this family be decided?
     #[must_use]
     pub const fn family(self, family: Family) -> bool {
@@ -113,8 +119,10 @@ pub struct FastState {
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
     pub slots: BTreeMap<u32, Slot>,
-    /// Programs of this daemon that are attached.
+    /// Programs of this daemon, or as good as its own, that are attached.
     pub attached: BTreeSet<Attachment>,
+    /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
+    pub pinned: BTreeSet<Attachment>,
     /// `CONTROL`.
     pub open: Open,
 }

@@ -1,19 +1,21 @@
 //! Where a daemon keeps its things, and what it leaves behind for a `tunroute down` after it is gone.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     io::{self, Write as _},
     os::{
         linux::net::SocketAddrExt as _,
         unix::{
-            fs::{DirBuilderExt as _, PermissionsExt as _},
-            net::{SocketAddr, UnixListener},
+            fs::{DirBuilderExt as _, MetadataExt as _},
+            net::{SocketAddr, UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
 };
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 /// The record's name in the runtime directory.
 const RECORD: &str = "instance.json";
@@ -57,7 +59,11 @@ pub enum InstanceError {
 
 /// Holds the network namespace for this daemon until it is dropped, or its process gone.
 #[derive(Debug)]
-pub struct NamespaceLock(#[expect(dead_code, reason = "held, never accepted from")] UnixListener);
+pub struct NamespaceLock(#[expect(dead_code, reason = "held, never accepted from")] Option<UnixListener>);
+
+/// Holds a runtime directory for this daemon until it is dropped, or its process gone.
+#[derive(Debug)]
+pub struct RuntimeLock(#[expect(dead_code, reason = "held for its lock")] File);
 
 impl NamespaceLock {
     /// Takes the lock of the calling thread's network namespace.
@@ -68,25 +74,52 @@ impl NamespaceLock {
     pub fn take() -> Result<Self, InstanceError> {
         let address = SocketAddr::from_abstract_name(NAMESPACE_LOCK).map_err(InstanceError::NamespaceLock)?;
         match UnixListener::bind_addr(&address) {
-            Ok(listener) => Ok(Self(listener)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(InstanceError::NamespaceTaken),
+            Ok(listener) => Ok(Self(Some(listener))),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder(&address) {
+                // Anybody may bind such an address: only who could manage routing is believed to do so.
+                Some(user) if user != 0 && user != nix::unistd::geteuid().as_raw() => {
+                    warn!("user {user} holds the lock of this network namespace without being able to route; ignored");
+                    Ok(Self(None))
+                }
+                _ => Err(InstanceError::NamespaceTaken),
+            },
             Err(error) => Err(InstanceError::NamespaceLock(error)),
         }
     }
 }
 
+/// The user that listens at an address, if that can be told.
+fn holder(address: &SocketAddr) -> Option<u32> {
+    let stream = UnixStream::connect_addr(address).ok()?;
+    let credentials = getsockopt(&stream, PeerCredentials).ok()?;
+    Some(credentials.uid())
+}
+
 impl Instance {
-    /// Makes the runtime directory, for nobody else's eyes, and leaves the record there.
+    /// Makes the runtime directory, for nobody else's eyes, takes its lock and leaves the record there.
     ///
     /// # Errors
     ///
-    /// If the directory cannot be made or written.
-    pub fn record(&self, runtime_dir: &Path) -> Result<(), InstanceError> {
+    /// If the directory cannot be made or written, others could write to it, or another daemon has it.
+    pub fn record(&self, runtime_dir: &Path) -> Result<RuntimeLock, InstanceError> {
         let error = |source| InstanceError::RuntimeDir { path: runtime_dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(runtime_dir).map_err(error)?;
-        fs::set_permissions(runtime_dir, fs::Permissions::from_mode(0o700)).map_err(error)?;
+        let directory = File::open(runtime_dir).map_err(error)?;
+        let metadata = directory.metadata().map_err(error)?;
+        if metadata.uid() != nix::unistd::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+            let why = "it belongs to somebody else, or others may write to it";
+            return Err(error(io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
+        match directory.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(error(io::Error::new(io::ErrorKind::ResourceBusy, "another tunroute daemon has it")));
+            }
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+        }
         let record = serde_json::to_vec_pretty(self).map_err(|source| error(source.into()))?;
-        fs::write(runtime_dir.join(RECORD), record).map_err(error)
+        fs::write(runtime_dir.join(RECORD), record).map_err(error)?;
+        Ok(RuntimeLock(directory))
     }
 
     /// The record that a daemon has left, if one has.

@@ -28,7 +28,14 @@ fn main() -> ExitCode {
     };
     match runtime.block_on(dispatch(cli.command)) {
         Ok(code) => code,
-        Err(error) => fail(&format!("{error:#}")),
+        Err(error) => {
+            let forbidden = matches!(
+                error.downcast_ref(),
+                Some(ControlError::Connect { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied
+            );
+            let code = fail(&format!("{error:#}"));
+            if forbidden { ExitCode::from(NO_PERMISSION) } else { code }
+        }
     }
 }
 
@@ -54,6 +61,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             answer => done(answer),
         },
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
+        Command::Start { tunnel, runtime } => done(ask(&runtime.runtime_dir, Request::Start { tunnel }).await?),
         Command::Down { runtime } => down(&runtime.runtime_dir).await,
     }
 }

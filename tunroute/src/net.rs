@@ -111,10 +111,23 @@ pub struct Link {
     pub kind: Option<String>,
     /// The largest layer 3 packet, in bytes.
     pub mtu: u32,
+    /// The largest IPv6 packet, in bytes, where it is less: an advertisement or a setting may lower it.
+    pub mtu_v6: Option<u32>,
     /// Can carry traffic: administratively up and its operational state is UP or UNKNOWN (tun, WireGuard).
     pub up: bool,
     /// The device that this one is a port of: a bridge, bond or VRF.
     pub master: Option<IfIndex>,
+}
+
+impl Link {
+    /// The largest packet of a family, in bytes (`ip6_dst_mtu_maybe_forward()` in `include/net/ip6_route.h`).
+    #[must_use]
+    pub fn mtu_of(&self, family: Family) -> u32 {
+        match (family, self.mtu_v6) {
+            (Family::V6, Some(lower)) => self.mtu.min(lower),
+            _ => self.mtu,
+        }
+    }
 }
 
 /// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes.

@@ -8,11 +8,11 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast},
-    fast::{FastOp, FastState, Open},
+    fast::{Exemption, FastOp, FastState, Open},
     net::{Family, KernelOp, KernelState, Route},
 };
 
@@ -57,6 +57,16 @@ pub enum PlanError {
         /// How many would be used at once.
         needed: usize,
     },
+    /// More prefixes than a map takes.
+    #[error("the fast path would need {needed} {family} {what} at once, and its map takes {MAX_PREFIXES}; use fewer")]
+    Prefixes {
+        /// Sources or exemptions.
+        what: &'static str,
+        /// Of which family.
+        family: Family,
+        /// How many would be there at once: those that go stay until the new ones are in.
+        needed: usize,
+    },
 }
 
 /// The operations that make the observed state the desired one. `fast` is none where no programs are loaded.
@@ -73,6 +83,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     let mut operations = Vec::new();
     operations.append(&mut fast_plan.close);
     operations.append(&mut kernel_plan.routes);
+    operations.append(&mut fast_plan.exempt);
     operations.append(&mut fast_plan.slots);
     operations.append(&mut kernel_plan.rules);
     operations.append(&mut fast_plan.add);
@@ -145,6 +156,7 @@ impl KernelPlan {
 #[derive(Default)]
 struct FastPlan {
     close: Vec<Op>,
+    exempt: Vec<Op>,
     slots: Vec<Op>,
     add: Vec<Op>,
     remove: Vec<Op>,
@@ -155,6 +167,7 @@ impl FastPlan {
         let nothing = DesiredFast::default();
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
+        check_room(desired, observed)?;
         let mut plan = Self::default();
 
         let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
@@ -195,9 +208,9 @@ impl FastPlan {
     }
 
     fn plan_entries(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
-        // Exemptions first: a source without them would be redirected too far.
+        // These come first of all: a slot whose set is not yet filled would redirect too far.
         let exemptions = desired.exempt.difference(&observed.exempt);
-        self.add.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
+        self.exempt.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
         for (prefix, (id, arrives_by)) in &desired.sources {
             let Some(slot) = numbers.get(id) else { continue };
             let source = Source { slot: *slot, arrives_by: *arrives_by };
@@ -210,7 +223,9 @@ impl FastPlan {
     fn plan_attachments(&mut self, desired: &DesiredFast, observed: &FastState) {
         let missing = desired.attachments.difference(&observed.attached);
         self.add.extend(missing.map(|attachment| FastOp::Attach(attachment.clone()).into()));
-        let extra = observed.attached.difference(&desired.attachments);
+        // An earlier daemon's programs, too, which this one has not taken over.
+        let present: BTreeSet<_> = observed.attached.union(&observed.pinned).collect();
+        let extra = present.into_iter().filter(|attachment| !desired.attachments.contains(*attachment));
         self.remove.extend(extra.map(|attachment| FastOp::Detach(attachment.clone()).into()));
     }
 
@@ -223,6 +238,33 @@ impl FastPlan {
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
     }
+}
+
+/// Is there room in the prefix maps for old and new together?
+fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanError> {
+    let check = |what, family, added: usize, present: usize| {
+        let needed = added.saturating_add(present);
+        let fits = u32::try_from(needed).is_ok_and(|needed| needed <= MAX_PREFIXES);
+        if fits { Ok(()) } else { Err(PlanError::Prefixes { what, family, needed }) }
+    };
+    let limit = usize::try_from(MAX_PREFIXES).unwrap_or(usize::MAX);
+    // The usual case costs nothing.
+    if desired.sources.len().saturating_add(observed.sources.len()) > limit {
+        for family in Family::ALL {
+            let added = desired.sources.keys().filter(|prefix| !observed.sources.contains_key(prefix));
+            let added = added.filter(|prefix| Family::of(prefix) == family).count();
+            let present = observed.sources.keys().filter(|prefix| Family::of(prefix) == family).count();
+            check("sources", family, added, present)?;
+        }
+    }
+    if desired.exempt.len().saturating_add(observed.exempt.len()) > limit {
+        for family in Family::ALL {
+            let of_family = |exemption: &&Exemption| Family::of(&exemption.prefix) == family;
+            let added = desired.exempt.difference(&observed.exempt).filter(of_family).count();
+            check("exemptions", family, added, observed.exempt.iter().filter(of_family).count())?;
+        }
+    }
+    Ok(())
 }
 
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.

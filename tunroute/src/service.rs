@@ -79,13 +79,11 @@ impl Service {
             self.ready();
         }
         let now = Instant::now();
-        match self.watchdog {
-            Some((pause, last)) if last.is_none_or(|last| now.duration_since(last) >= pause) => {
-                if self.tell("WATCHDOG=1") {
-                    self.watchdog = Some((pause, Some(now)));
-                }
-            }
-            _ => {}
+        if let Some((pause, last)) = self.watchdog
+            && last.is_none_or(|last| now.duration_since(last) >= pause)
+            && self.tell("WATCHDOG=1")
+        {
+            self.watchdog = Some((pause, Some(now)));
         }
     }
 

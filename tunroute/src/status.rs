@@ -148,14 +148,10 @@ impl Status {
         let _infallible = writeln!(text, "{}\n", trimmed(&policies));
 
         for policy in &self.policies {
-            let others: Vec<String> = policy
-                .outcomes
-                .iter()
-                .filter(|(name, counter)| counter.packets > 0 && !matches!(name.as_str(), "forwarded" | "diverted"))
-                .map(|(name, counter)| format!("{} {}", counter.packets, name.replace('_', " ")))
-                .collect();
-            if !others.is_empty() {
-                let _infallible = writeln!(text, "{}: {}", policy.name, others.join(", "));
+            for (outcome, counter) in policy.outcomes.iter().filter(|(_, counter)| counter.packets > 0) {
+                if let Some(what) = in_words(outcome) {
+                    let _infallible = writeln!(text, "{}: {} packets {what}", policy.name, counter.packets);
+                }
             }
         }
         let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
@@ -175,6 +171,22 @@ impl Status {
         }
         text
     }
+}
+
+/// What happened to packets that were not handed to the tunnel.
+fn in_words(outcome: &str) -> Option<&'static str> {
+    Some(match outcome {
+        "leak_prevented" => "dropped at an uplink that they must not leave by",
+        "blackholed" => "dropped while no tunnel was up",
+        "exempt" => "left to the kernel: exempt destination",
+        "down" => "left to the kernel: no tunnel was up",
+        "hairpin" => "left to the kernel: came from the tunnel itself",
+        "expired" => "left to the kernel: hop limit expired",
+        "too_big" => "left to the kernel: too big for the tunnel",
+        "source_check" => "left to the kernel: source not expected there",
+        "closed" => "left to the kernel: fast path closed",
+        _ => return None,
+    })
 }
 
 fn table(header: &[&str], right: &[usize]) -> Table {

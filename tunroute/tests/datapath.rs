@@ -1,4 +1,5 @@
 //! The loaded programs: what the verifier makes of them, and that they decide as the same code does in user space.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

@@ -1,4 +1,5 @@
 //! Config in, operations out: the pure stages together, on made-up hosts.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +36,7 @@ const STORY: &str = r#"
 "#;
 
 fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
-    Link { index, name: name.into(), layer, kind: None, mtu: 1400, up: true, master: None }
+    Link { index, name: name.into(), layer, kind: None, mtu: 1400, mtu_v6: None, up: true, master: None }
 }
 
 fn host() -> KernelState {
@@ -136,7 +137,14 @@ impl World {
                     let undesired = self.rules.iter().find(|rule| !desired.rules.contains(rule));
                     assert_eq!(undesired, None, "an old rule is still there while its routes go");
                 }
-                Op::Fast(operation) => self.carry_out_fast(operation),
+                Op::Fast(operation) => {
+                    if let (FastOp::WriteSlot(_, slot, _), Some(fast)) = (operation, &desired.fast) {
+                        let mut of_set = fast.exempt.iter().filter(|exemption| exemption.set == slot.exempt_set);
+                        let missing = of_set.find(|exemption| !self.fast.exempt.contains(exemption));
+                        assert_eq!(missing, None, "{operation} before its exemptions");
+                    }
+                    self.carry_out_fast(operation);
+                }
             }
         }
     }

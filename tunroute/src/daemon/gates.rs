@@ -2,29 +2,33 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tracing::{info, warn};
+
 use crate::{
     compile::matching,
     config::Config,
     fast::Open,
     gates::{Gate, GateInput, Probes, gates},
     kernel::sysctl::{self, RpFilter},
-    net::{Family, IfIndex, KernelState, Link},
+    net::{Family, IfIndex, KernelState, Link, LinkLayer},
 };
 
 /// The rules' priorities span this many beyond the band's first.
 const BAND: u32 = 129;
 
 /// Which families and devices the fast path may decide, and why not the others.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Gates {
     open: Open,
+    complete: bool,
     closed_devices: BTreeSet<IfIndex>,
     reverse_path: bool,
     reasons: Vec<String>,
 }
 
 impl Gates {
-    pub(super) async fn look(config: &Config, kernel: &KernelState) -> Self {
+    /// Looks at the gates now. `tables` are those of the policies.
+    pub(super) async fn look(config: &Config, kernel: &KernelState, tables: &BTreeMap<String, u32>) -> Self {
         let ingress: BTreeMap<IfIndex, Link> =
             matching(&config.interfaces.ingress, kernel).map(|link| (link.index, link.clone())).collect();
         let probes = Probes::read(ingress.values()).await;
@@ -40,7 +44,10 @@ impl Gates {
         let is_open = |device, family| report.is_open(device, family);
         let closed = |device: &IfIndex| !Family::ALL.into_iter().any(|family| is_open(*device, family));
         let closed_devices: BTreeSet<IfIndex> = ingress.keys().copied().filter(|device| closed(device)).collect();
-        let open = |family| ingress.keys().all(|device| closed_devices.contains(device) || is_open(*device, family));
+        let deciding: Vec<IfIndex> =
+            ingress.keys().copied().filter(|device| !closed_devices.contains(device)).collect();
+        // Without a device that may decide, a program that somebody has left attached must not either.
+        let open = |family| !deciding.is_empty() && deciding.iter().all(|device| is_open(*device, family));
 
         let mut closed_gates: Vec<&Gate> = Vec::new();
         for family in Family::ALL.into_iter().filter(|family| config.uses(*family)) {
@@ -50,11 +57,27 @@ impl Gates {
                 }
             }
         }
+        let mut reasons: Vec<String> = closed_gates.iter().map(|gate| format!("{gate} ({})", gate.advice())).collect();
+        // What else the kernel would not decide as the fast path does, whatever the device.
+        let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| {
+            format!("table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)")
+        });
+        let agreed = reasons.len();
+        reasons.extend(foreign);
+        let agreed = agreed == reasons.len();
+        let unguarded = matching(&config.interfaces.uplink, kernel).filter(|link| link.layer == LinkLayer::Other);
+        let unguarded: Vec<String> = unguarded
+            .map(|link| format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name))
+            .collect();
+        let all_open = |family| ingress.keys().all(|device| is_open(*device, family)) || !config.uses(family);
+        let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
+        reasons.extend(unguarded);
         Self {
-            open: Open { v4: open(Family::V4), v6: open(Family::V6) },
+            open: Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) },
+            complete,
             closed_devices,
             reverse_path: ingress.values().any(|link| sysctl::rp_filter(&link.name) != RpFilter::Off),
-            reasons: closed_gates.iter().map(|gate| format!("{gate} ({})", gate.advice())).collect(),
+            reasons,
         }
     }
 
@@ -63,10 +86,10 @@ impl Gates {
         self.open
     }
 
-    /// All families that policies speak of may be decided, on all ingress devices.
-    pub(super) fn all_open(&self, config: &Config) -> bool {
-        self.closed_devices.is_empty()
-            && Family::ALL.into_iter().all(|family| self.open.family(family) || !config.uses(family))
+    /// The programs may do all the work: on all ingress devices, for all families that policies speak of, and every uplink
+    /// can be guarded.
+    pub(super) const fn complete(&self) -> bool {
+        self.complete
     }
 
     /// Ingress devices at which nothing may be decided.
@@ -77,6 +100,16 @@ impl Gates {
     /// IPv4 ingress checks the way back to the source.
     pub(super) const fn reverse_path(&self) -> bool {
         self.reverse_path
+    }
+
+    /// Says which gates have closed and opened since an earlier look.
+    pub(super) fn log_since(&self, earlier: &Self) {
+        for reason in self.reasons.iter().filter(|reason| !earlier.reasons.contains(reason)) {
+            warn!("the kernel decides in place of the fast path: {reason}");
+        }
+        for reason in earlier.reasons.iter().filter(|reason| !self.reasons.contains(reason)) {
+            info!("no longer so: {reason}");
+        }
     }
 
     /// The closed gates in words, with what to do about each.

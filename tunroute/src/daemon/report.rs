@@ -9,7 +9,8 @@ use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
     config::{Datapath, OnDown, Policy},
-    datapath::Method,
+    datapath::{self, Method},
+    fast::Hook,
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -123,7 +124,10 @@ impl Daemon {
             .to_owned(),
         };
         let carried_by = |family| {
-            let open = self.fast.as_ref().is_some_and(|fast| fast.state().open.family(family));
+            // Open says nothing where no program is: it is detached from a device that is closed for both families.
+            let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
+                fast.open.family(family) && fast.attached.iter().any(|attachment| attachment.hook == Hook::Ingress)
+            });
             if open { "fast path" } else { "kernel" }.to_owned()
         };
         let counter = |outcome: Outcome| stats.map(|stats| stats.outcomes[outcome as usize]).unwrap_or_default();
@@ -177,7 +181,10 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let reasons = self.gates.reasons().to_vec();
+        let mut reasons = self.gates.reasons().to_vec();
+        let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
+        let missing = desired.attachments.difference(&fast.state().attached);
+        reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
             Method::Clsact => "clsact",

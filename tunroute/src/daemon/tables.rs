@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The policies' tables, by the policies' names, and those of the tunnels' probes, by [`probes::table_name`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     numbers: BTreeMap<String, u32>,
     /// Allocated ones, as they stand in the state directory.
@@ -39,6 +39,28 @@ impl Tables {
         let of_probes = self.numbers.iter().filter(|(name, _)| name.starts_with(probes::TABLE_PREFIX));
         let of_policies = config.policies.iter().filter_map(move |policy| table(&policy.name));
         of_policies.chain(of_probes.map(|(name, table)| (name.as_str(), *table)))
+    }
+
+    /// Fails if the configuration names a table that is somebody else's.
+    pub(super) fn check_free(&self, config: &Config, kernel: &KernelState) -> anyhow::Result<()> {
+        for (policy, table) in explicit(config) {
+            // One that tunroute uses already stays in use although somebody else has put a route there.
+            let used = self.numbers.values().any(|used| *used == table);
+            anyhow::ensure!(
+                used || !kernel.foreign_tables.contains(&table),
+                "table {table} of policy \"{policy}\" has routes of somebody else (`ip route show table {table}` and \
+                 `ip -6 route show table {table}`): remove them, or choose another `table`"
+            );
+        }
+        Ok(())
+    }
+
+    /// Goes back to what was, because the configuration goes back.
+    pub(super) fn restore(&mut self, earlier: Self, state: &StateDir) {
+        if self.remembered != earlier.remembered {
+            state.save_or_say(tables::FILE, &earlier.remembered);
+        }
+        *self = Self { named: false, ..earlier };
     }
 
     /// Brings the numbers up to date with the configuration. Returns whether any has changed.

@@ -2,11 +2,12 @@
 //!
 //! Knows nothing of the configuration. What stands in the maps is kept in a mirror, which an adopting daemon reads back.
 
+mod adopt;
 mod pins;
 mod tcx;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -31,7 +32,7 @@ use tunroute_common::maps::{
 };
 
 use crate::{
-    datapath::pins::Pins,
+    datapath::{adopt::Loaded, pins::Pins},
     fast::{Attachment, Exemption, FastOp, FastState, Hook, Open, address_from_words, address_words},
     net::{Family, IfIndex, Link},
 };
@@ -180,6 +181,7 @@ pub struct Datapath {
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
     pins: Pins,
+    loaded: Loaded,
     method: Method,
     /// The TCX links. Held besides the pins, so that removing a pin does not detach a program while the daemon runs.
     links: BTreeMap<(Hook, IfIndex), FdLink>,
@@ -201,6 +203,7 @@ impl Datapath {
         for program in PROGRAMS {
             classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
         }
+        let loaded = Loaded::read(&mut ebpf, &pins.maps)?;
         let mut datapath = Self {
             source_v4: take(&mut ebpf, names::SOURCE_V4)?,
             source_v6: take(&mut ebpf, names::SOURCE_V6)?,
@@ -211,6 +214,7 @@ impl Datapath {
             control: take(&mut ebpf, names::CONTROL)?,
             ebpf,
             pins,
+            loaded,
             method,
             links: BTreeMap::new(),
             state: FastState::default(),
@@ -291,16 +295,24 @@ impl Datapath {
         filters: &BTreeSet<(Hook, IfIndex, u32)>,
     ) -> Result<()> {
         let mut attached = BTreeSet::new();
+        let mut pinned = BTreeSet::new();
         self.pins.forget_missing(links);
         self.links.retain(|(_, ifindex), _| links.contains_key(ifindex));
+        // Where nothing can be pinned, an unpinned link is the best there is.
+        let pins_wanted = self.maps_pinned();
         for link in links.values() {
             for hook in [Hook::Egress, Hook::Ingress] {
                 let Some(attachment) = Attachment::new(hook, link) else { continue };
+                let is_pinned = self.pins.is_pinned(&attachment);
+                if !is_pinned && !self.links.contains_key(&(hook, link.index)) {
+                    continue;
+                }
+                pinned.insert(attachment.clone());
                 let id = self.program_id(attachment.program())?;
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
-                let in_place = self.pins.is_pinned(&attachment)
+                let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
-                        Method::Tcx => tcx::programs(hook, link.index).is_ok_and(|programs| programs.contains(&id)),
+                        Method::Tcx => self.runs(&attachment, id) && self.hold(&attachment),
                         Method::Clsact => filters.contains(&(hook, link.index, id)),
                     };
                 if in_place {
@@ -309,7 +321,30 @@ impl Datapath {
             }
         }
         self.state.attached = attached;
+        self.state.pinned = pinned;
         Ok(())
+    }
+
+    /// Holds the link of a program in place. False if there is none, so that the program must be attached anew.
+    fn hold(&mut self, attachment: &Attachment) -> bool {
+        let Entry::Vacant(vacant) = self.links.entry((attachment.hook, attachment.ifindex)) else { return true };
+        match self.pins.pinned(attachment) {
+            Ok(Some(link)) => {
+                vacant.insert(link);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Does this daemon's program, which has the number, or an earlier daemon's that is as good, stand at its hook?
+    fn runs(&self, attachment: &Attachment, id: u32) -> bool {
+        if tcx::programs(attachment.hook, attachment.ifindex).is_ok_and(|programs| programs.contains(&id)) {
+            return true;
+        }
+        // To look into somebody else's program takes CAP_SYS_ADMIN. Without, it is replaced in its link, at once.
+        SchedClassifier::query_tcx(&attachment.device, attach_type(attachment.hook))
+            .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
     }
 
     fn program_id(&mut self, program: &'static str) -> Result<u32> {
@@ -386,14 +421,16 @@ impl Datapath {
             FastOp::Attach(attachment) => {
                 self.attach(attachment)?;
                 self.state.attached.insert(attachment.clone());
+                self.state.pinned.insert(attachment.clone());
             }
             FastOp::Detach(attachment) => {
                 self.detach(attachment)?;
                 self.state.attached.remove(attachment);
+                self.state.pinned.remove(attachment);
             }
             FastOp::SetOpen(open) => {
-                self.state.open = *open;
-                self.beat()?;
+                let before = std::mem::replace(&mut self.state.open, *open);
+                self.beat().inspect_err(|_| self.state.open = before)?;
             }
         }
         Ok(())
@@ -457,8 +494,19 @@ impl Datapath {
                     Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
                     Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
                 }
-                // Replaces the filter there, or creates it.
-                let id = program.attach_to_link(clsact_filter(attachment)?).map_err(program_error)?;
+                let id = match program.attach_to_link(clsact_filter(attachment)?) {
+                    Ok(replaced) => replaced,
+                    Err(error) => {
+                        debug!(%attachment, "attaching anew: {}", chain(&error));
+                        program
+                            .attach_with_options(
+                                &attachment.device,
+                                attach_type(attachment.hook),
+                                TcAttachOptions::Netlink(CLSACT),
+                            )
+                            .map_err(program_error)?
+                    }
+                };
                 // A filter's handle that is dropped removes the filter; it has nothing else to let go of.
                 std::mem::forget(program.take_link(id).map_err(program_error)?);
                 self.pins.pin_program(attachment, program)?;
@@ -477,10 +525,21 @@ impl Datapath {
         Ok(())
     }
 
-    /// Are the maps still pinned? If not, open anew: they would not outlive this daemon.
+    /// Are the maps still pinned? If not, see [`Self::restore_pins`].
     #[must_use]
     pub fn maps_pinned(&self) -> bool {
         self.pins.maps_pinned()
+    }
+
+    /// Pins the maps again that somebody has unpinned: else they would not outlive this daemon. The links follow as
+    /// they are attached again.
+    ///
+    /// # Errors
+    ///
+    /// If there is no bpf file system any more, and none can be mounted.
+    pub fn restore_pins(&self) -> Result<()> {
+        self.pins.make()?;
+        self.loaded.pin_missing(&self.pins.maps)
     }
 
     /// The devices whose clsact qdisc an instance of this daemon has added.

@@ -44,12 +44,18 @@ impl Pins {
     pub(super) fn create(root: &Path) -> Result<Self> {
         let pins =
             Self { root: root.to_owned(), maps: root.join(format!("v{LAYOUT_VERSION}")), links: root.join(LINKS) };
-        mount_bpffs(root)?;
-        for directory in [&pins.maps, &pins.links] {
+        pins.make()?;
+        Ok(pins)
+    }
+
+    /// Makes the directories where they are missing, and mounts bpffs first.
+    pub(super) fn make(&self) -> Result<()> {
+        mount_bpffs(&self.root)?;
+        for directory in [&self.maps, &self.links] {
             fs::create_dir_all(directory)
                 .map_err(|source| DatapathError::PinDir { path: directory.clone(), source })?;
         }
-        Ok(pins)
+        Ok(())
     }
 
     fn link_path(&self, hook: Hook, ifindex: IfIndex) -> PathBuf {

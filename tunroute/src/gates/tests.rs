@@ -3,7 +3,7 @@ use crate::net::Handle;
 
 fn link(index: IfIndex, name: &str, kind: Option<&str>, master: Option<IfIndex>) -> (IfIndex, Link) {
     let (layer, kind) = (LinkLayer::Ethernet, kind.map(Into::into));
-    (index, Link { index, name: name.into(), layer, kind, mtu: 1500, up: true, master })
+    (index, Link { index, name: name.into(), layer, kind, mtu: 1500, mtu_v6: None, up: true, master })
 }
 
 fn rule(priority: u32) -> ObservedRule {

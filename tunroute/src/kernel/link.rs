@@ -15,6 +15,10 @@ const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_CONF: u16 = 2;
+/// The place of the MTU among the settings in `IFLA_INET6_CONF` (`DEVCONF_MTU6` in `include/uapi/linux/ipv6.h`).
+const DEVCONF_MTU6: usize = 2;
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a message and of no use here.
 const SKIP_STATS: u32 = 1 << 3;
 /// `IF_OPER_UNKNOWN` and `IF_OPER_UP` in `include/uapi/linux/if.h`.
@@ -32,8 +36,16 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
     let layer = u16::from_ne_bytes(payload.get(2..4)?.try_into().ok()?);
     let index = payload.get(4..8).and_then(u32_of).filter(|&index| index != 0)?;
     let flags = payload.get(8..12).and_then(u32_of)?;
-    let mut link =
-        Link { index, name: String::new(), layer: link_layer(layer), kind: None, mtu: 0, up: false, master: None };
+    let mut link = Link {
+        index,
+        name: String::new(),
+        layer: link_layer(layer),
+        kind: None,
+        mtu: 0,
+        mtu_v6: None,
+        up: false,
+        master: None,
+    };
     let mut operational = true;
     for attribute in attributes(payload, HEADER) {
         let value = value(&attribute);
@@ -41,6 +53,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = string_of(value),
             IFLA_MTU => link.mtu = u32_of(value)?,
             IFLA_MASTER => link.master = u32_of(value).filter(|&master| master != 0),
+            IFLA_AF_SPEC => link.mtu_v6 = ipv6_mtu(value),
             IFLA_OPERSTATE => operational = value.first().is_some_and(|state| OPERATIONAL.contains(state)),
             IFLA_LINKINFO => {
                 link.kind = attributes(value, 0)
@@ -52,6 +65,13 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
     }
     link.up = operational && flags & libc::IFF_UP.cast_unsigned() != 0;
     Some(link)
+}
+
+/// The MTU among a device's IPv6 settings, if it has any.
+fn ipv6_mtu(families: &[u8]) -> Option<u32> {
+    let ipv6 = attributes(families, 0).find(|family| i32::from(family.kind()) == libc::AF_INET6)?;
+    let settings = attributes(value(&ipv6), 0).find(|nested| nested.kind() == IFLA_INET6_CONF)?;
+    value(&settings).chunks_exact(4).nth(DEVCONF_MTU6).and_then(u32_of)
 }
 
 /// `ARPHRD_…` in `include/uapi/linux/if_arp.h`, sorted as `dev_is_mac_header_xmit()` in `include/linux/if_arp.h` does.

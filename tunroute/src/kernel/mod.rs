@@ -5,6 +5,7 @@
 //! the bytes that make a deletion exact.
 
 mod apply;
+mod filter;
 mod link;
 mod observe;
 mod route;
@@ -13,7 +14,7 @@ pub(crate) mod socket;
 pub mod sysctl;
 mod watch;
 
-use std::{fmt, io, ops};
+use std::{collections::BTreeSet, fmt, io, ops};
 
 use rtnetlink::{packet_route::AddressFamily, sys::protocols::NETLINK_ROUTE};
 
@@ -21,7 +22,10 @@ pub use self::{
     observe::Snapshot,
     watch::{Change, Events, Removed},
 };
-use crate::net::{Family, KernelOp};
+use crate::{
+    fast::Hook,
+    net::{Family, IfIndex, KernelOp},
+};
 
 /// A set of the kinds of state that the kernel reports on.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -209,6 +213,49 @@ impl Kernel {
         snapshot: &Snapshot,
     ) -> Vec<KernelError> {
         apply::apply_all(&mut *self.socket.lock().await, ops, snapshot).await
+    }
+
+    /// The BPF programs in filters on the devices' clsact qdiscs: where, and each program's number.
+    ///
+    /// # Errors
+    /// The list that could not be read.
+    pub async fn bpf_filters(
+        &self,
+        devices: impl IntoIterator<Item = IfIndex>,
+    ) -> Result<BTreeSet<(Hook, IfIndex, u32)>, KernelError> {
+        let mut found = BTreeSet::new();
+        for device in devices {
+            for hook in [Hook::Ingress, Hook::Egress] {
+                let filters = self.filters(hook, device).await?;
+                found.extend(filters.iter().filter_map(|filter| Some((hook, device, filter.program?))));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a device's clsact qdisc, unless somebody has a filter on it.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn remove_unused_clsact(&self, device: IfIndex) -> Result<(), KernelError> {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            if !self.filters(hook, device).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut socket = self.socket.lock().await;
+        // One that is gone already is what was asked for.
+        let _gone = socket.transact(&[filter::remove_qdisc(device)]).map_err(KernelError::Socket)?;
+        Ok(())
+    }
+
+    async fn filters(&self, hook: Hook, device: IfIndex) -> Result<Vec<filter::Filter>, KernelError> {
+        let mut filters = Vec::new();
+        let dump = filter::dump(hook, device);
+        match self.socket.lock().await.dump(&dump, |message| filters.extend(filter::parse(message))).await {
+            Err(source) if !filter::none_there(&source) => Err(KernelError::List { what: "filters", source }),
+            _ => Ok(filters),
+        }
     }
 }
 

@@ -1,0 +1,253 @@
+//! Devices come, go, change and are replaced.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tunroute::net::Family;
+use tunroute_tests::{Capture, TUNNELS, TunnelKind};
+
+use crate::scene::{SECOND, Scene, Setting};
+
+const DEVICE: &str = TUNNELS[0].device;
+
+fn flaps(scene: &mut Scene<'_>) -> Result<()> {
+    for _ in 0..5 {
+        scene.world.set_tunnel(0, false)?;
+        std::thread::sleep(Duration::from_millis(30));
+        scene.world.set_tunnel(0, true)?;
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    scene.flows_again("carried again", SECOND)
+}
+
+#[test]
+fn tunnel_flaps() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).run("tunnel flaps", flaps)?;
+    }
+    Ok(())
+}
+
+/// IPv4 routes vanish without a word when a device goes down.
+#[test]
+fn tunnel_flaps_ipv4() -> Result<()> {
+    let setting = || Setting { family: Family::V4, ..Setting::new("both") };
+    setting().run("tunnel flaps, IPv4", flaps)?;
+    Setting { kind: TunnelKind::Tun, ..setting() }.run("tun flaps, IPv4", flaps)
+}
+
+#[test]
+fn tunnel_stays_down() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).run("tunnel stays down", |scene| {
+            scene.world.set_tunnel(0, false)?;
+            scene.within("seen down", SECOND, |scene| scene.tunnel_is("down"))?;
+            scene.ensure_silence(Duration::from_millis(400))?;
+            scene.world.set_tunnel(0, true)?;
+            scene.flows_again("carried again", SECOND)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tunnel_comes_late() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting { present: [false, true], ..Setting::new(mode) }.run("tunnel comes late", |scene| {
+            scene.ensure_silence(Duration::from_millis(400))?;
+            scene.world.set_present(0, true)?;
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tunnel_is_renamed() -> Result<()> {
+    Setting::new("both").run("tunnel is renamed", |scene| {
+        scene.host(&format!("link set {DEVICE} name other0"))?;
+        scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
+        scene.ensure_silence(Duration::from_millis(300))?;
+        scene.host(&format!("link set other0 name {DEVICE}"))?;
+        scene.flows_again("carried again", SECOND)
+    })
+}
+
+/// The name is what counts: another device under it is the tunnel.
+#[test]
+fn tunnel_is_recreated() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).run("tunnel is recreated", |scene| {
+            let before = scene.world.host.ifindex(DEVICE)?;
+            scene.host(&format!("link del {DEVICE}"))?;
+            scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
+            scene.world.set_present(0, true)?;
+            ensure!(scene.world.host.ifindex(DEVICE)? != before, "the same number again");
+            scene.flows_again("carried again", SECOND)
+        })?;
+    }
+    Ok(())
+}
+
+/// A redirect to a number that is somebody else's by now delivers the policy's packets to him.
+#[test]
+fn ifindex_is_reused_by_a_stranger() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).run("ifindex reused by a stranger", |scene| {
+            let index = scene.world.host.ifindex(DEVICE)?;
+            let client = &scene.world.client;
+            let mut capture = Capture::everywhere(client)?;
+            scene.host(&format!(
+                "link del {DEVICE}\nlink add stranger index {index} up type veth peer name stranger-peer netns {}",
+                client.name()
+            ))?;
+            client.ip("link set stranger-peer up")?;
+            ensure!(scene.world.host.ifindex("stranger")? == index);
+            scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
+            std::thread::sleep(Duration::from_millis(300));
+            let plan = &TUNNELS[0];
+            let astray = |seen: &tunroute_tests::Seen| {
+                seen.device == "stranger-peer"
+                    && seen.src.is_some_and(|src| src == plan.client.v6 || src == plan.host.v6)
+            };
+            let astray = capture.drain()?.into_iter().filter(astray).count();
+            ensure!(astray == 0, "{astray} packets were delivered to the stranger");
+            scene.world.set_present(0, true)?;
+            scene.flows_again("carried again", SECOND)?;
+            scene.host("link del stranger")
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tunnel_moves_to_another_namespace() -> Result<()> {
+    Setting::new("both").run("tunnel moves to another namespace", |scene| {
+        let host = scene.world.host.name().to_owned();
+        let client = &scene.world.client;
+        scene.host(&format!("link set {DEVICE} netns {}", client.name()))?;
+        scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
+        scene.ensure_silence(Duration::from_millis(200))?;
+        client.ip(&format!("link set {DEVICE} netns {host}"))?;
+        let own = TUNNELS[0].host;
+        scene.host(&format!(
+            "link set {DEVICE} up\naddr add {}/32 dev {DEVICE}\naddr add {}/128 dev {DEVICE} nodad",
+            own.v4, own.v6
+        ))?;
+        scene.flows_again("carried again", SECOND)
+    })
+}
+
+#[test]
+fn mtu_changes() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).lossless().run("MTU changes", |scene| {
+            for mtu in [1280, 1400] {
+                scene.host(&format!("link set {DEVICE} mtu {mtu}"))?;
+                let followed = format!("mtu {mtu} followed");
+                scene.within(&followed, SECOND, |scene| Ok(scene.daemon.status()?["tunnels"][0]["mtu"] == mtu))?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// tun and wg devices never say that they are up: their state is UNKNOWN.
+#[test]
+fn operstate_is_unknown() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        let setting = Setting { kind: TunnelKind::Tun, ..Setting::new(mode) };
+        setting.lossless().run("operstate UNKNOWN is up", |scene| {
+            let link = scene.ip(&format!("link show {DEVICE}"))?;
+            ensure!(link.contains("state UNKNOWN"), "{link}");
+            ensure!(scene.tunnel_is("up")?, "not up");
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn wildcard_ingress_follows_new_devices() -> Result<()> {
+    let config = |config: String| config.replace("[\"lan0\"]", "[\"lan0\", \"br-*\"]");
+    let setting = Setting { config, changed: &["br-"], ..Setting::new("both") };
+    setting.lossless().run("wildcard ingress", |scene| {
+        for _ in 0..2 {
+            scene.host("link add br-guests type veth peer name guests")?;
+            scene.within("attached", SECOND, |scene| Ok(scene.programs("br-guests", "ingress")? == 1))?;
+            scene.host("addr add 2001:db8:9::1/64 dev br-guests nodad\nlink set guests up\nlink set br-guests up")?;
+            let table = scene.table()?;
+            let exempt = |scene: &Scene<'_>| scene.exempt(table, "2001:db8:9::/64");
+            scene.within("exempt", SECOND, exempt)?;
+            scene.host("link set br-guests name other")?;
+            scene.within("detached from what is renamed", SECOND, |scene| {
+                Ok(scene.programs("other", "ingress")? == 0)
+            })?;
+            scene.host("link del other")?;
+            scene.within("no longer exempt", SECOND, |scene| Ok(!exempt(scene)?))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn address_and_connected_prefix_change() -> Result<()> {
+    for mode in ["kernel", "both"] {
+        let setting = Setting { changed: &["2001:db8:77:"], ..Setting::new(mode) };
+        setting.lossless().run("connected prefix comes and goes", |scene| {
+            let table = scene.table()?;
+            let exempt = |scene: &Scene<'_>| scene.exempt(table, "2001:db8:77::/64");
+            scene.host("addr add 2001:db8:77::1/64 dev lan0 nodad")?;
+            scene.within("exempt", SECOND, exempt)?;
+            scene.host("addr del 2001:db8:77::1/64 dev lan0")?;
+            scene.within("no longer exempt", SECOND, |scene| Ok(!exempt(scene)?))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn uplink_goes_down_and_up() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        let setting = Setting { changed: &["net0"], ..Setting::new(mode) };
+        // Without rules the host's own packets are guarded on the uplink: without one they have nowhere to go.
+        let setting = Setting { lossless: mode != "ebpf", ..setting };
+        setting.run("uplink down and up", |scene| {
+            scene.host("link set net0 down")?;
+            std::thread::sleep(Duration::from_millis(200));
+            scene.host("link set net0 up")?;
+            scene.host(
+                "-6 route replace default via 2001::ff dev net0\n-4 route replace default via 192.0.2.2 dev net0",
+            )?;
+            let guarded = usize::from(mode != "kernel");
+            scene.within("guarded", SECOND, |scene| Ok(scene.programs("net0", "egress")? == guarded))
+        })?;
+    }
+    Ok(())
+}
+
+/// Without a tunnel the main table would be next, whatever stands there.
+#[test]
+fn default_route_of_main_is_replaced() -> Result<()> {
+    for mode in ["kernel", "both"] {
+        let setting = Setting { changed: &["default"], ..Setting::new(mode) };
+        setting.lossless().run("default route replaced", |scene| {
+            for gateway in ["2001::fe", "2001::ff"] {
+                scene.host(&format!("-6 route replace default via {gateway} dev net0"))?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            scene.host("-6 route del default\n-6 route add default via 2001::ff dev net0")
+        })?;
+    }
+    Ok(())
+}
+
+impl Scene<'_> {
+    /// Is a destination exempt in the table of policy 0?
+    fn exempt(&self, table: u64, prefix: &str) -> Result<bool> {
+        let routes = self.routes(table).context("routes")?;
+        Ok(routes.iter().any(|route| route.starts_with(&format!("throw {prefix}"))))
+    }
+}

@@ -1,0 +1,188 @@
+//! Others detach, unpin and unmount, and settings change that the fast path depends on.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tunroute::net::Family;
+use tunroute_tests::{DaemonOptions, Netns};
+
+use crate::{
+    scene::{SECOND, Scene, Setting},
+    tools,
+};
+
+/// All programs are on their hooks and pinned.
+fn in_place(scene: &Scene<'_>) -> Result<bool> {
+    let pins = fs::read_dir(scene.world.pin_dir().join("links")).map_or(0, Iterator::count);
+    Ok(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1 && pins == 2)
+}
+
+/// May the fast path decide this scene's packets?
+fn open(scene: &Scene<'_>, family: &str) -> Result<bool> {
+    Ok(scene.daemon.status()?["policies"][0]["carried_by"][family] == "fast path")
+}
+
+/// Removes programs or pins; they come back in time, no packet is lost meanwhile, and the log says what happened.
+fn restored(name: &str, words: &str, remove: impl Fn(&Scene<'_>) -> Result<()>) -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        Setting::new(mode).lossless().run(name, |scene| {
+            ensure!(in_place(scene)?, "not in place before the fault");
+            let log = scene.log_end();
+            remove(scene)?;
+            scene.within("restored", SECOND, in_place)?;
+            scene.flows_again("carried", SECOND)?;
+            let said = scene.said(log, words);
+            ensure!(said == 1, "{said} lines say what happened");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn link_pin(netns: &Netns, pins: &std::path::Path, hook: &str, device: &str) -> Result<std::path::PathBuf> {
+    Ok(pins.join("links").join(format!("{hook}-{}", netns.ifindex(device)?)))
+}
+
+#[test]
+fn ingress_link_is_detached() -> Result<()> {
+    restored("ingress link detached", "somebody has detached ingress dev lan0", |scene| {
+        tools::detach_link(&link_pin(&scene.world.host, &scene.world.pin_dir(), "ingress", "lan0")?)
+    })
+}
+
+#[test]
+fn egress_link_is_detached() -> Result<()> {
+    // In `ebpf` mode the host's own packets would have nothing left: that is in the README.
+    Setting::new("both").lossless().run("egress link detached", |scene| {
+        tools::detach_link(&link_pin(&scene.world.host, &scene.world.pin_dir(), "egress", "net0")?)?;
+        scene.within("restored", SECOND, in_place)
+    })
+}
+
+#[test]
+fn link_pins_are_removed() -> Result<()> {
+    restored("link pins removed", "somebody has", |scene| {
+        for link in fs::read_dir(scene.world.pin_dir().join("links"))? {
+            fs::remove_file(link?.path())?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn all_pins_are_removed() -> Result<()> {
+    restored("all pins removed", "somebody has removed the pinned maps", |scene| {
+        fs::remove_dir_all(scene.world.pin_dir()).context("cannot remove the pins")
+    })
+}
+
+/// `/sys/fs/bpf` is unmounted under the daemon, which mounts it again and pins what it holds.
+#[test]
+fn bpffs_is_unmounted() -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        let options = DaemonOptions { pin_dir: Some("/sys/fs/bpf/tunroute".into()), ..DaemonOptions::default() };
+        Setting { options, ..Setting::new(mode) }.lossless().run("bpffs unmounted", |scene| {
+            let root = format!("/proc/{}/root", scene.daemon.pid()?);
+            let pinned = |root: &str| {
+                let maps = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/v1")).map_or(0, Iterator::count);
+                let links = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/links")).map_or(0, Iterator::count);
+                maps >= 7 && links == 2
+            };
+            ensure!(pinned(&root), "not pinned before the fault");
+            let log = scene.log_end();
+            let pid = scene.daemon.pid()?.to_string();
+            scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", "/sys/fs/bpf"])?;
+            scene.within("restored", SECOND, |_| Ok(pinned(&root)))?;
+            scene.flows_again("carried", SECOND)?;
+            let said = scene.said(log, "somebody has removed the pinned maps");
+            ensure!(said == 1, "{said} lines say what happened");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Where no bpf file system can be mounted again, everything goes on unpinned.
+#[test]
+fn bpffs_is_unmounted_for_good() -> Result<()> {
+    Setting::new("both").lossless().run("bpffs unmounted for good", |scene| {
+        let log = scene.log_end();
+        let pins = scene.world.pin_dir();
+        let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
+        let pid = scene.daemon.pid()?.to_string();
+        scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
+        scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
+        std::thread::sleep(Duration::from_millis(700));
+        ensure!(scene.said(log, "pinned maps") == 1, "said again");
+        ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
+        ensure!(open(scene, "v6")?, "closed");
+        scene.daemon.reload()?;
+        scene.flows_again("carried", SECOND)
+    })
+}
+
+#[test]
+fn clsact_is_deleted_and_added() -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        let setting = Setting { changed: &["clsact", "filter"], ..Setting::new(mode) };
+        setting.lossless().run("clsact deleted and added", |scene| {
+            for verb in ["del", "add"] {
+                for device in ["lan0", "net0"] {
+                    scene.world.host.query("tc", &format!("qdisc {verb} dev {device} clsact"))?;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+                scene.within(&format!("in place after {verb}"), SECOND, in_place)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn forwarding_is_switched_off_and_on() -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        Setting::new(mode).run("forwarding off and on", |scene| {
+            scene.world.host.sysctl(&[("ipv6/conf/all/forwarding", "0")])?;
+            scene.within("gate closed", SECOND, |scene| Ok(!open(scene, "v6")?))?;
+            scene.ensure_silence(Duration::from_millis(200))?;
+            scene.world.host.sysctl(&[("ipv6/conf/all/forwarding", "1")])?;
+            scene.within("gate open", SECOND, |scene| open(scene, "v6"))?;
+            scene.flows_again("carried again", SECOND)
+        })?;
+    }
+    Ok(())
+}
+
+/// Strict reverse path filtering is a promise that the fast path keeps.
+#[test]
+fn reverse_path_filter_is_set() -> Result<()> {
+    for mode in ["kernel", "both"] {
+        let setting = Setting { family: Family::V4, ..Setting::new(mode) };
+        setting.lossless().run("rp_filter set", |scene| {
+            for value in ["1", "0"] {
+                scene.world.host.sysctl(&[("ipv4/conf/lan0/rp_filter", value)])?;
+                std::thread::sleep(Duration::from_millis(300));
+                scene.flows_again(&format!("carried with {value}"), SECOND)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Nobody tells of a new firewall; the daemon looks.
+#[test]
+fn netfilter_chain_is_added_and_removed() -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        Setting::new(mode).lossless().run("netfilter chain comes and goes", |scene| {
+            tools::add_forward_chain(&scene.world.host)?;
+            scene.within("gate closed", SECOND, |scene| Ok(!open(scene, "v6")?))?;
+            scene.flows_again("carried by the kernel", SECOND)?;
+            tools::delete_table(&scene.world.host)?;
+            scene.within("gate open", SECOND, |scene| open(scene, "v6"))?;
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
+}
