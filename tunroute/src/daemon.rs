@@ -33,6 +33,7 @@ use crate::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan, plan_failover},
+    privilege,
     service::Service,
     state::StateDir,
     supervise::Supervisor,
@@ -530,14 +531,19 @@ impl Daemon {
         if self.fast.is_some() || !wanted {
             return;
         }
-        match datapath::Datapath::open(pins, self.options.method.unwrap_or_else(Method::detect)) {
+        let opened = match privilege::missing_for_fast_path() {
+            // In the kernel's words this would be the verifier's log.
+            Some(missing) => Err(missing),
+            None => datapath::Datapath::open(pins, self.options.method.unwrap_or_else(Method::detect))
+                .map_err(|error| error.to_string()),
+        };
+        match opened {
             Ok(mut fast) => {
                 forward_log(&mut fast);
                 self.fast = Some(fast);
                 self.fast_error = None;
             }
             Err(error) => {
-                let error = error.to_string();
                 if self.fast_error.as_ref() != Some(&error) {
                     warn!("no fast path, the kernel's rules carry all traffic: {error}");
                 }

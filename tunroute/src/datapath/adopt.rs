@@ -14,8 +14,8 @@ use super::{DatapathError, PROGRAMS, Result, classifier, map_error};
 /// What the loaded programs are.
 pub(super) struct Loaded {
     programs: BTreeMap<&'static str, Identity>,
-    /// The pinned maps, by their numbers in the kernel.
-    maps: BTreeMap<u32, &'static str>,
+    /// The pinned maps, by their numbers in the kernel. Held open, since opening one by its number takes `CAP_SYS_ADMIN`.
+    maps: BTreeMap<u32, (&'static str, MapData)>,
 }
 
 struct Identity {
@@ -26,20 +26,19 @@ struct Identity {
 }
 
 impl Loaded {
-    pub(super) fn read(ebpf: &mut Ebpf) -> Result<Self> {
+    /// Reads the programs just loaded, whose maps are pinned in the directory.
+    pub(super) fn read(ebpf: &mut Ebpf, directory: &Path) -> Result<Self> {
         let mut loaded = Self { programs: BTreeMap::new(), maps: BTreeMap::new() };
+        for name in names::ALL {
+            let map = MapData::from_pin(directory.join(name)).map_err(map_error(name))?;
+            let id = map.info().map_err(map_error(name))?.id();
+            loaded.maps.insert(id, (name, map));
+        }
         for program in PROGRAMS {
             let error = |source| DatapathError::Program { program, source };
             let info = classifier(ebpf, program)?.info().map_err(error)?;
-            let mut maps = BTreeSet::new();
-            for id in info.map_ids().map_err(error)?.unwrap_or_default() {
-                let map = MapData::from_id(id).and_then(|map| map.info()).map_err(map_error("of a program"))?;
-                let name = map.name_as_str().and_then(|name| names::ALL.into_iter().find(|known| *known == name));
-                if let Some(name) = name {
-                    loaded.maps.insert(id, name);
-                    maps.insert(id);
-                }
-            }
+            let maps = info.map_ids().map_err(error)?.unwrap_or_default().into_iter();
+            let maps = maps.filter(|id| loaded.maps.contains_key(id)).collect();
             loaded.programs.insert(program, Identity { tag: info.tag(), maps });
         }
         Ok(loaded)
@@ -55,10 +54,9 @@ impl Loaded {
 
     /// Pins the maps that are no longer pinned.
     pub(super) fn pin_missing(&self, directory: &Path) -> Result<()> {
-        for (id, name) in &self.maps {
+        for (name, map) in self.maps.values() {
             let path = directory.join(name);
             if !path.exists() {
-                let map = MapData::from_id(*id).map_err(map_error(name))?;
                 map.pin(&path).map_err(|source| DatapathError::Pin { path, source })?;
             }
         }

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod pins;
+mod tcx;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -202,7 +203,7 @@ impl Datapath {
         for program in PROGRAMS {
             classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
         }
-        let loaded = Loaded::read(&mut ebpf)?;
+        let loaded = Loaded::read(&mut ebpf, &pins.maps)?;
         let mut datapath = Self {
             source_v4: take(&mut ebpf, names::SOURCE_V4)?,
             source_v6: take(&mut ebpf, names::SOURCE_V6)?,
@@ -311,14 +312,7 @@ impl Datapath {
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
                 let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
-                        Method::Tcx => {
-                            let name = attachment.program();
-                            SchedClassifier::query_tcx(&attachment.device, attach_type(hook)).is_ok_and(
-                                |(_, programs)| {
-                                    programs.iter().any(|info| info.id() == id || self.loaded.is(name, info))
-                                },
-                            ) && self.hold(&attachment)
-                        }
+                        Method::Tcx => self.runs(&attachment, id) && self.hold(&attachment),
                         Method::Clsact => filters.contains(&(hook, link.index, id)),
                     };
                 if in_place {
@@ -341,6 +335,16 @@ impl Datapath {
             }
             _ => false,
         }
+    }
+
+    /// Does this daemon's program, which has the number, or an earlier daemon's that is as good, stand at its hook?
+    fn runs(&self, attachment: &Attachment, id: u32) -> bool {
+        if tcx::programs(attachment.hook, attachment.ifindex).is_ok_and(|programs| programs.contains(&id)) {
+            return true;
+        }
+        // To look into somebody else's program takes CAP_SYS_ADMIN. Without, it is replaced in its link, at once.
+        SchedClassifier::query_tcx(&attachment.device, attach_type(attachment.hook))
+            .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
     }
 
     fn program_id(&mut self, program: &'static str) -> Result<u32> {
