@@ -163,7 +163,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
             desired.rules.extend(policy.from.iter().map(rule));
         }
     }
-    desired.routes.append(&mut compile_routes(inputs, &connected));
+    desired.routes = compile_routes(inputs, &connected);
     desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
     desired
 }
@@ -173,7 +173,6 @@ impl Desired {
     /// prefixes there are. The configuration must be the one that this was compiled from.
     pub fn follow_tunnels(&mut self, inputs: &Inputs<'_>) {
         self.routes = compile_routes(inputs, &connected(inputs));
-        probes::compile(inputs, self);
         for slot in self.fast.iter_mut().flat_map(|fast| fast.slots.values_mut()) {
             *slot = compile_slot(inputs, (slot.policy, slot.exempt_set), slot.family, slot.next);
         }
