@@ -94,8 +94,12 @@ struct Daemon {
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
     logged: Vec<String>,
-    /// When to try again what could not be done.
+    /// When to try again what could not be done, or to look at what was postponed.
     retry: Option<tokio::time::Instant>,
+    /// When what others had removed was restored last.
+    repaired: Option<tokio::time::Instant>,
+    /// What has changed since.
+    postponed: Kinds,
     started: Instant,
 }
 
@@ -138,6 +142,8 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         problems: Vec::new(),
         logged: Vec::new(),
         retry: None,
+        repaired: None,
+        postponed: Kinds::NONE,
         started: Instant::now(),
     };
     daemon.configure_tunnels();
@@ -211,14 +217,7 @@ impl Daemon {
                 }
             };
             tokio::select! {
-                change = events.next() => {
-                    let change = change?;
-                    let repair = report_removed(&change);
-                    self.reconcile(change.kinds).await;
-                    if repair {
-                        tokio::time::sleep(REPAIR_PAUSE).await;
-                    }
-                }
+                change = events.next() => self.follow(&change?).await,
                 Some((request, answer)) = calls.recv() => match request {
                     Request::Down => return Ok(Exit::Down(Some(answer))),
                     Request::Status => {
@@ -255,6 +254,23 @@ impl Daemon {
                 _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
         }
+    }
+
+    /// What has changed is looked at at once; but after a repair, what others do to rules and routes waits a little. What
+    /// becomes of devices never does.
+    async fn follow(&mut self, change: &Change) {
+        let now = tokio::time::Instant::now();
+        if let Some(pause_ends) = self.repaired.map(|repaired| repaired + REPAIR_PAUSE).filter(|end| *end > now)
+            && !change.kinds.contains(Kinds::LINKS)
+        {
+            self.postponed |= change.kinds;
+            self.retry = Some(self.retry.map_or(pause_ends, |retry| retry.min(pause_ends)));
+            return;
+        }
+        if report_removed(change) {
+            self.repaired = Some(now);
+        }
+        self.reconcile(change.kinds).await;
     }
 
     /// Reads the configuration again; applies it in full or not at all.
@@ -335,6 +351,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
+        let dirty = dirty | std::mem::take(&mut self.postponed);
         self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
