@@ -152,18 +152,31 @@ pub fn matching<'a>(patterns: &'a [DevicePattern], kernel: &'a KernelState) -> i
 #[must_use]
 pub fn compile(inputs: &Inputs<'_>) -> Desired {
     let connected = connected(inputs);
-    let mut desired = Desired::default();
-    probes::compile(inputs, &mut desired);
+    let mut desired = Desired { rules: probes::rules(inputs), ..Desired::default() };
     if inputs.rules {
         for policy in &inputs.config.policies {
             let Some(table) = inputs.tables.get(&policy.name) else { continue };
-            for family in Family::ALL {
-                compile_policy(inputs, policy, family, *table, &connected, &mut desired);
-            }
+            // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th
+            // priority, which nothing minds.
+            let priority = |prefix: &IpNet| inputs.config.band + u32::from(128 - prefix.prefix_len());
+            let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, oif: None, table: *table };
+            desired.rules.extend(policy.from.iter().map(rule));
         }
     }
+    desired.routes = compile_routes(inputs, &connected);
     desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
     desired
+}
+
+impl Desired {
+    /// Brings up to date what depends on the tunnels alone: routes and slots. It takes the same time however many
+    /// prefixes there are. The configuration must be the one that this was compiled from.
+    pub fn follow_tunnels(&mut self, inputs: &Inputs<'_>) {
+        self.routes = compile_routes(inputs, &connected(inputs));
+        for slot in self.fast.iter_mut().flat_map(|fast| fast.slots.values_mut()) {
+            *slot = compile_slot(inputs, (slot.policy, slot.exempt_set), slot.family, slot.next);
+        }
+    }
 }
 
 /// The on-link prefixes of the ingress devices.
@@ -184,36 +197,43 @@ fn exempt<'a>(
     policy.exempt.iter().chain(connected.into_iter().flatten()).copied().filter(move |dst| Family::of(dst) == family)
 }
 
-/// A policy's rules and routes in one family.
-fn compile_policy(
+/// The routes of all tables, the policies' and the probes'.
+fn compile_routes(inputs: &Inputs<'_>, connected: &BTreeSet<IpNet>) -> BTreeSet<Route> {
+    let mut routes = probes::routes(inputs);
+    if inputs.rules {
+        for policy in &inputs.config.policies {
+            let Some(table) = inputs.tables.get(&policy.name) else { continue };
+            for family in Family::ALL {
+                compile_table(inputs, policy, family, *table, connected, &mut routes);
+            }
+        }
+    }
+    routes
+}
+
+/// A policy's routes in one family.
+fn compile_table(
     inputs: &Inputs<'_>,
     policy: &Policy,
     family: Family,
     table: u32,
     connected: &BTreeSet<IpNet>,
-    desired: &mut Desired,
+    routes: &mut BTreeSet<Route>,
 ) {
-    let mut prefixes = policy.from.iter().filter(|prefix| Family::of(prefix) == family).peekable();
-    if prefixes.peek().is_none() {
+    if !policy.from.iter().any(|prefix| Family::of(prefix) == family) {
         return;
-    }
-    for prefix in prefixes {
-        // Longest first: an ordered list that equals a longest-prefix match. The band's first priority is the probes'.
-        // IPv4 prefixes begin at its 97th, which nothing minds.
-        let priority = inputs.config.band + 1 + u32::from(128 - prefix.prefix_len());
-        desired.rules.insert(Rule { priority, from: *prefix, oif: None, table });
     }
     let mut default_exempt = false;
     for dst in exempt(policy, family, connected) {
         default_exempt |= dst.prefix_len() == 0;
-        desired.routes.insert(Route { table, dst, metric: family.default_metric(), kind: RouteKind::Throw });
+        routes.insert(Route { table, dst, metric: family.default_metric(), kind: RouteKind::Throw });
     }
     let dst = family.default_prefix();
     if let Some((tunnel, link)) = active_tunnel(policy, family, inputs.config, inputs.kernel, inputs.failed)
         && !default_exempt
     {
         let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway: tunnel.via(family) };
-        desired.routes.insert(Route { table, dst, metric: family.default_metric(), kind });
+        routes.insert(Route { table, dst, metric: family.default_metric(), kind });
     }
     let on_down = match policy.on_down {
         OnDown::Unreachable => RouteKind::Unreachable,
@@ -221,7 +241,7 @@ fn compile_policy(
         OnDown::Prohibit => RouteKind::Prohibit,
         OnDown::Next => return,
     };
-    desired.routes.insert(Route { table, dst, metric: LAST_METRIC, kind: on_down });
+    routes.insert(Route { table, dst, metric: LAST_METRIC, kind: on_down });
 }
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {

@@ -32,7 +32,7 @@ use crate::{
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
-    plan::{Op, plan},
+    plan::{Op, plan, plan_failover},
     privilege,
     service::Service,
     state::StateDir,
@@ -74,6 +74,8 @@ struct Daemon {
     config: Config,
     kernel: Kernel,
     snapshot: Option<Snapshot>,
+    /// What the last pass made of the configuration in force.
+    desired: Option<Desired>,
     /// The programs, unless the datapath is `kernel` or they could not be loaded.
     fast: Option<datapath::Datapath>,
     /// Why there are none although there should be.
@@ -123,6 +125,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         options,
         kernel,
         snapshot: None,
+        desired: None,
         fast: None,
         fast_error: None,
         fallback: false,
@@ -273,6 +276,7 @@ impl Daemon {
         // What cannot be done anyway says nothing about the new configuration.
         let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
+        self.desired = None;
         let tables = self.tables.clone();
         self.reconcile(Kinds::NONE).await;
         let new: Vec<&str> =
@@ -283,6 +287,7 @@ impl Daemon {
         }
         let problems = new.join("; ");
         self.config = old;
+        self.desired = None;
         self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
         anyhow::bail!("the new configuration cannot be applied in full: {problems}")
@@ -350,8 +355,9 @@ impl Daemon {
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
+        let links_before = self.snapshot.as_ref().map(|snapshot| snapshot.state.links.clone());
+        let dirty = dirty | self.fail_over(dirty).await?;
         let before = self.snapshot.take();
-        let links_before = before.as_ref().map(|snapshot| snapshot.state.links.clone());
         let snapshot = self.kernel.observe(dirty, before).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
@@ -383,13 +389,10 @@ impl Daemon {
             }
         };
         log_plan(&operations);
-        let kernel_changed = self.apply(&operations, &snapshot).await;
-        self.snapshot = if kernel_changed {
-            // What was planned is not necessarily what is: look.
-            Some(self.kernel.observe(Kinds::RULES | Kinds::ROUTES, Some(snapshot)).await?)
-        } else {
-            Some(snapshot)
-        };
+        let changed = self.apply(&operations, &snapshot).await;
+        // What was planned is not necessarily what is: look.
+        self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
+        self.desired = Some(desired);
         if !self.problems.is_empty() {
             self.close_fast_path();
         } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
@@ -408,14 +411,37 @@ impl Daemon {
         Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
     }
 
+    /// What cannot wait for a look at everything: routes and slots follow the tunnels, however many prefixes there are.
+    /// Returns what has to be observed anew.
+    async fn fail_over(&mut self, dirty: Kinds) -> anyhow::Result<Kinds> {
+        let Some(mut desired) = self.desired.take() else { return Ok(Kinds::NONE) };
+        let Some(mut snapshot) = self.snapshot.take() else { return Ok(Kinds::NONE) };
+        if dirty.contains(Kinds::LINKS) {
+            snapshot = self.kernel.observe_devices(snapshot).await?;
+        }
+        desired.follow_tunnels(&self.inputs(&self.config, &snapshot));
+        let operations = plan_failover(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        log_plan(&operations);
+        // What fails here, on a device that has just gone perhaps, is planned again from a full observation.
+        let problems = std::mem::take(&mut self.problems);
+        let changed = self.apply(&operations, &snapshot).await;
+        self.problems = problems;
+        self.snapshot = Some(snapshot);
+        Ok(changed)
+    }
+
     /// What both datapaths are to look like now.
     fn desired(&self, snapshot: &Snapshot) -> Desired {
         self.desired_of(&self.config, snapshot)
     }
 
     fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
+        compile(&self.inputs(config, snapshot))
+    }
+
+    fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
         let wanted = !config_wants_no_fast_path(config);
-        compile(&Inputs {
+        Inputs {
             config,
             kernel: &snapshot.state,
             tables: self.tables.numbers(),
@@ -426,13 +452,13 @@ impl Daemon {
                 closed: self.gates.closed_devices(),
                 reverse_path: self.gates.reverse_path(),
             }),
-        })
+        }
     }
 
-    /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns whether rules or
-    /// routes may have changed.
-    async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> bool {
-        let mut kernel_changed = false;
+    /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns which
+    /// kinds may have changed.
+    async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> Kinds {
+        let mut changed = Kinds::NONE;
         let mut rest = operations;
         while let [first, ..] = rest {
             match first {
@@ -451,19 +477,19 @@ impl Daemon {
                     let end = rest.iter().position(|op| matches!(op, Op::Fast(_))).unwrap_or(rest.len());
                     let (batch, after) = rest.split_at(end);
                     rest = after;
+                    changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
                     let put_off = !self.problems.is_empty();
                     let batch = batch.iter().filter_map(|op| match op {
                         Op::Kernel(op) => (!(put_off && op.is_removal())).then_some(op),
                         Op::Fast(_) => None,
                     });
-                    kernel_changed = true;
                     for error in self.kernel.apply_all(batch, snapshot).await {
                         self.problem(error.to_string());
                     }
                 }
             }
         }
-        kernel_changed
+        changed
     }
 
     /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
@@ -608,6 +634,15 @@ fn online(config: &Config, kernel: &KernelState) -> bool {
     let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
     let uplinks = &config.interfaces.uplink;
     uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
+}
+
+/// What an operation changes.
+const fn kind(operation: &Op) -> Kinds {
+    match operation {
+        Op::Kernel(KernelOp::AddRule(_) | KernelOp::DelRule { .. }) => Kinds::RULES,
+        Op::Kernel(_) => Kinds::ROUTES,
+        Op::Fast(_) => Kinds::NONE,
+    }
 }
 
 /// Says in one line what others have removed. Returns whether anything was.

@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn the_hint_names_what_is_still_on() {
         let (rules, routes) = ("ManageForeignRoutingPolicyRules=no", "ManageForeignRoutes=no");
-        let cases: &[(&[(&str, &str)], &[&str])] = &[
+        type Files = &'static [(&'static str, &'static str)];
+        let cases: &[(Files, &[&str])] = &[
             (&[], &[]),
             (&[(ETC, BOTH_ON)], &[]),
             (&[RUNNING], &[rules, routes]),

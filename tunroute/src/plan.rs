@@ -93,6 +93,24 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     Ok(operations)
 }
 
+/// Only what moves packets from one tunnel to another: routes added and replaced, then slots. What is observed may be
+/// older than the devices are; a plan of everything has to follow.
+///
+/// # Errors
+///
+/// As [`plan`].
+pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -> Result<Vec<Op>, PlanError> {
+    let mut kernel_plan = KernelPlan::default();
+    kernel_plan.plan_routes(desired, kernel);
+    let mut operations = kernel_plan.routes;
+    if let (Some(desired), Some(observed)) = (&desired.fast, fast) {
+        let mut fast_plan = FastPlan::default();
+        fast_plan.plan_slots(desired, observed, &number_slots(desired, observed)?);
+        operations.append(&mut fast_plan.slots);
+    }
+    Ok(operations)
+}
+
 #[derive(Default)]
 struct KernelPlan {
     routes: Vec<Op>,
@@ -279,8 +297,8 @@ pub fn number_slots(desired: &DesiredFast, observed: &FastState) -> Result<BTree
     let mut numbers = BTreeMap::new();
     for id in desired.slots.keys() {
         let number = existing.get(id).copied().or_else(|| free.next());
-        let needed = desired.slots.len() + existing.keys().filter(|id| !desired.slots.contains_key(id)).count();
-        numbers.insert(*id, number.ok_or(PlanError::Slots { needed })?);
+        let needed = || desired.slots.len() + existing.keys().filter(|id| !desired.slots.contains_key(id)).count();
+        numbers.insert(*id, number.ok_or_else(|| PlanError::Slots { needed: needed() })?);
     }
     Ok(numbers)
 }

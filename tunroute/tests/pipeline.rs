@@ -242,8 +242,8 @@ fn probes_have_a_way_out_with_or_without_rules() {
                 "ip route add 10.9.0.1/32 dev wg0 table 301 protocol 116",
                 "ip route add 10.9.8.7/32 dev wg0 table 301 protocol 116",
                 "ip route add 198.51.100.9/32 via 10.9.0.1 dev wg0 onlink table 301 protocol 116",
-                "ip rule add from all oif wg0 lookup 301 pref 20000 protocol 116",
-                "ip -6 rule add from all oif sixxs0 lookup 300 pref 20000 protocol 116",
+                "ip rule add from all oif wg0 lookup 301 pref 19999 protocol 116",
+                "ip -6 rule add from all oif sixxs0 lookup 300 pref 19999 protocol 116",
             ]
         );
     }

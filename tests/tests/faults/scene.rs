@@ -243,7 +243,7 @@ impl Scene<'_> {
 fn plant_foreign(world: &World) -> Result<()> {
     let prefix = TUNNELS[0].prefix;
     let mut script = String::new();
-    for (version, prefix, base) in [("-4", prefix.v4.to_string(), 112), ("-6", prefix.v6.to_string(), 80)] {
+    for (version, prefix, base) in [("-4", prefix.v4.to_string(), 113), ("-6", prefix.v6.to_string(), 81)] {
         script += &format!(
             "{version} rule add pref {} from {prefix} iif net0 lookup 999\n\
              {version} rule add pref 30000 from {prefix} lookup 999\n\

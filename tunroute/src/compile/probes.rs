@@ -2,8 +2,8 @@
 //!
 //! A probe's socket is bound to the tunnel's device, and the kernel looks for a route *by that device*. While a policy
 //! keeps off the tunnel there is none, and the probe could never find out that the tunnel is back. So each probed tunnel
-//! has a rule that only sockets bound to its device match (`from all oif TUNNEL lookup TABLE`), at the band's first
-//! priority, since a policy's `unreachable` default would end the lookup; and a table of its own with the way to each
+//! has a rule that only sockets bound to its device match (`from all oif TUNNEL lookup TABLE`), at the priority
+//! before the band, since a policy's `unreachable` default would end the lookup; and a table of its own with the way to each
 //! target, and to nothing else: what others send from sockets bound to the tunnel goes on as if there were no probes.
 //!
 //! Not so where the kernel needs no help: in IPv4 it takes a target that has no route to be on the link
@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{Desired, Inputs};
+use super::Inputs;
 use crate::{
     config::{ProbeTarget, Tunnel},
     net::{Family, KernelState, Link, Route, RouteKind, Rule},
@@ -52,25 +52,39 @@ fn targets(tunnel: &Tunnel, family: Family) -> BTreeSet<IpAddr> {
     target.filter(|target| Family::of_addr(target) == family && !link_local(target)).collect()
 }
 
-/// Adds the rules and routes of all tunnels' probes.
-pub(super) fn compile(inputs: &Inputs<'_>, desired: &mut Desired) {
-    for tunnel in &inputs.config.tunnels {
-        let Some(table) = inputs.tables.get(&table_name(&tunnel.name)).copied() else { continue };
-        for family in Family::ALL {
-            let targets = targets(tunnel, family);
-            if targets.is_empty() {
-                continue;
-            }
-            let (priority, from, oif) = (inputs.config.band, family.default_prefix(), Some(tunnel.name.clone()));
-            desired.rules.insert(Rule { priority, from, oif, table });
-            let Some(link) = inputs.kernel.link(&tunnel.name).filter(|link| link.up) else { continue };
-            for target in targets {
-                let gateway = tunnel.via(family).filter(|gateway| !on_link(target, *gateway, link, inputs.kernel));
-                let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway };
-                desired.routes.insert(Route { table, dst: target.into(), metric: family.default_metric(), kind });
-            }
+/// The tunnels that need rules and routes for their probes: the table, the family, and the targets.
+fn probed<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a Tunnel, u32, Family, BTreeSet<IpAddr>)> {
+    let tables = inputs.tables;
+    let with_table = |tunnel: &'a Tunnel| Some((tunnel, *tables.get(&table_name(&tunnel.name))?));
+    let by_family = |(tunnel, table)| Family::ALL.map(|family| (tunnel, table, family, targets(tunnel, family)));
+    let some_target = |(_, _, _, targets): &(_, _, _, BTreeSet<IpAddr>)| !targets.is_empty();
+    inputs.config.tunnels.iter().filter_map(with_table).flat_map(by_family).filter(some_target)
+}
+
+/// The rules of all tunnels' probes, at the priority before the band.
+pub(super) fn rules(inputs: &Inputs<'_>) -> BTreeSet<Rule> {
+    let priority = inputs.config.band.saturating_sub(1);
+    let rule = |(tunnel, table, family, _): (&Tunnel, u32, Family, _)| Rule {
+        priority,
+        from: family.default_prefix(),
+        oif: Some(tunnel.name.clone()),
+        table,
+    };
+    probed(inputs).map(rule).collect()
+}
+
+/// The routes of all tunnels' probes.
+pub(super) fn routes(inputs: &Inputs<'_>) -> BTreeSet<Route> {
+    let mut routes = BTreeSet::new();
+    for (tunnel, table, family, targets) in probed(inputs) {
+        let Some(link) = inputs.kernel.link(&tunnel.name).filter(|link| link.up) else { continue };
+        for target in targets {
+            let gateway = tunnel.via(family).filter(|gateway| !on_link(target, *gateway, link, inputs.kernel));
+            let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway };
+            routes.insert(Route { table, dst: target.into(), metric: family.default_metric(), kind });
         }
     }
+    routes
 }
 
 /// Is the target reached without the gateway: because it is the gateway, or by a connected prefix of the tunnel?

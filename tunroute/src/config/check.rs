@@ -16,8 +16,8 @@ use crate::net::Family;
 const MOST_POLICIES: usize = 1024;
 /// The fast path falls through at most this many policies, one around the other.
 const MOST_LEVELS: u32 = 8;
-/// A band is this long: one priority for probes, then one for each prefix length from 128 down to 0.
-const BAND_LENGTH: u32 = 130;
+/// The last priority of a band: there is one for each prefix length, from 128 down to 0. The one before it is the probes'.
+const LAST_OF_BAND: u32 = 128;
 /// The priorities of the kernel's own rules: `local`, VRF (`FIB_RULE_PREF_L3MDEV` is 1000 in
 /// `drivers/net/vrf.c`), `main` and `default`.
 const KERNEL_RULES: [(u32, &str); 4] = [(0, "local"), (1000, "l3mdev"), (MAIN_RULE, "main"), (32767, "default")];
@@ -35,18 +35,18 @@ pub(super) fn check(config: &Config, spans: &Spans, findings: &mut Findings) {
 
 fn band(config: &Config, spans: &Spans, findings: &mut Findings) {
     let Some(span) = &spans.band else { return };
-    let first = config.band;
-    let Some(last) = first.checked_add(BAND_LENGTH - 1) else {
-        let message = format!("the {BAND_LENGTH} priorities from {first} on end beyond the last one, {}", u32::MAX);
+    let first = config.band.saturating_sub(1);
+    let Some(last) = config.band.checked_add(LAST_OF_BAND) else {
+        let message = format!("the priorities from {first} on end beyond the last one, {}", u32::MAX);
         return findings.error(Finding::new(span, message, "leave `band` out, or write a band such as 20000"));
     };
     if let Some((priority, rule)) = KERNEL_RULES.iter().find(|(priority, _)| (first..=last).contains(priority)) {
         let message = format!("the priorities {first} to {last} include {priority}, the kernel's rule `{rule}`");
-        let help = "write a band between the kernel's rules: 1001 to 32636, such as 20000";
+        let help = "write a band between the kernel's rules: 1002 to 32637, such as 20000";
         findings.error(Finding::new(span, message, help));
     } else if first > MAIN_RULE {
         let message = format!("priority {first} is asked after the main table, so a default route there always wins");
-        findings.warning(Finding::new(span, message, "write a band from 1001 to 32636, such as 20000"));
+        findings.warning(Finding::new(span, message, "write a band from 1002 to 32637, such as 20000"));
     }
 }
 

@@ -42,7 +42,8 @@ pub enum Datapath {
 pub struct Config {
     /// `datapath`
     pub datapath: Datapath,
-    /// `band`: the priority of the probes' rules; those of the policies are the 129 priorities after it.
+    /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long. The priority before
+    /// it is that of the probes' rules.
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The rules' priorities span this many beyond the band's first.
-const BAND: u32 = 129;
+const BAND: u32 = 128;
 
 /// Which families and devices the fast path may decide, and why not the others.
 #[derive(Debug, Default, PartialEq, Eq)]

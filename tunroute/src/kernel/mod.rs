@@ -188,6 +188,14 @@ impl Kernel {
         observe::observe(&mut *self.socket.lock().await, what, previous).await
     }
 
+    /// Observes the devices alone. Routes and their handles stay as they were, though some may have gone with a device.
+    ///
+    /// # Errors
+    /// As [`Self::observe`].
+    pub async fn observe_devices(&self, previous: Snapshot) -> Result<Snapshot, KernelError> {
+        observe::observe_devices(&mut *self.socket.lock().await, previous).await
+    }
+
     /// Applies one operation that was planned from `snapshot`.
     ///
     /// Adding a rule that exists, and deleting what is gone, is success. Adding a route where another one with the same

@@ -64,6 +64,12 @@ pub(super) async fn observe(
     Ok(snapshot)
 }
 
+/// Reads the devices and keeps the rest.
+pub(super) async fn observe_devices(socket: &mut Socket, mut snapshot: Snapshot) -> Result<Snapshot, KernelError> {
+    observe_links(socket, &mut snapshot).await?;
+    Ok(snapshot)
+}
+
 async fn observe_links(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(), KernelError> {
     let request = link::dump().map_err(KernelError::Socket)?;
     let links = &mut snapshot.state.links;

@@ -200,18 +200,18 @@ fn tables() {
 fn bands() {
     for (band, message) in [
         ("0", "include 0, the kernel's rule `local`"),
-        ("871", "include 1000, the kernel's rule `l3mdev`"),
-        ("1000", "include 1000"),
-        ("32637", "include 32766, the kernel's rule `main`"),
-        ("32767", "include 32767, the kernel's rule `default`"),
-        ("4294967167", "end beyond the last one"),
+        ("872", "include 1000, the kernel's rule `l3mdev`"),
+        ("1001", "include 1000"),
+        ("32638", "include 32766, the kernel's rule `main`"),
+        ("32768", "include 32767, the kernel's rule `default`"),
+        ("4294967168", "end beyond the last one"),
     ] {
         check(&format!("band = «{band}»"), message, "20000");
     }
-    for band in [1, 870, 1001, 32636] {
+    for band in [2, 871, 1002, 32637] {
         assert_eq!(super::take(&format!("band = {band}")).warnings.len(), 0);
     }
-    for band in [32768, 4_294_967_166_u32] {
+    for band in [32769, 4_294_967_167_u32] {
         let warnings = super::take(&format!("band = {band}")).warnings;
         assert!(warnings.first().is_some_and(|warning| warning.message().contains("after the main table")), "{band}");
     }
