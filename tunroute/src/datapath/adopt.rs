@@ -37,8 +37,10 @@ impl Loaded {
         for program in PROGRAMS {
             let error = |source| DatapathError::Program { program, source };
             let info = classifier(ebpf, program)?.info().map_err(error)?;
-            let maps = info.map_ids().map_err(error)?.unwrap_or_default().into_iter();
-            let maps = maps.filter(|id| loaded.maps.contains_key(id)).collect();
+            // aya opens the program by its number for this, which takes CAP_SYS_ADMIN. Without it nobody else's program can
+            // be looked into either: an earlier daemon's is then replaced in its link, at once.
+            let Ok(Some(maps)) = info.map_ids() else { continue };
+            let maps = maps.into_iter().filter(|id| loaded.maps.contains_key(id)).collect();
             loaded.programs.insert(program, Identity { tag: info.tag(), maps });
         }
         Ok(loaded)

@@ -342,7 +342,7 @@ impl Datapath {
         if tcx::programs(attachment.hook, attachment.ifindex).is_ok_and(|programs| programs.contains(&id)) {
             return true;
         }
-        // To look into somebody else's program takes CAP_SYS_ADMIN. Without, it is replaced in its link, at once.
+        // This takes CAP_SYS_ADMIN: see `adopt`.
         SchedClassifier::query_tcx(&attachment.device, attach_type(attachment.hook))
             .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
     }
