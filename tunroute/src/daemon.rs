@@ -1,27 +1,31 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod down;
 mod gates;
+mod messages;
 mod report;
 mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::MissedTickBehavior,
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+pub use self::down::down_without_daemon;
+use self::{
+    down::{clean, remove_fast_path},
+    messages::{forward_log, log_plan, report_removed},
+};
 use crate::{
     compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
@@ -48,8 +52,6 @@ const FULL_CHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// So many repairs a second, and no more: two managers that remove each other's rules must not burn a CPU.
 const REPAIR_PAUSE: Duration = Duration::from_millis(100);
-/// So many operations of a plan are logged each; a larger plan is summed up.
-const LOGGED_OPERATIONS: usize = 50;
 
 /// What the daemon is started with.
 #[derive(Clone, Debug)]
@@ -660,127 +662,4 @@ const fn kind(operation: &Op) -> Kinds {
         Op::Kernel(_) => Kinds::ROUTES,
         Op::Fast(_) => Kinds::NONE,
     }
-}
-
-/// Says in one line what others have removed. Returns whether anything was.
-fn report_removed(change: &Change) -> bool {
-    if change.overrun {
-        warn!("the kernel's notifications overran; looking at everything");
-    }
-    let Some(first) = change.removed.first() else { return false };
-    let who = fs::read_to_string(format!("/proc/{}/comm", first.port)).unwrap_or_default();
-    let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
-    match change.removed.len().saturating_sub(1).saturating_add(change.removed_more) {
-        0 => warn!("somebody else{who} did `{first}`; undoing it"),
-        more => {
-            warn!("somebody else{who} did `{first}` and removed {more} more of tunroute's rules and routes; undoing it")
-        }
-    }
-    true
-}
-
-/// Map entries are many and say little: they are only counted by default.
-fn log_plan(operations: &[Op]) {
-    let (entries, main): (Vec<&Op>, Vec<&Op>) = operations.iter().partition(|op| match op {
-        Op::Fast(op) => op.is_entry(),
-        Op::Kernel(_) => false,
-    });
-    for operation in main.iter().take(LOGGED_OPERATIONS) {
-        info!("{operation}");
-    }
-    if let Some(more) = main.len().checked_sub(LOGGED_OPERATIONS).filter(|more| *more > 0) {
-        info!("and {more} more operations");
-    }
-    for entry in &entries {
-        debug!("{entry}");
-    }
-    if !entries.is_empty() {
-        info!("{} entries of the fast path's prefix maps", entries.len());
-    }
-}
-
-/// What the eBPF programs log goes where the daemon's log goes.
-fn forward_log(fast: &mut datapath::Datapath) {
-    let logger = match aya_log::EbpfLogger::init(fast.ebpf()) {
-        Ok(logger) => logger,
-        Err(error) => return warn!("cannot show what the eBPF programs log: {error}"),
-    };
-    // SAFETY: the logger owns its descriptor and gives it up to nobody before it is dropped.
-    match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
-        Ok(mut logger) => {
-            tokio::spawn(async move {
-                while let Ok(mut guard) = logger.readable_mut().await {
-                    guard.get_inner_mut().flush();
-                    guard.clear_ready();
-                }
-            });
-        }
-        Err(error) => warn!("cannot show what the eBPF programs log: {error}"),
-    }
-}
-
-/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
-async fn remove_fast_path(kernel: &Kernel, fast: datapath::Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
-    let qdiscs = fast.added_qdiscs();
-    fast.remove(&snapshot.state.links)?;
-    for device in qdiscs {
-        kernel.remove_unused_clsact(device).await?;
-    }
-    Ok(())
-}
-
-/// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
-async fn clean(
-    kernel: &Kernel,
-    fast: Option<datapath::Datapath>,
-    instance: &Instance,
-    method: Option<Method>,
-) -> anyhow::Result<()> {
-    let snapshot = kernel.observe(Kinds::ALL, None).await?;
-    // Programs first: they are ahead of the rules, and would go on deciding.
-    let fast = match fast {
-        None if datapath::anything_pinned(&instance.pin_dir) => {
-            Some(datapath::Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
-        }
-        fast => fast.map(Ok),
-    };
-    // If the programs cannot be removed, rules and routes are removed all the same.
-    let programs = match fast {
-        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
-        Some(Err(error)) => Err(error.into()),
-        None => Ok(()),
-    };
-    let operations = plan(&Desired::default(), &snapshot.state, None)?;
-    log_plan(&operations);
-    let operations: Vec<&KernelOp> = operations
-        .iter()
-        .filter_map(|op| match op {
-            Op::Kernel(op) => Some(op),
-            Op::Fast(_) => None,
-        })
-        .collect();
-    let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
-    instance.unname_tables();
-    let programs = programs.err().map(|error| format!("{error:#}"));
-    let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
-    if problems.is_empty() {
-        return Ok(());
-    }
-    anyhow::bail!("not everything could be removed: {}", problems.join("; "))
-}
-
-/// Removes what a daemon that is gone has left. Returns whether there was anything to remove.
-///
-/// # Errors
-///
-/// If something cannot be removed, or a daemon is running after all.
-pub async fn down_without_daemon(runtime_dir: &std::path::Path) -> anyhow::Result<bool> {
-    let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
-    let _state = StateDir::open(&instance.state_dir)?;
-    let _lock = NamespaceLock::take()?;
-    let _runtime_lock = instance.record(runtime_dir)?;
-    let (kernel, _events) = Kernel::connect()?;
-    clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
-    Instance::forget(runtime_dir);
-    Ok(true)
 }

@@ -1,0 +1,82 @@
+//! Taking everything away again, with a daemon or after it.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::messages::log_plan;
+use crate::{
+    compile::Desired,
+    datapath::{Datapath, Method, anything_pinned},
+    instance::{Instance, NamespaceLock},
+    kernel::{Kernel, Kinds, Snapshot},
+    net::KernelOp,
+    plan::{Op, plan},
+    state::StateDir,
+};
+
+/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
+pub(super) async fn remove_fast_path(kernel: &Kernel, fast: Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let qdiscs = fast.added_qdiscs();
+    fast.remove(&snapshot.state.links)?;
+    for device in qdiscs {
+        kernel.remove_unused_clsact(device).await?;
+    }
+    Ok(())
+}
+
+/// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
+pub(super) async fn clean(
+    kernel: &Kernel,
+    fast: Option<Datapath>,
+    instance: &Instance,
+    method: Option<Method>,
+) -> anyhow::Result<()> {
+    let snapshot = kernel.observe(Kinds::ALL, None).await?;
+    // Programs first: they are ahead of the rules, and would go on deciding.
+    let fast = match fast {
+        None if anything_pinned(&instance.pin_dir) => {
+            Some(Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
+        }
+        fast => fast.map(Ok),
+    };
+    // If the programs cannot be removed, rules and routes are removed all the same.
+    let programs = match fast {
+        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
+    };
+    let operations = plan(&Desired::default(), &snapshot.state, None)?;
+    log_plan(&operations);
+    let operations: Vec<&KernelOp> = operations
+        .iter()
+        .filter_map(|op| match op {
+            Op::Kernel(op) => Some(op),
+            Op::Fast(_) => None,
+        })
+        .collect();
+    let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
+    instance.unname_tables();
+    let programs = programs.err().map(|error| format!("{error:#}"));
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!("not everything could be removed: {}", problems.join("; "))
+}
+
+/// Removes what a daemon that is gone has left. Returns whether there was anything to remove.
+///
+/// # Errors
+///
+/// If something cannot be removed, or a daemon is running after all.
+pub async fn down_without_daemon(runtime_dir: &Path) -> anyhow::Result<bool> {
+    let Some(instance) = Instance::recorded(runtime_dir)? else { return Ok(false) };
+    let _state = StateDir::open(&instance.state_dir)?;
+    let _lock = NamespaceLock::take()?;
+    let _runtime_lock = instance.record(runtime_dir)?;
+    let (kernel, _events) = Kernel::connect()?;
+    clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
+    Instance::forget(runtime_dir);
+    Ok(true)
+}
