@@ -29,6 +29,8 @@ pub struct DaemonOptions {
     pub datapath: Option<&'static str>,
     /// `--down-on-exit`
     pub down_on_exit: bool,
+    /// `--pin-dir`; the world's unless told.
+    pub pin_dir: Option<PathBuf>,
     /// `--attach`: `tcx` or `clsact`; what the kernel has unless told.
     pub attach: Option<&'static str>,
     /// The binary; [`binary`] unless told.
@@ -138,7 +140,7 @@ impl<'a> Daemon<'a> {
         for (option, name) in [("--runtime-dir", "run"), ("--state-dir", "state"), ("--rt-tables-dir", "rt_tables.d")] {
             command.arg(option).arg(dir.join(name));
         }
-        command.arg("--pin-dir").arg(world.pin_dir());
+        command.arg("--pin-dir").arg(options.pin_dir.clone().unwrap_or_else(|| world.pin_dir()));
         if let Some(datapath) = options.datapath {
             command.args(["--datapath", datapath]);
         }
