@@ -1,4 +1,8 @@
 //! An skb as a [`Packet`], and what is done to it.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths of headers, and helpers that return small numbers in a wide register"
+)]
 
 use core::{mem::offset_of, ptr};
 

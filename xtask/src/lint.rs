@@ -31,7 +31,7 @@ pub fn lint() -> Result<()> {
     run(clippy.args(["--", "-D", "warnings"]), "change what clippy names above")?;
 
     say("checking the documentation");
-    let mut doc = cargo(["doc", "--no-deps"])?;
+    let mut doc = cargo(["doc", "--no-deps", "--document-private-items"])?;
     run(doc.args(host).env("RUSTDOCFLAGS", "-D warnings"), "change what rustdoc names above")?;
 
     say(format_args!("nothing to complain about, after {:.0?}", start.elapsed()));
