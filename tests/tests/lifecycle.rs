@@ -95,6 +95,34 @@ fn down_leaves_everything_as_it_was_even_after_a_crash() -> Result<()> {
     Ok(())
 }
 
+/// `--pin-dir /sys/fs/bpf` is where others pin, too, and cannot be removed.
+#[test]
+fn others_pins_in_the_pin_directory_stay() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let root = world.pin_dir().parent().context("a bpffs")?.to_owned();
+    let entries = || -> Result<Vec<_>> {
+        let mut names: Vec<_> = fs::read_dir(&root)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+        names.sort();
+        Ok(names)
+    };
+    for name in ["somebody", "vpn", "v1x"] {
+        fs::create_dir(root.join(name))?;
+    }
+    let (before, pristine) = (entries()?, world.host.snapshot()?);
+    let options = DaemonOptions { pin_dir: Some(root.clone()), ..DaemonOptions::default() };
+    let mut daemon = Daemon::start(&world, &world.config(), &options)?;
+    ensure!(entries()?.len() == before.len() + 2, "maps and links: {:?}", entries()?);
+    daemon.write_config(&format!("datapath = \"kernel\"\n{}", world.config()))?;
+    daemon.reload()?;
+    assert_eq!(entries()?, before, "with no fast path");
+    daemon.write_config(&world.config())?;
+    daemon.reload()?;
+    ensure_carries(&world)?;
+    ensure!(daemon.down()?.success(), "{}", daemon.log());
+    assert_eq!(entries()?, before, "down");
+    pristine.ensure_same(&world.host.snapshot()?)
+}
+
 #[test]
 fn sigterm_leaves_the_datapaths_unless_told_otherwise() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;

@@ -351,7 +351,6 @@ fn layer_3_ingress() -> Result<()> {
 
 /// Kernels before 6.6 have no TCX: filters on a clsact qdisc do the same, stay where they are and go with `down`.
 #[test]
-#[ignore = "clsact not fixed yet"]
 fn clsact() -> Result<()> {
     let world = World::with(TunnelKind::Veth).build()?;
     let pristine = world.host.snapshot()?;
