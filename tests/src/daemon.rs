@@ -29,8 +29,6 @@ pub struct DaemonOptions {
     pub datapath: Option<&'static str>,
     /// `--down-on-exit`
     pub down_on_exit: bool,
-    /// `--pin-dir`; the world's unless told.
-    pub pin_dir: Option<PathBuf>,
     /// `--attach`: `tcx` or `clsact`; what the kernel has unless told.
     pub attach: Option<&'static str>,
     /// `--pin-dir`: the world's unless told. Below `/sys/fs/bpf` it is the daemon's alone, and gone with it.
