@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Datapath;
+use crate::{config::Datapath, instance::Instance};
 
 /// Source-based policy routing for tunnels: packets leave by the tunnel that their source address belongs to.
 #[derive(Debug, Parser)]
@@ -40,9 +40,30 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what a reload, or the first start, would change: exit status 0 if nothing, 2 if something, 1 if it cannot be done.
+    #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
+    Plan(Plan),
     /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
     Reload {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+    /// As `reload`; with `--confirm`, on trial: the earlier configuration comes back unless it is confirmed in time.
+    ///
+    /// Whoever cuts off his own connection by a change gets it back so. On a terminal it asks; elsewhere, and from another
+    /// connection, `tunroute confirm` is the answer.
+    #[command(after_help = "Example: tunroute plan; tunroute apply --confirm 60s")]
+    Apply {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// How long the trial lasts: 60s, 5m.
+        #[arg(long, value_name = "TIME", value_parser = trial)]
+        confirm: Option<Duration>,
+    },
+    /// Keep the configuration that `apply --confirm` has put in force.
+    #[command(after_help = "Example: tunroute confirm")]
+    Confirm {
         #[command(flatten)]
         runtime: RuntimeDir,
     },
@@ -62,6 +83,13 @@ pub enum Command {
     },
 }
 
+/// Long enough for a person to look, and not for ever.
+fn trial(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_hours(24);
+    if allowed.contains(&time) { Ok(time) } else { Err("from 1s to 24h".to_owned()) }
+}
+
 /// Where the daemon's socket is.
 #[derive(Debug, Args)]
 pub struct RuntimeDir {
@@ -70,15 +98,9 @@ pub struct RuntimeDir {
     pub runtime_dir: PathBuf,
 }
 
-/// `tunroute run`
+/// Where the daemon keeps what outlives it.
 #[derive(Debug, Args)]
-pub struct Run {
-    /// The configuration file.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "a doc comment here would become help text")]
-    pub runtime: RuntimeDir,
+pub struct Directories {
     /// What must outlive the daemon: allocated tables, start histories.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/tunroute")]
     pub state_dir: PathBuf,
@@ -88,6 +110,40 @@ pub struct Run {
     /// Where iproute2 looks for the names of routing tables.
     #[arg(long, value_name = "DIR", default_value = "/etc/iproute2/rt_tables.d")]
     pub rt_tables_dir: PathBuf,
+}
+
+impl From<Directories> for Instance {
+    fn from(Directories { state_dir, pin_dir, rt_tables_dir }: Directories) -> Self {
+        Self { state_dir, pin_dir, rt_tables_dir }
+    }
+}
+
+/// `tunroute plan`
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
+pub struct Plan {
+    /// The configuration file: the running daemon's unless given, /etc/tunroute/tunroute.toml if there is none.
+    pub file: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub runtime: RuntimeDir,
+    #[command(flatten)]
+    pub directories: Directories,
+}
+
+/// `tunroute run`
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
+pub struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub runtime: RuntimeDir,
+    #[command(flatten)]
+    pub directories: Directories,
     /// Use this datapath, whatever the configuration says.
     #[arg(long)]
     pub datapath: Option<DatapathArg>,

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::status::Status;
+use crate::{preview::Preview, status::Status};
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
@@ -34,8 +34,20 @@ const MAX_CLIENTS: usize = 32;
 pub enum Request {
     /// How are things?
     Status,
+    /// What would a reload change?
+    Plan {
+        /// With this configuration file in place of the daemon's.
+        file: Option<PathBuf>,
+    },
     /// Read the configuration again.
     Reload,
+    /// Read the configuration again, and go back to the earlier one unless [`Request::Confirm`] follows in time.
+    Apply {
+        /// How long the trial lasts.
+        seconds: u64,
+    },
+    /// The configuration on trial is good.
+    Confirm,
     /// Start a tunnel's command again after it was given up.
     Start {
         /// The tunnel's name.
@@ -53,8 +65,21 @@ pub enum Answer {
     Done,
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Plan`].
+    Plan(Preview),
     /// It could not be done, and why.
     Failed(String),
+}
+
+impl Answer {
+    /// [`Answer::Done`], or why not.
+    #[must_use]
+    pub fn of(result: anyhow::Result<()>) -> Self {
+        match result {
+            Ok(()) => Self::Done,
+            Err(error) => Self::Failed(format!("{error:#}")),
+        }
+    }
 }
 
 /// A request with the way back.

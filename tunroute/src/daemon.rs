@@ -1,8 +1,10 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod confirm;
 mod down;
 mod gates;
 mod messages;
+mod preview;
 mod report;
 mod tables;
 
@@ -21,7 +23,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-pub use self::down::down_without_daemon;
+pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use self::{
     down::{clean, remove_fast_path},
     messages::{forward_log, log_plan, report_removed},
@@ -96,6 +98,10 @@ struct Daemon {
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
     logged: Vec<String>,
+    /// The configuration in force is on trial.
+    trial: Option<confirm::Trial>,
+    /// The configuration file was tried and not confirmed.
+    undone: bool,
     /// When to try again what could not be done, or to look at what was postponed.
     retry: Option<tokio::time::Instant>,
     /// When what others had removed was restored last.
@@ -143,6 +149,8 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         service: Service::detect(),
         problems: Vec::new(),
         logged: Vec::new(),
+        trial: None,
+        undone: false,
         retry: None,
         repaired: None,
         postponed: Kinds::NONE,
@@ -155,6 +163,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     daemon.service.ready();
     let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
     daemon.service.stopping();
+    daemon.undo_trial().await;
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
         Exit::Leave => daemon.down().await?,
@@ -194,6 +203,14 @@ impl Signals {
     }
 }
 
+/// Waits for a moment, for ever if there is none.
+async fn at(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
     Config { datapath: datapath.unwrap_or(config.datapath), ..config }
 }
@@ -211,19 +228,20 @@ impl Daemon {
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let retry = self.retry;
-            let retry = async move {
-                match retry {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
                 change = events.next() => self.follow(&change?).await,
                 Some((request, answer)) = calls.recv() => match request {
                     Request::Down => return Ok(Exit::Down(Some(answer))),
                     Request::Status => {
                         let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
+                    }
+                    Request::Plan { file } => {
+                        let told = match self.preview(file.as_deref()).await {
+                            Ok(preview) => Answer::Plan(preview),
+                            Err(error) => Answer::Failed(format!("{error:#}")),
+                        };
+                        let _nobody_waits = answer.send(told);
                     }
                     Request::Start { tunnel } => {
                         let told = if self.supervisor.reset(&tunnel) {
@@ -234,11 +252,14 @@ impl Daemon {
                         let _nobody_waits = answer.send(told);
                     }
                     Request::Reload => {
-                        let told = match self.reload().await {
-                            Ok(()) => Answer::Done,
-                            Err(error) => Answer::Failed(format!("{error:#}")),
-                        };
-                        let _nobody_waits = answer.send(told);
+                        let _nobody_waits = answer.send(Answer::of(self.reload().await));
+                    }
+                    Request::Apply { seconds } => {
+                        let result = self.apply_on_trial(Duration::from_secs(seconds)).await;
+                        let _nobody_waits = answer.send(Answer::of(result));
+                    }
+                    Request::Confirm => {
+                        let _nobody_waits = answer.send(Answer::of(self.confirm()));
                     }
                 },
                 Some(verdict) = verdicts.recv() => {
@@ -246,6 +267,7 @@ impl Daemon {
                     self.reconcile(Kinds::NONE).await;
                 }
                 _ = audit.tick() => self.audit().await,
+                () = trial_ends => self.undo_trial().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
                 _ = signals.hangup.recv() => {
@@ -278,7 +300,10 @@ impl Daemon {
     /// Reads the configuration again; applies it in full or not at all.
     async fn reload(&mut self) -> anyhow::Result<()> {
         self.service.reloading();
-        let result = self.try_reload().await;
+        let result = match self.check_no_trial() {
+            Ok(()) => self.try_reload().await,
+            Err(error) => Err(error),
+        };
         self.service.ready();
         match &result {
             Ok(()) => info!("the new configuration is in force"),
@@ -301,14 +326,20 @@ impl Daemon {
             self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
         if new.is_empty() {
             self.configure_tunnels();
+            self.undone = false;
             return Ok(());
         }
         let problems = new.join("; ");
-        self.config = old;
+        self.go_back(old, tables).await;
+        anyhow::bail!("the new configuration cannot be applied in full: {problems}")
+    }
+
+    /// Puts an earlier configuration in force again.
+    async fn go_back(&mut self, config: Config, tables: tables::Tables) {
+        self.config = config;
         self.desired = None;
         self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
-        anyhow::bail!("the new configuration cannot be applied in full: {problems}")
     }
 
     /// Refuses what is known to fail, before anything is changed for it.

@@ -16,6 +16,7 @@ pub mod log;
 pub mod net;
 pub mod networkd;
 pub mod plan;
+pub mod preview;
 pub mod privilege;
 pub mod service;
 pub mod state;

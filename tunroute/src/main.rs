@@ -1,24 +1,31 @@
 //! The `tunroute` command.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal, Write as _},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Parser as _;
+use tokio::sync::oneshot;
 use tunroute::{
-    cli::{AttachArg, Cli, Command, Run},
+    cli::{AttachArg, Cli, Command, Plan, Run},
     config::Config,
     control::{Answer, ControlError, Request, ask},
-    daemon::{self, Options, down_without_daemon},
+    daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
-    instance::Instance,
     log, privilege,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
 const NO_PERMISSION: u8 = 77;
+
+/// `plan` has found something to do.
+const CHANGES: u8 = 2;
+
+/// Where the configuration is looked for unless told.
+const DEFAULT_CONFIG: &str = "/etc/tunroute/tunroute.toml";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -60,7 +67,11 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             }
             answer => done(answer),
         },
+        Command::Plan(arguments) => plan(arguments).await,
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
+        Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
+        Command::Apply { runtime, confirm: Some(time) } => apply_on_trial(&runtime.runtime_dir, time).await,
+        Command::Confirm { runtime } => done(ask(&runtime.runtime_dir, Request::Confirm).await?),
         Command::Start { tunnel, runtime } => done(ask(&runtime.runtime_dir, Request::Start { tunnel }).await?),
         Command::Down { runtime } => down(&runtime.runtime_dir).await,
     }
@@ -70,8 +81,15 @@ fn done(answer: Answer) -> anyhow::Result<ExitCode> {
     match answer {
         Answer::Done => Ok(ExitCode::SUCCESS),
         Answer::Failed(reason) => anyhow::bail!("{reason}"),
-        Answer::Status(_) => anyhow::bail!("the daemon gave another answer than asked for; is it of another version?"),
+        Answer::Status(_) | Answer::Plan(_) => {
+            anyhow::bail!("the daemon gave another answer than asked for; is it of another version?")
+        }
     }
+}
+
+/// A person reads it there, and has not asked for plain text (<https://no-color.org>).
+fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Reads a configuration; shows all that is wrong with it.
@@ -79,8 +97,7 @@ fn load(file: &Path) -> Option<Config> {
     match Config::load(file) {
         Ok(config) => Some(config),
         Err(error) => {
-            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            log::complain(&error.render(colour).to_string());
+            log::complain(&error.render(colour(&io::stderr())).to_string());
             None
         }
     }
@@ -94,6 +111,60 @@ fn check(file: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
+    // The daemon does not share this process's working directory.
+    let file = arguments.file.map(std::path::absolute).transpose()?;
+    let preview = match ask(&arguments.runtime.runtime_dir, Request::Plan { file: file.clone() }).await {
+        Ok(Answer::Plan(preview)) => preview,
+        Ok(answer) => return done(answer),
+        Err(ControlError::NoDaemon { .. }) => {
+            if let Err(missing) = privilege::check() {
+                log::complain(&format!("tunroute: {missing}"));
+                return Ok(ExitCode::from(NO_PERMISSION));
+            }
+            let file = file.unwrap_or_else(|| DEFAULT_CONFIG.into());
+            let Some(config) = load(&file) else { return Ok(ExitCode::FAILURE) };
+            preview_without_daemon(&file, &config, &arguments.directories.into()).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    print(&if arguments.json {
+        serde_json::to_string_pretty(&preview)? + "\n"
+    } else {
+        preview.render(colour(&io::stdout()))
+    });
+    Ok(if preview.steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CHANGES) })
+}
+
+async fn apply_on_trial(runtime_dir: &Path, time: Duration) -> anyhow::Result<ExitCode> {
+    let seconds = time.as_secs();
+    match ask(runtime_dir, Request::Apply { seconds }).await? {
+        Answer::Done => {}
+        answer => return done(answer),
+    }
+    if !io::stdin().is_terminal() {
+        print(&format!("applied; say `tunroute confirm` within {seconds} s to keep it\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&format!("applied; press Enter within {seconds} s to keep it: "));
+    let (enter, entered) = oneshot::channel();
+    // A thread that nobody waits for: one of the runtime's would keep the program from ending.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        if io::stdin().read_line(&mut line).is_ok_and(|length| length > 0) {
+            let _too_late = enter.send(());
+        }
+    });
+    match tokio::time::timeout(time, entered).await {
+        Ok(Ok(())) => {
+            let code = done(ask(runtime_dir, Request::Confirm).await?)?;
+            print("confirmed\n");
+            Ok(code)
+        }
+        Ok(Err(_)) | Err(_) => anyhow::bail!("not confirmed: the earlier configuration comes back"),
+    }
+}
+
 async fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     if let Err(missing) = privilege::check() {
         log::complain(&format!("tunroute: {missing}"));
@@ -104,11 +175,7 @@ async fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     let options = Options {
         config: arguments.config,
         runtime_dir: arguments.runtime.runtime_dir,
-        instance: Instance {
-            state_dir: arguments.state_dir,
-            pin_dir: arguments.pin_dir,
-            rt_tables_dir: arguments.rt_tables_dir,
-        },
+        instance: arguments.directories.into(),
         datapath: arguments.datapath.map(Into::into),
         method: arguments.attach.map(|attach| match attach {
             AttachArg::Tcx => Method::Tcx,

@@ -41,7 +41,7 @@ impl Daemon {
                 routes: kernel.routes.len(),
             },
             problems: self.problems.clone(),
-            hints: networkd::hint(Path::new("/")).into_iter().collect(),
+            hints: self.trial_hint().into_iter().chain(networkd::hint(Path::new("/"))).collect(),
         }
     }
 

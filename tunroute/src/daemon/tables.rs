@@ -65,6 +65,17 @@ impl Tables {
 
     /// Brings the numbers up to date with the configuration. Returns whether any has changed.
     pub(super) fn update(&mut self, config: &Config, kernel: &KernelState, state: &StateDir) -> bool {
+        let next = self.following(config, kernel);
+        if next.remembered != self.remembered {
+            state.save_or_say(tables::FILE, &next.remembered);
+        }
+        let changed = next.numbers != self.numbers || !self.named;
+        *self = Self { named: true, ..next };
+        changed
+    }
+
+    /// What the numbers would be with this configuration.
+    pub(super) fn following(&self, config: &Config, kernel: &KernelState) -> Self {
         let mut numbers = explicit(config);
         let unnumbered: Vec<&str> = config
             .policies
@@ -82,15 +93,8 @@ impl Tables {
             &self.remembered,
             &taken,
         );
-        if allocated != self.remembered {
-            state.save_or_say(tables::FILE, &allocated);
-            self.remembered.clone_from(&allocated);
-        }
-        numbers.extend(allocated);
-        let changed = numbers != self.numbers || !self.named;
-        self.numbers = numbers;
-        self.named = true;
-        changed
+        numbers.extend(allocated.iter().map(|(name, table)| (name.clone(), *table)));
+        Self { numbers, remembered: allocated, named: self.named }
     }
 }
 

@@ -1,0 +1,78 @@
+//! A configuration on trial: unless somebody confirms it in time, the one before it comes back.
+//!
+//! Whoever cuts off his own connection by a change cannot confirm it, and so gets the connection back.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Daemon, tables::Tables};
+use crate::config::Config;
+
+/// What comes back, and when.
+pub(super) struct Trial {
+    ends: Instant,
+    config: Config,
+    tables: Tables,
+}
+
+impl Daemon {
+    /// As a reload, but on trial for `time`.
+    pub(super) async fn apply_on_trial(&mut self, time: Duration) -> anyhow::Result<()> {
+        let (config, tables) = (self.config.clone(), self.tables.clone());
+        self.reload().await?;
+        warn!("the earlier configuration comes back in {time:?} unless `tunroute confirm` is said");
+        self.trial = Some(Trial { ends: Instant::now() + time, config, tables });
+        Ok(())
+    }
+
+    /// The configuration stays.
+    pub(super) fn confirm(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.trial.take().is_some(), "nothing waits to be confirmed: was it too late?");
+        info!("the configuration is confirmed");
+        Ok(())
+    }
+
+    /// Refuses a change while another one is on trial: what would come back then?
+    pub(super) fn check_no_trial(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.trial.is_none(),
+            "a change is on trial: `tunroute confirm` first, or wait until it is undone"
+        );
+        Ok(())
+    }
+
+    /// When the trial ends, if there is one.
+    pub(super) fn trial_ends(&self) -> Option<Instant> {
+        self.trial.as_ref().map(|trial| trial.ends)
+    }
+
+    /// Nobody has confirmed: the earlier configuration comes back. Without a trial, nothing happens.
+    pub(super) async fn undo_trial(&mut self) {
+        let Some(Trial { config, tables, .. }) = self.trial.take() else { return };
+        warn!(
+            "nobody has confirmed the change: the earlier configuration is in force again, {} has the unconfirmed one",
+            self.options.config.display()
+        );
+        self.go_back(config, tables).await;
+        self.configure_tunnels();
+        self.undone = true;
+    }
+
+    /// What the operator should know of trials.
+    pub(super) fn trial_hint(&self) -> Option<String> {
+        let file = self.options.config.display();
+        match self.trial_ends() {
+            Some(ends) => Some(format!(
+                "the configuration is on trial: `tunroute confirm` within {} s, or the earlier one comes back",
+                ends.saturating_duration_since(Instant::now()).as_secs()
+            )),
+            None if self.undone => Some(format!(
+                "{file} has a configuration that was not confirmed in time and is not in force: mend it, then \
+                 `tunroute reload`"
+            )),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What a configuration would change: observed, compiled and planned as a pass does, and not applied.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, with_datapath};
+use crate::{
+    compile::{FastInputs, Inputs, compile},
+    config::{Config, Datapath},
+    datapath::anything_pinned,
+    fast::FastState,
+    instance::Instance,
+    kernel::{Kernel, Kinds, Snapshot},
+    net::Family,
+    plan::{Op, plan},
+    preview::{Preview, Step},
+    privilege,
+    state::StateDir,
+};
+
+impl Daemon {
+    /// What a reload would do now, with another file if one is named.
+    pub(super) async fn preview(&self, file: Option<&Path>) -> anyhow::Result<Preview> {
+        let file = file.unwrap_or(&self.options.config);
+        let config = with_datapath(Config::load(file)?, self.options.datapath);
+        let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
+        self.tables.check_free(&config, &snapshot.state)?;
+        let tables = self.tables.following(&config, &snapshot.state);
+        let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
+        let operations = operations(&config, &snapshot, &tables, &self.failed, fast).await?;
+        Ok(preview(file, &operations, Vec::new()))
+    }
+}
+
+/// What a daemon that is started with this configuration would do first.
+///
+/// # Errors
+///
+/// If the kernel cannot be asked, or the configuration does not fit it.
+pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Instance) -> anyhow::Result<Preview> {
+    let remembered = if instance.state_dir.is_dir() {
+        Tables::load(&StateDir::open(&instance.state_dir)?)
+    } else {
+        Tables::default()
+    };
+    let (kernel, _events) = Kernel::connect()?;
+    let snapshot = kernel.observe(Kinds::ALL, None).await?;
+    remembered.check_free(config, &snapshot.state)?;
+    let tables = remembered.following(config, &snapshot.state);
+    let mut notes = Vec::new();
+    let mut fast = Some(FastState::default());
+    if !config_wants_no_fast_path(config) {
+        if let Some(missing) = privilege::missing_for_fast_path() {
+            notes.push(format!("no fast path, the kernel's rules would carry all traffic: {missing}"));
+            fast = None;
+        } else if anything_pinned(&instance.pin_dir) {
+            notes.push(format!(
+                "an earlier daemon's fast path is in place below {}; the next daemon adopts it, and knows what changes \
+                 there",
+                instance.pin_dir.display()
+            ));
+            fast = None;
+        }
+    }
+    let operations = operations(config, &snapshot, &tables, &BTreeSet::new(), fast.as_ref()).await?;
+    Ok(preview(file, &operations, notes))
+}
+
+fn preview(file: &Path, operations: &[Op], notes: Vec<String>) -> Preview {
+    Preview { config: file.display().to_string(), steps: operations.iter().map(Step::from).collect(), notes }
+}
+
+async fn operations(
+    config: &Config,
+    snapshot: &Snapshot,
+    tables: &Tables,
+    failed: &BTreeSet<(String, Family)>,
+    fast: Option<&FastState>,
+) -> anyhow::Result<Vec<Op>> {
+    let gates = Gates::look(config, &snapshot.state, tables.numbers()).await;
+    let fast = fast.filter(|_| !config_wants_no_fast_path(config));
+    let desired = compile(&Inputs {
+        config,
+        kernel: &snapshot.state,
+        tables: tables.numbers(),
+        failed,
+        rules: config.datapath != Datapath::Ebpf || fast.is_none() || !gates.complete(),
+        fast: fast.map(|_| FastInputs {
+            open: gates.open(),
+            closed: gates.closed_devices(),
+            reverse_path: gates.reverse_path(),
+        }),
+    });
+    Ok(plan(&desired, &snapshot.state, fast)?)
+}
