@@ -73,8 +73,18 @@ fn a_plan_is_what_a_reload_then_does() -> Result<()> {
     let refused = daemon.client(&["plan"])?;
     assert_eq!((refused.status.code(), refused.stdout.as_slice()), (Some(1), &b""[..]), "{refused:?}");
 
-    // Without a daemon: all that it would begin with.
+    // What would hold the fast path back is said.
     daemon.write_config(&config)?;
+    world.host.sysctl(&[("ipv4/ip_forward", "0")])?;
+    let held_back = daemon.client(&["plan"])?;
+    let text = String::from_utf8(held_back.stdout)?;
+    assert!(
+        text.contains("note: the kernel would decide in place of the fast path: the kernel does not forward"),
+        "{text}"
+    );
+    world.host.sysctl(&[("ipv4/ip_forward", "1")])?;
+
+    // Without a daemon: all that it would begin with.
     daemon.down()?;
     let file = world.host.dir().join("tunroute.toml").display().to_string();
     let state = world.host.dir().join("state").display().to_string();

@@ -40,7 +40,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what a reload, or the first start, would change: exit status 0 if nothing, 2 if something, 1 if it cannot be done.
+    /// Show what a reload, or the first start, would change.
+    ///
+    /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.
     #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
     Plan(Plan),
     /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.

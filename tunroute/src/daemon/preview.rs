@@ -11,7 +11,7 @@ use crate::{
     instance::Instance,
     kernel::{Kernel, Kinds, Snapshot},
     net::Family,
-    plan::{Op, plan},
+    plan::plan,
     preview::{Preview, Step},
     privilege,
     state::StateDir,
@@ -26,8 +26,7 @@ impl Daemon {
         self.tables.check_free(&config, &snapshot.state)?;
         let tables = self.tables.following(&config, &snapshot.state);
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
-        let operations = operations(&config, &snapshot, &tables, &self.failed, fast).await?;
-        Ok(preview(file, &operations, Vec::new()))
+        preview(file, &config, &snapshot, &tables, &self.failed, fast).await
     }
 }
 
@@ -61,21 +60,19 @@ pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Ins
             fast = None;
         }
     }
-    let operations = operations(config, &snapshot, &tables, &BTreeSet::new(), fast.as_ref()).await?;
-    Ok(preview(file, &operations, notes))
+    let mut preview = preview(file, config, &snapshot, &tables, &BTreeSet::new(), fast.as_ref()).await?;
+    preview.notes.extend(notes);
+    Ok(preview)
 }
 
-fn preview(file: &Path, operations: &[Op], notes: Vec<String>) -> Preview {
-    Preview { config: file.display().to_string(), steps: operations.iter().map(Step::from).collect(), notes }
-}
-
-async fn operations(
+async fn preview(
+    file: &Path,
     config: &Config,
     snapshot: &Snapshot,
     tables: &Tables,
     failed: &BTreeSet<(String, Family)>,
     fast: Option<&FastState>,
-) -> anyhow::Result<Vec<Op>> {
+) -> anyhow::Result<Preview> {
     let gates = Gates::look(config, &snapshot.state, tables.numbers()).await;
     let fast = fast.filter(|_| !config_wants_no_fast_path(config));
     let desired = compile(&Inputs {
@@ -90,5 +87,8 @@ async fn operations(
             reverse_path: gates.reverse_path(),
         }),
     });
-    Ok(plan(&desired, &snapshot.state, fast)?)
+    let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();
+    let held_back = |reason| format!("the kernel would decide in place of the fast path: {reason}");
+    let notes = if fast.is_some() { gates.reasons().iter().map(held_back).collect() } else { Vec::new() };
+    Ok(Preview { config: file.display().to_string(), steps, notes })
 }
