@@ -120,13 +120,19 @@ pub enum ControlError {
     },
 }
 
+/// The way from those who ask to the daemon.
+#[must_use]
+pub fn channel() -> (mpsc::Sender<Call>, mpsc::Receiver<Call>) {
+    mpsc::channel(MAX_CLIENTS)
+}
+
 /// Listens in the runtime directory and passes on what is asked by root or by the daemon's own user.
 ///
 /// # Errors
 ///
 /// If the socket cannot be made. A socket that a dead daemon has left is replaced: the state directory's lock has shown
 /// by then that there is no living one.
-pub fn listen(runtime_dir: &Path) -> Result<mpsc::Receiver<Call>, ControlError> {
+pub fn listen(runtime_dir: &Path, calls: mpsc::Sender<Call>) -> Result<(), ControlError> {
     let path = runtime_dir.join(SOCKET);
     let error = |source| ControlError::Listen { path: path.clone(), source };
     match fs::remove_file(&path) {
@@ -135,9 +141,8 @@ pub fn listen(runtime_dir: &Path) -> Result<mpsc::Receiver<Call>, ControlError> 
     }
     let listener = UnixListener::bind(&path).map_err(error)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(error)?;
-    let (calls, receiver) = mpsc::channel(MAX_CLIENTS);
     tokio::spawn(accept(listener, calls));
-    Ok(receiver)
+    Ok(())
 }
 
 async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {

@@ -2,6 +2,7 @@
 
 mod confirm;
 mod down;
+mod endpoint;
 mod gates;
 mod messages;
 mod preview;
@@ -37,6 +38,7 @@ use crate::{
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
+    metrics::{self, Instruments},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, plan, plan_failover},
     privilege,
@@ -98,6 +100,12 @@ struct Daemon {
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
     logged: Vec<String>,
+    /// The way to this daemon's own control requests.
+    calls: mpsc::Sender<Call>,
+    instruments: Instruments,
+    endpoint: Option<metrics::Server>,
+    /// Why there is none although there should be.
+    endpoint_error: Option<String>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
     /// The configuration file was tried and not confirmed.
@@ -131,6 +139,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
+    let (calls, requests) = control::channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -149,6 +158,10 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         service: Service::detect(),
         problems: Vec::new(),
         logged: Vec::new(),
+        calls,
+        instruments: Instruments::default(),
+        endpoint: None,
+        endpoint_error: None,
         trial: None,
         undone: false,
         retry: None,
@@ -158,10 +171,11 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     };
     daemon.configure_tunnels();
     daemon.reconcile(Kinds::ALL).await;
-    let calls = control::listen(&daemon.options.runtime_dir)?;
+    control::listen(&daemon.options.runtime_dir, daemon.calls.clone())?;
+    daemon.update_endpoint().await;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
+    let exit = daemon.serve(&mut events, requests, &mut changed_verdicts, &mut signals).await?;
     daemon.service.stopping();
     daemon.undo_trial().await;
     match exit {
@@ -293,6 +307,7 @@ impl Daemon {
         }
         if report_removed(change) {
             self.repaired = Some(now);
+            self.instruments.repair();
         }
         self.reconcile(change.kinds).await;
     }
@@ -326,6 +341,7 @@ impl Daemon {
             self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
         if new.is_empty() {
             self.configure_tunnels();
+            self.update_endpoint().await;
             self.undone = false;
             return Ok(());
         }
@@ -384,6 +400,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
+        let start = Instant::now();
         let dirty = dirty | std::mem::take(&mut self.postponed);
         self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
@@ -402,6 +419,7 @@ impl Daemon {
         }
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
         self.service.status(self.summary());
+        self.instruments.pass(start.elapsed());
     }
 
     async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
@@ -636,6 +654,7 @@ impl Daemon {
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
+        self.update_endpoint().await;
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
             warn!("{error}");
@@ -655,6 +674,7 @@ impl Daemon {
             .collect();
         if !lost.is_empty() {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
+            self.instruments.repair();
         }
         let unpinned = !fast.maps_pinned();
         let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;

@@ -15,14 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, mpsc},
     task::AbortHandle,
     time::sleep,
 };
 
-use self::verdict::{Health, Outcome, Verdict};
+pub use self::verdict::Verdict;
+use self::verdict::{Health, Outcome};
 use crate::{
     config::{Probe, ProbeTarget, Tunnel},
     net::Family,
@@ -40,7 +41,7 @@ pub struct Change {
 }
 
 /// What `status` says of one probe.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Status {
     /// The tunnel's name.

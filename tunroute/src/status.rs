@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, net::Family};
+use crate::{config::Datapath, health, net::Family};
 
 /// Everything about a running daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub struct TunnelStatus {
     pub command: Option<serde_json::Value>,
     /// Its probes.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub probes: Vec<serde_json::Value>,
+    pub probes: Vec<health::Status>,
 }
 
 /// A policy.
@@ -96,6 +96,20 @@ pub struct FastPathStatus {
     /// How they are attached: `tcx` or `clsact`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// How full its maps are.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub maps: Vec<MapStatus>,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// The map's name.
+    pub name: String,
+    /// Used entries.
+    pub entries: usize,
+    /// How many it takes.
+    pub capacity: usize,
 }
 
 /// The kernel datapath.

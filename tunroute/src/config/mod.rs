@@ -15,7 +15,9 @@ mod tests;
 mod values;
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
+    /// `metrics`: where a monitoring system reads; nowhere unless given.
+    pub metrics: Option<Listen>,
     /// `[interfaces]`
     pub interfaces: Interfaces,
     /// `[tunnel.NAME]`, in the order of the file.
@@ -60,6 +64,24 @@ impl Config {
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
         self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+    }
+}
+
+/// An address to listen at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP port of an address of this host.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}/metrics"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ const TOP: &[Key] = &[
     Key { name: "datapath", example: "datapath = \"both\"" },
     Key { name: "band", example: "band = 20000" },
     Key { name: "bypass-netfilter", example: "bypass-netfilter = true" },
+    Key { name: "metrics", example: "metrics = \"127.0.0.1:9942\"" },
     Key { name: "interfaces", example: "[interfaces]" },
     Key { name: "tunnel", example: "[tunnel.sixxs0]" },
     Key { name: "policy", example: "[[policy]], with two brackets" },
@@ -100,6 +101,10 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
         field.integer(findings)
     });
     let bypass_netfilter = top.get("bypass-netfilter").and_then(|field| field.boolean(findings));
+    let metrics = top.get("metrics").and_then(|field| {
+        let text = field.string(findings)?;
+        findings.accept(values::listen(text), &field.span())
+    });
     let mut interfaces = Interfaces::default();
     if let Some(field) = top.get("interfaces")
         && let Some((table, span)) = only_table(&field, findings)
@@ -138,6 +143,7 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
         datapath: datapath.unwrap_or_default(),
         band: band.unwrap_or(DEFAULT_BAND),
         bypass_netfilter: bypass_netfilter.unwrap_or_default(),
+        metrics,
         interfaces,
         tunnels,
         policies,

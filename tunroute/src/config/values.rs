@@ -1,9 +1,13 @@
 //! Single values: what a string may be, and what to write instead.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use super::{
-    DevicePattern, ProbeTarget,
+    DevicePattern, Listen, ProbeTarget,
     report::{Refusal, quote},
 };
 use crate::net::{TABLE_LOCAL, TABLE_MAIN};
@@ -48,6 +52,24 @@ pub(super) fn tunnel_name(name: &str) -> Result<(), Refusal> {
         return Err(Refusal::new(format!("{} is no device name: it contains `*`", quote(name)), help));
     }
     device_name(name)
+}
+
+/// An address and a port, or the path of a Unix socket after `unix:`.
+pub(super) fn listen(text: &str) -> Result<Listen, Refusal> {
+    const HELP: &str = "write \"127.0.0.1:9942\", \"[::1]:9942\" or \"unix:/run/tunroute/metrics.sock\"";
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = Path::new(path);
+        return if path.is_absolute() {
+            Ok(Listen::Unix(path.to_owned()))
+        } else {
+            Err(Refusal::new(format!("the path in {} does not begin with `/`", quote(text)), HELP))
+        };
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Listen::Tcp(address)),
+        Ok(_) => Err(Refusal::new(format!("{} has no port", quote(text)), HELP)),
+        Err(_) => Err(Refusal::new(format!("{} is no address with a port", quote(text)), HELP)),
+    }
 }
 
 /// A device's name, or the beginning of names and `*`.
@@ -154,7 +176,7 @@ pub(super) fn probe_target(text: &str) -> Result<ProbeTarget, Refusal> {
     const HELP: &str = "write an address for ICMP echo (\"192.0.2.1\", \"2001:db8::1\"), or an address and a port for \
                         TCP (\"192.0.2.1:443\", \"[2001:db8::1]:443\")";
     // A socket address may have a zone, which the probe's device decides.
-    let tcp = text.parse::<std::net::SocketAddr>().ok().filter(|_| !text.contains('%'));
+    let tcp = text.parse::<SocketAddr>().ok().filter(|_| !text.contains('%'));
     match tcp {
         Some(tcp) if tcp.port() == 0 => Err(Refusal::new(format!("{} has port 0", quote(text)), HELP)),
         Some(tcp) => host(tcp.ip(), "target").map(|_| ProbeTarget::Tcp(tcp)),

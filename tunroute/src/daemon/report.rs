@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use ipnet::IpNet;
 use tracing::warn;
-use tunroute_common::maps::{Outcome, Stats};
+use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
-    fast::Hook,
+    fast::{FastState, Hook},
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
-    status::{FastPathStatus, KernelStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
+    status::{FastPathStatus, KernelStatus, MapStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
 };
 
 impl Daemon {
@@ -41,7 +42,12 @@ impl Daemon {
                 routes: kernel.routes.len(),
             },
             problems: self.problems.clone(),
-            hints: self.trial_hint().into_iter().chain(networkd::hint(Path::new("/"))).collect(),
+            hints: self
+                .trial_hint()
+                .into_iter()
+                .chain(self.endpoint_error.clone())
+                .chain(networkd::hint(Path::new("/")))
+                .collect(),
         }
     }
 
@@ -98,11 +104,7 @@ impl Daemon {
                     mtu: link.map(|link| link.mtu),
                     failed,
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
-                    probes: probes
-                        .iter()
-                        .filter(|status| status.tunnel == tunnel.name)
-                        .filter_map(|status| serde_json::to_value(status).ok())
-                        .collect(),
+                    probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),
                 }
             })
             .collect()
@@ -194,6 +196,28 @@ impl Daemon {
             reasons,
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
+            maps: maps(fast.state()),
         }
     }
+}
+
+fn maps(fast: &FastState) -> Vec<MapStatus> {
+    let of = |family, prefixes: &mut dyn Iterator<Item = &IpNet>| {
+        prefixes.filter(|prefix| Family::of(prefix) == family).count()
+    };
+    let exempt = || fast.exempt.iter().map(|exemption| &exemption.prefix);
+    [
+        (names::SOURCE_V4, of(Family::V4, &mut fast.sources.keys()), MAX_PREFIXES),
+        (names::SOURCE_V6, of(Family::V6, &mut fast.sources.keys()), MAX_PREFIXES),
+        (names::EXEMPT_V4, of(Family::V4, &mut exempt()), MAX_PREFIXES),
+        (names::EXEMPT_V6, of(Family::V6, &mut exempt()), MAX_PREFIXES),
+        (names::POLICY, fast.slots.len(), MAX_SLOTS),
+    ]
+    .into_iter()
+    .map(|(name, entries, capacity)| MapStatus {
+        name: name.to_owned(),
+        entries,
+        capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
+    })
+    .collect()
 }

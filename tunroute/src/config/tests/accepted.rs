@@ -2,13 +2,14 @@
 
 use std::{
     fmt::Write as _,
+    net::{Ipv6Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
 
 use super::{from, policy, probe, take, tunnel};
 use crate::config::{
-    Config, Datapath, DevicePattern, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, DevicePattern, Interfaces, Listen, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
 };
 
 /// The example of the design.
@@ -48,6 +49,7 @@ fn the_story() {
         datapath: Datapath::Both,
         band: 20000,
         bypass_netfilter: false,
+        metrics: None,
         interfaces: Interfaces { ingress: vec![pattern("lan0"), pattern("br-*")], uplink: vec![pattern("net0")] },
         tunnels: vec![
             Tunnel {
@@ -118,6 +120,13 @@ fn variants() {
         take("datapath = \"ebpf\"\nband = 1_500\nbypass-netfilter = true\ninterfaces.uplink = \"net0\"").config;
     assert_eq!((config.datapath, config.band, config.bypass_netfilter), (Datapath::Ebpf, 1500, true));
     assert!(config.interfaces.uplink.iter().any(|uplink| uplink.matches("net0")));
+
+    for (text, listen) in [
+        ("[::1]:9942", Listen::Tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 9942)))),
+        ("unix:/run/tunroute/metrics.sock", Listen::Unix("/run/tunroute/metrics.sock".into())),
+    ] {
+        assert_eq!(take(&format!("metrics = \"{text}\"")).config.metrics, Some(listen));
+    }
 
     for (word, on_down) in [
         ("unreachable", OnDown::Unreachable),

@@ -120,6 +120,7 @@ fn key() -> impl Strategy<Value = &'static str> {
         "datapath",
         "band",
         "bypass-netfilter",
+        "metrics",
         "ingress",
         "uplink",
         "table",
