@@ -39,6 +39,10 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+        /// Show it again and again, every second or every so many seconds, until interrupted.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json",
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
     },
     /// Show what a reload, or the first start, would change.
     ///

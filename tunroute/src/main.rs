@@ -60,13 +60,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => run(arguments).await,
         Command::Check { file } => Ok(check(&file)),
-        Command::Status { runtime, json } => match ask(&runtime.runtime_dir, Request::Status).await? {
-            Answer::Status(status) => {
-                print(&if json { serde_json::to_string_pretty(&status)? + "\n" } else { status.render() });
-                Ok(ExitCode::SUCCESS)
-            }
-            answer => done(answer),
-        },
+        Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
         Command::Plan(arguments) => plan(arguments).await,
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
@@ -109,6 +103,29 @@ fn check(file: &Path) -> ExitCode {
     let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
     print(&format!("{}: good: {tunnels} tunnels, {policies} policies, {prefixes} prefixes\n", file.display()));
     ExitCode::SUCCESS
+}
+
+/// Home, and all below it erased: what stays the same does not flicker.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::Result<ExitCode> {
+    loop {
+        let status = match ask(runtime_dir, Request::Status).await? {
+            Answer::Status(status) => status,
+            answer => return done(answer),
+        };
+        if json {
+            print(&(serde_json::to_string_pretty(&status)? + "\n"));
+        } else if watch.is_some() && io::stdout().is_terminal() {
+            print(&format!("{CLEAR}{}", status.render()));
+        } else {
+            print(&status.render());
+        }
+        match watch {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => return Ok(ExitCode::SUCCESS),
+        }
+    }
 }
 
 async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use crate::{config::Datapath, health, net::Family};
+
+/// What `status` prints fits a terminal of this many columns.
+const WIDTH: usize = 80;
 
 /// Everything about a running daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -164,27 +167,28 @@ impl Status {
         for policy in &self.policies {
             for (outcome, counter) in policy.outcomes.iter().filter(|(_, counter)| counter.packets > 0) {
                 if let Some(what) = in_words(outcome) {
-                    let _infallible = writeln!(text, "{}: {} packets {what}", policy.name, counter.packets);
+                    text += &wrapped(&format!("{}: {} packets {what}", policy.name, counter.packets));
                 }
             }
         }
         let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
-        let _infallible = write!(text, "fast path: {}", self.fast_path.state);
-        if !self.fast_path.attached.is_empty() {
-            let _infallible = write!(text, " ({})", self.fast_path.attached.join(", "));
-        }
-        text.push('\n');
-        for reason in &self.fast_path.reasons {
-            let _infallible = writeln!(text, "  {reason}");
-        }
-        for problem in &self.problems {
-            let _infallible = writeln!(text, "problem: {problem}");
-        }
-        for hint in &self.hints {
-            let _infallible = writeln!(text, "hint: {hint}");
-        }
+        let FastPathStatus { state, attached, reasons, .. } = &self.fast_path;
+        let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
+        let mut paragraph = |line: &str| text += &wrapped(line);
+        paragraph(&format!("fast path: {state}{attached}"));
+        reasons.iter().for_each(|reason| paragraph(&format!("  {reason}")));
+        self.problems.iter().for_each(|problem| paragraph(&format!("problem: {problem}")));
+        self.hints.iter().for_each(|hint| paragraph(&format!("hint: {hint}")));
         text
     }
+}
+
+/// A line, continued further in where it is too long.
+fn wrapped(line: &str) -> String {
+    let indent = line.len() - line.trim_start().len();
+    let (first, rest) = (" ".repeat(indent), " ".repeat(indent + 4));
+    let options = textwrap::Options::new(WIDTH).initial_indent(&first).subsequent_indent(&rest);
+    textwrap::fill(line.trim_start(), options) + "\n"
 }
 
 /// What happened to packets that were not handed to the tunnel.
@@ -206,6 +210,8 @@ fn in_words(outcome: &str) -> Option<&'static str> {
 fn table(header: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
+    // Each cell has a space on either side, and the first one's is cut off.
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::try_from(WIDTH + 1).unwrap_or(u16::MAX));
     for column in right {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -240,4 +246,62 @@ fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{value} B") } else { format!("{value}.{tenths} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(name: &str, device: &str, reason: &str) -> Status {
+        let both = |value: &str| Family::ALL.map(|family| (family, value.to_owned())).into();
+        let counter = OutcomeStatus { packets: u64::MAX, bytes: u64::MAX };
+        Status {
+            version: "0.1.0".into(),
+            pid: u32::MAX,
+            uptime: 40_000_000,
+            datapath: Datapath::Both,
+            tunnels: vec![TunnelStatus {
+                name: device.into(),
+                state: "pending".into(),
+                ifindex: Some(u32::MAX),
+                mtu: Some(65_535),
+                failed: Vec::new(),
+                command: None,
+                probes: Vec::new(),
+            }],
+            policies: vec![PolicyStatus {
+                name: name.into(),
+                prefixes: 1_000_000,
+                table: None,
+                active: both(device),
+                carried_by: [(Family::V4, "fast path".to_owned()), (Family::V6, "kernel".to_owned())].into(),
+                packets: u64::MAX,
+                bytes: u64::MAX,
+                outcomes: [("leak_prevented".to_owned(), counter)].into(),
+            }],
+            fast_path: FastPathStatus {
+                state: "partly".into(),
+                reasons: vec![reason.into()],
+                attached: vec![format!("ingress dev {device}"); 20],
+                ..FastPathStatus::default()
+            },
+            kernel: KernelStatus::default(),
+            problems: vec![reason.into()],
+            hints: vec![reason.into()],
+        }
+    }
+
+    #[test]
+    fn fits_the_screen_whatever_the_names() {
+        let reason = "netfilter looks at forwarded IPv6 packets ".repeat(5);
+        for (name, device) in [("tunnel0", "sixxs0"), (&"p".repeat(64)[..], "fifteen-letters")] {
+            let text = status(name, device, &reason).render();
+            for line in text.lines() {
+                assert!(line.chars().count() <= WIDTH, "{} columns: {line}\n{text}", line.chars().count());
+            }
+            // Nothing is cut off: what is too long goes on in the next line.
+            assert!(text.matches('p').count() >= name.matches('p').count(), "{text}");
+            assert_eq!(text.matches("netfilter").count(), 15, "{text}");
+        }
+    }
 }
