@@ -187,7 +187,11 @@ impl Status {
 fn wrapped(line: &str) -> String {
     let indent = line.len() - line.trim_start().len();
     let (first, rest) = (" ".repeat(indent), " ".repeat(indent + 4));
-    let options = textwrap::Options::new(WIDTH).initial_indent(&first).subsequent_indent(&rest);
+    // The other algorithm evens the lines out, and so makes more of them.
+    let options = textwrap::Options::new(WIDTH)
+        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
+        .initial_indent(&first)
+        .subsequent_indent(&rest);
     textwrap::fill(line.trim_start(), options) + "\n"
 }
 
