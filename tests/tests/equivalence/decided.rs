@@ -1,10 +1,5 @@
 //! In user space: the decision over the maps against the rule walk over the rules.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
-
 use proptest::{
     collection::vec,
     prelude::*,
@@ -17,58 +12,15 @@ use tunroute_common::{
 };
 
 use crate::{
-    expect::{Fate, Situation},
+    expect::Situation,
     packet::{Edges, Recipe, recipe},
     scenario::{Scenario, scenario},
+    tally::{FATES, Tally},
 };
 
 /// Random hosts, and packets for each.
 const HOSTS: u32 = 1500;
 const PACKETS: usize = 60;
-
-/// How often each fate came about: a generator that never gets anywhere would prove nothing.
-#[derive(Default)]
-pub struct Tally(Mutex<BTreeMap<String, u32>>);
-
-impl Tally {
-    /// Counts a fate.
-    pub fn count(&self, hook: &str, fate: Fate) {
-        let name = match fate {
-            Fate::Pass => "pass",
-            Fate::Aside(_, outcome) | Fate::Drop(_, outcome) | Fate::Redirect(_, outcome, ..) => outcome.name(),
-        };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(format!("{hook} {name}")).or_default() += 1;
-    }
-
-    /// Prints the counts, and fails unless each of these fates came about often.
-    pub fn check(&self, expected: &[&str]) {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (fate, count) in &*counts {
-            println!("{count:>9} {fate}");
-        }
-        for fate in expected {
-            assert!(counts.get(*fate).is_some_and(|count| *count >= 20), "too few of: {fate}");
-        }
-    }
-}
-
-/// Every fate of the two programs.
-pub const FATES: [&str; 14] = [
-    "ingress pass",
-    "ingress forwarded",
-    "ingress blackholed",
-    "ingress exempt",
-    "ingress down",
-    "ingress hairpin",
-    "ingress expired",
-    "ingress too_big",
-    "ingress source_check",
-    "ingress closed",
-    "egress pass",
-    "egress diverted",
-    "egress leak_prevented",
-    "egress down",
-];
 
 fn agree(scenario: &Scenario, recipes: &[Recipe], tally: &Tally) -> Result<(), TestCaseError> {
     let kernel = scenario.kernel_state();
@@ -85,17 +37,8 @@ fn agree(scenario: &Scenario, recipes: &[Recipe], tally: &Tally) -> Result<(), T
         ] {
             let fate = situation.fate(verdict, &state);
             tally.count(hook, fate);
-            prop_assert_eq!(
-                fate,
-                expected,
-                "{}: {:?}\nby the rules: {:?}\n{}\n{:?} {:?}",
-                hook,
-                packet,
-                situation.walk(&packet),
-                scenario.text,
-                scenario.tunnels,
-                scenario.routes
-            );
+            let about = || format!("{hook}: {packet:?}\nby the rules: {:?}\n{scenario}", situation.walk(&packet));
+            prop_assert_eq!(fate, expected, "{}", about());
         }
     }
     Ok(())

@@ -5,7 +5,11 @@
 //! once with and once without the programs (`forwarded.rs`).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod asked;
 mod decided;
 mod expect;
 mod packet;
+mod router;
 mod scenario;
+mod seeds;
+mod tally;

@@ -321,6 +321,20 @@ impl Packet {
         }
     }
 
+    /// The bytes after a router has forwarded it.
+    pub fn a_hop_later(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        if self.family() == Family::V6 {
+            bytes[7] -= 1;
+            return bytes;
+        }
+        bytes[8] -= 1;
+        let (mut header, _) = Ipv4Header::from_slice(&bytes).expect("only whole headers are forwarded");
+        header.header_checksum = header.calc_header_checksum();
+        bytes[10..12].copy_from_slice(&header.header_checksum.to_be_bytes());
+        bytes
+    }
+
     /// Has its link-layer header as a device of this host would take it for its own.
     pub fn to_this_host(&self) -> bool {
         self.oddity != Oddity::ForOthers

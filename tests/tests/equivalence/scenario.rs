@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     net::IpAddr,
 };
 
@@ -74,6 +74,23 @@ pub struct Scenario {
     pub reverse_path: bool,
     /// The families that the fast path may decide.
     pub open: [bool; 2],
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { text, tunnels, addresses, routes, reverse_path, open, .. } = self;
+        f.write_str(text)?;
+        for (name, Tunnel { up, answers, mtu }) in TUNNELS.iter().zip(tunnels) {
+            writeln!(f, "# {name}: up {up}, IPv4 and IPv6 answer {answers:?}, MTU {mtu}")?;
+        }
+        for (device, address) in addresses {
+            writeln!(f, "# address {address} dev {device}")?;
+        }
+        for (dst, device) in routes {
+            writeln!(f, "# route {dst} dev {device}")?;
+        }
+        write!(f, "# rp_filter {reverse_path}, IPv4 and IPv6 open {open:?}")
+    }
 }
 
 /// A prefix around one of the bases, of any length from `shortest` on.
