@@ -13,6 +13,7 @@ pub mod health;
 pub mod instance;
 pub mod kernel;
 pub mod log;
+pub mod model;
 pub mod net;
 pub mod networkd;
 pub mod plan;
