@@ -1,7 +1,7 @@
 //! The loaded programs against the real kernel: the same packets through `BPF_PROG_TEST_RUN` and `RTM_GETROUTE`, on a
 //! router whose rules, routes and maps the product's own code has made.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
@@ -142,7 +142,10 @@ fn ask(oracle: &mut Oracle, situation: &Situation<'_>, packet: &Packet) -> Resul
         Decision::NoRoute => Some(Refused::NoRoute),
         Decision::Local | Decision::Leaves { .. } => {
             let v4 = packet.family() == Family::V4;
-            (v4 && !own && !situation.host.believes(source, destination, iif, strict)).then_some(Refused::Dropped)
+            // For a broadcast, the kernel looks for a way back from nowhere (`brd_input` in `ip_route_input_slow()`).
+            let broadcast = walk.decision == Decision::Local && !is_own(situation.scenario, destination);
+            let to = if broadcast { Ipv4Addr::UNSPECIFIED.into() } else { destination };
+            (v4 && !own && !situation.host.believes(source, to, iif, strict)).then_some(Refused::Dropped)
         }
     };
     let expected = match (refused, walk.decision, walk.table, answer) {
