@@ -21,11 +21,11 @@ use tunroute_tests::{
     netns::BpfFs,
 };
 
-use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS};
+use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
 
 /// The protocol number of a scenario's own routes, by which they are removed again.
 const PROTOCOL: u32 = 99;
-/// A device is up as soon as its carrier has been noticed.
+/// The kernel has done its work.
 const SETTLED: Duration = Duration::from_secs(5);
 
 /// The router, and a namespace at the other end of all its devices.
@@ -133,18 +133,20 @@ pub struct Product {
 }
 
 impl Product {
-    /// Looks until the devices are as the scenario says.
+    /// Looks until devices and addresses are as the scenario says: IPv6 ones come by a work queue (`addrconf_dad_work()`
+    /// in `net/ipv6/addrconf.c`).
     pub async fn observe(&self, scenario: &Scenario) -> Result<Snapshot> {
+        let wanted = scenario.kernel_state();
         let deadline = Instant::now() + SETTLED;
         loop {
             let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
-            let as_wanted = |(name, up): (&str, bool)| snapshot.state.link(name).is_some_and(|link| link.up == up);
-            let wired = DEVICES.iter().map(|(name, _)| (*name, true)).filter(|(name, _)| !TUNNELS.contains(name));
-            let tunnels = TUNNELS.into_iter().zip(scenario.tunnels.iter().map(|tunnel| tunnel.up));
-            if wired.chain(tunnels).all(as_wanted) {
+            let state = &snapshot.state;
+            let local: BTreeSet<IpNet> = state.local.iter().copied().filter(|net| !special(net.addr())).collect();
+            let is_up = |name| state.link(name).is_some_and(|link| link.up);
+            if local == wanted.local && wanted.links.values().all(|link| is_up(&link.name) == link.up) {
                 return Ok(snapshot);
             }
-            ensure!(Instant::now() < deadline, "the devices do not come up: {:?}", snapshot.state.links);
+            ensure!(Instant::now() < deadline, "not as wanted: {:?}, {local:?}, {:?}", wanted.local, state.links);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
