@@ -17,6 +17,7 @@ pub mod lab;
 pub mod netns;
 mod packet_socket;
 pub mod plan;
+pub mod rule_walk;
 pub mod seen;
 pub mod snapshot;
 pub mod traffic;

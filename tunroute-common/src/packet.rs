@@ -49,6 +49,24 @@ impl Packet for Slice<'_> {
     }
 }
 
+/// A packet in a byte slice that will be cut into segments with this many payload bytes each.
+#[derive(Clone, Copy, Debug)]
+pub struct Segmented<'a>(pub Slice<'a>, pub u32);
+
+impl Packet for Segmented<'_> {
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        self.0.read(offset)
+    }
+
+    fn length(&self) -> u32 {
+        self.0.length()
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.1
+    }
+}
+
 /// The fixed part of an IPv4 header; multi-byte fields in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice, read_strict},
+    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet as _, Segmented, Slice, read_strict},
 };
 
 /// The device that packets are seen at.
@@ -304,23 +304,6 @@ fn hop_limit_and_size() {
     assert_eq!(egress(&packet(too_big), &answering), Fate::Tunnel(TUNNEL, Outcome::Diverted));
 }
 
-/// A packet that the kernel will cut into segments.
-struct Gso<'a>(Slice<'a>, u32);
-
-impl Packet for Gso<'_> {
-    fn read<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
-        self.0.read(offset)
-    }
-
-    fn length(&self) -> u32 {
-        self.0.length()
-    }
-
-    fn gso_size(&self) -> u32 {
-        self.1
-    }
-}
-
 #[test]
 fn segments_count_not_the_whole() {
     let mut packet = Vec::new();
@@ -328,13 +311,13 @@ fn segments_count_not_the_whole() {
     let destination: Ipv6Addr = "2001:db8::1".parse().unwrap();
     let builder = PacketBuilder::ipv6(source.octets(), destination.octets(), 64).tcp(1, 2, 3, 4);
     builder.write(&mut packet, &[0; 20_000]).unwrap();
-    let decide = |gso_size| fate(decide_ingress(&arrival(&packet), &Gso(Slice(&packet), gso_size), &maps()));
+    let decide = |gso_size| fate(decide_ingress(&arrival(&packet), &Segmented(Slice(&packet), gso_size), &maps()));
     assert_eq!(decide(0), Fate::Aside(Outcome::TooBig));
     assert_eq!(decide(MTU - 60), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     assert_eq!(decide(MTU - 59), Fate::Aside(Outcome::TooBig));
     // Other protocols may carry a tunnel, whose segments are not as long as they look.
     packet[6] = 17;
-    let decide = |gso_size| fate(decide_ingress(&arrival(&packet), &Gso(Slice(&packet), gso_size), &maps()));
+    let decide = |gso_size| fate(decide_ingress(&arrival(&packet), &Segmented(Slice(&packet), gso_size), &maps()));
     assert_eq!(decide(100), Fate::Aside(Outcome::TooBig));
 }
 

@@ -127,6 +127,29 @@ pub struct FastState {
     pub open: Open,
 }
 
+impl FastState {
+    /// Enters a change that has been made.
+    pub fn enter(&mut self, operation: &FastOp) {
+        match operation {
+            FastOp::WriteSlot(index, slot, _) => drop(self.slots.insert(*index, *slot)),
+            FastOp::ClearSlot(index) => drop(self.slots.remove(index)),
+            FastOp::PutSource(prefix, source) => drop(self.sources.insert(*prefix, *source)),
+            FastOp::RemoveSource(prefix) => drop(self.sources.remove(prefix)),
+            FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
+            FastOp::RemoveExemption(exemption) => drop(self.exempt.remove(exemption)),
+            FastOp::Attach(attachment) => {
+                self.attached.insert(attachment.clone());
+                self.pinned.insert(attachment.clone());
+            }
+            FastOp::Detach(attachment) => {
+                self.attached.remove(attachment);
+                self.pinned.remove(attachment);
+            }
+            FastOp::SetOpen(open) => self.open = *open,
+        }
+    }
+}
+
 /// One change of the fast path. `Display` describes it the way the kernel's commands are shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FastOp {

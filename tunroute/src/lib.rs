@@ -14,6 +14,7 @@ pub mod instance;
 pub mod kernel;
 pub mod log;
 pub mod metrics;
+pub mod model;
 pub mod net;
 pub mod networkd;
 pub mod plan;

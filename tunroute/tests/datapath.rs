@@ -19,13 +19,14 @@ use proptest::{
 };
 use tunroute::{
     datapath::{Datapath, Method},
-    fast::{Exemption, FastOp, FastState, Open, address_from_words, address_words},
+    fast::{Exemption, FastOp, FastState, Open, address_words},
+    model::Model,
     net::Family,
 };
 use tunroute_common::{
-    decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
+    decide::{Arrival, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, Outcome, Slot, Source, flags},
-    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Slice},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
 
 /// The device that `BPF_PROG_TEST_RUN` pretends a packet to be at: the namespace's loopback.
@@ -154,67 +155,6 @@ fn filling(state: &FastState) -> Vec<FastOp> {
     slots.chain(exemptions).chain(sources).chain([FastOp::SetOpen(state.open)]).collect()
 }
 
-/// The maps in user space.
-struct Mirror<'a>(&'a FastState);
-
-impl Mirror<'_> {
-    fn longest(&self, address: [u32; 4], family: Family) -> Option<Source> {
-        let address = address_from_words(family, address);
-        let matching = self.0.sources.iter().filter(|(prefix, _)| prefix.contains(&address));
-        matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, source)| *source)
-    }
-}
-
-const fn split(addresses: &Addresses) -> (Family, [u32; 4], [u32; 4]) {
-    match *addresses {
-        Addresses::V4 { source, destination } => (Family::V4, [source, 0, 0, 0], [destination, 0, 0, 0]),
-        Addresses::V6 { source, destination } => (Family::V6, source, destination),
-    }
-}
-
-impl Lookup for Mirror<'_> {
-    fn source(&self, addresses: &Addresses) -> Option<Source> {
-        let (family, source, _) = split(addresses);
-        self.longest(source, family)
-    }
-
-    fn destination_is_source(&self, addresses: &Addresses) -> bool {
-        let (family, _, destination) = split(addresses);
-        self.longest(destination, family).is_some()
-    }
-
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
-        let (family, _, destination) = split(addresses);
-        let destination = address_from_words(family, destination);
-        self.0.exempt.iter().any(|exemption| exemption.set == set && exemption.prefix.contains(&destination))
-    }
-
-    fn slot(&self, index: u32) -> Option<&Slot> {
-        self.0.slots.get(&index)
-    }
-
-    fn open(&self, _addresses: &Addresses) -> bool {
-        true
-    }
-}
-
-/// A packet that the kernel is told to be made of segments.
-struct Gso<'a>(Slice<'a>, u32);
-
-impl Packet for Gso<'_> {
-    fn read<T: bytemuck::Pod>(&self, offset: usize) -> Option<T> {
-        self.0.read(offset)
-    }
-
-    fn length(&self) -> u32 {
-        self.0.length()
-    }
-
-    fn gso_size(&self) -> u32 {
-        self.1
-    }
-}
-
 /// A packet from the network header on, mostly well-formed, and the payload bytes of its segments.
 fn packet() -> impl Strategy<Value = (Vec<u8>, u32)> {
     let v4 = || {
@@ -329,6 +269,7 @@ fn expected(verdict: Verdict<'_>, frame: &[u8], decrement: bool) -> (i32, Vec<u8
 fn the_programs_decide_as_the_code_does_in_user_space() {
     isolated(|pins| {
         let state = example();
+        let model = Model::from(&state);
         let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
         for operation in filling(&state) {
             datapath.apply(&operation).unwrap();
@@ -343,10 +284,10 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
             let mut frame = vec![0; 12];
             frame.extend(ethertype.to_be_bytes());
             frame.extend(&bytes);
-            let (mirror, packet) = (Mirror(&state), Gso(Slice(&bytes), gso_size));
+            let packet = Segmented(Slice(&bytes), gso_size);
             for (program, verdict) in [
-                ("ingress_l2", decide_ingress(&arrival, &packet, &mirror)),
-                ("egress_l2", decide_egress(&arrival, &packet, &mirror)),
+                ("ingress_l2", decide_ingress(&arrival, &packet, &model)),
+                ("egress_l2", decide_egress(&arrival, &packet, &model)),
             ] {
                 let (got, frame_got) = run(&mut datapath.borrow_mut(), program, &frame, gso_size);
                 let (wanted, frame_wanted) = expected(verdict, &frame, program == "ingress_l2");

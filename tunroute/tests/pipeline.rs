@@ -152,24 +152,21 @@ impl World {
     fn carry_out_fast(&mut self, operation: &FastOp) {
         let fast = &mut self.fast;
         match operation {
-            FastOp::WriteSlot(index, slot, _) => {
-                fast.slots.insert(*index, *slot);
-            }
             FastOp::ClearSlot(index) => {
                 assert!(!fast.sources.values().any(|source| source.slot == *index), "slot {index} is in use");
-                assert!(fast.slots.remove(index).is_some());
+                assert!(fast.slots.contains_key(index));
             }
             FastOp::PutSource(prefix, source) => {
                 assert!(fast.slots.contains_key(&source.slot), "{prefix} leads to an empty slot");
-                fast.sources.insert(*prefix, *source);
             }
-            FastOp::RemoveSource(prefix) => assert!(fast.sources.remove(prefix).is_some()),
-            FastOp::AddExemption(exemption) => assert!(fast.exempt.insert(*exemption)),
-            FastOp::RemoveExemption(exemption) => assert!(fast.exempt.remove(exemption)),
-            FastOp::Attach(attachment) => assert!(fast.attached.insert(attachment.clone())),
-            FastOp::Detach(attachment) => assert!(fast.attached.remove(attachment)),
-            FastOp::SetOpen(open) => fast.open = *open,
+            FastOp::RemoveSource(prefix) => assert!(fast.sources.contains_key(prefix)),
+            FastOp::AddExemption(exemption) => assert!(!fast.exempt.contains(exemption)),
+            FastOp::RemoveExemption(exemption) => assert!(fast.exempt.contains(exemption)),
+            FastOp::Attach(attachment) => assert!(!fast.attached.contains(attachment)),
+            FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
+            FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
         }
+        fast.enter(operation);
     }
 
     fn reach(&mut self, config: &Config, host: &KernelState, rules: bool) -> Vec<String> {

@@ -374,17 +374,13 @@ impl Datapath {
     /// If the kernel refuses it; the mirror then still says what was there before.
     pub fn apply(&mut self, operation: &FastOp) -> Result<()> {
         match operation {
-            FastOp::WriteSlot(index, slot, _) => {
-                self.policy.set(*index, slot, 0).map_err(map_error(names::POLICY))?;
-                self.state.slots.insert(*index, *slot);
-            }
+            FastOp::WriteSlot(index, slot, _) => self.policy.set(*index, slot, 0).map_err(map_error(names::POLICY))?,
             FastOp::ClearSlot(index) => {
                 self.policy.set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0).map_err(map_error(names::POLICY))?;
                 let cpus = nr_cpus().map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
                 let zero = PerCpuValues::try_from(vec![Stats::default(); cpus])
                     .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
                 self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
-                self.state.slots.remove(index);
             }
             FastOp::PutSource(prefix, source) => {
                 match prefix {
@@ -392,7 +388,6 @@ impl Datapath {
                     IpNet::V6(_) => self.source_v6.insert(&source_v6(prefix), source, 0),
                 }
                 .map_err(map_error(source_map(prefix)))?;
-                self.state.sources.insert(*prefix, *source);
             }
             FastOp::RemoveSource(prefix) => {
                 gone_is_fine(match prefix {
@@ -400,7 +395,6 @@ impl Datapath {
                     IpNet::V6(_) => self.source_v6.remove(&source_v6(prefix)),
                 })
                 .map_err(map_error(source_map(prefix)))?;
-                self.state.sources.remove(prefix);
             }
             FastOp::AddExemption(exemption) => {
                 match exemption.prefix {
@@ -408,7 +402,6 @@ impl Datapath {
                     IpNet::V6(_) => self.exempt_v6.insert(&exempt_v6(exemption), 1, 0),
                 }
                 .map_err(map_error(exempt_map(exemption)))?;
-                self.state.exempt.insert(*exemption);
             }
             FastOp::RemoveExemption(exemption) => {
                 gone_is_fine(match exemption.prefix {
@@ -416,23 +409,15 @@ impl Datapath {
                     IpNet::V6(_) => self.exempt_v6.remove(&exempt_v6(exemption)),
                 })
                 .map_err(map_error(exempt_map(exemption)))?;
-                self.state.exempt.remove(exemption);
             }
-            FastOp::Attach(attachment) => {
-                self.attach(attachment)?;
-                self.state.attached.insert(attachment.clone());
-                self.state.pinned.insert(attachment.clone());
-            }
-            FastOp::Detach(attachment) => {
-                self.detach(attachment)?;
-                self.state.attached.remove(attachment);
-                self.state.pinned.remove(attachment);
-            }
+            FastOp::Attach(attachment) => self.attach(attachment)?,
+            FastOp::Detach(attachment) => self.detach(attachment)?,
             FastOp::SetOpen(open) => {
                 let before = std::mem::replace(&mut self.state.open, *open);
                 self.beat().inspect_err(|_| self.state.open = before)?;
             }
         }
+        self.state.enter(operation);
         Ok(())
     }
 

@@ -8,18 +8,20 @@ mod apply;
 mod filter;
 mod link;
 mod observe;
+mod query;
 mod route;
 mod rule;
 pub(crate) mod socket;
 pub mod sysctl;
 mod watch;
 
-use std::{collections::BTreeSet, fmt, io, ops};
+use std::{collections::BTreeSet, fmt, io, net::IpAddr, ops};
 
 use rtnetlink::{packet_route::AddressFamily, sys::protocols::NETLINK_ROUTE};
 
 pub use self::{
     observe::Snapshot,
+    query::{Answer, Oracle, Question, Refused},
     watch::{Change, Events, Removed},
 };
 use crate::{
@@ -147,6 +149,16 @@ pub enum KernelError {
     Stale {
         /// What was to be done, in `ip` syntax.
         command: String,
+    },
+    /// The kernel could not say what would become of a packet.
+    #[error("cannot ask the kernel for the way of a packet from {from} to {to}: {source}")]
+    Question {
+        /// The packet's source.
+        from: IpAddr,
+        /// The packet's destination.
+        to: IpAddr,
+        /// The kernel's refusal.
+        source: io::Error,
     },
     /// Not done, because an earlier addition failed: old rules and routes stay until the new ones are there.
     #[error("`{command}` was put off, because an addition before it failed")]

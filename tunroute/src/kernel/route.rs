@@ -17,9 +17,9 @@ use super::{
 use crate::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind};
 
 /// The length of `struct rtmsg`.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// `RTA_VIA` and `RTA_PREF` in `include/uapi/linux/rtnetlink.h`.
-const RTA_VIA: u16 = 18;
+pub(super) const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 
 /// The payload of the message that makes a route.
@@ -209,7 +209,7 @@ impl Seen {
     }
 }
 
-fn address(family: Family, value: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(family: Family, value: &[u8]) -> Option<IpAddr> {
     Some(match family {
         Family::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into(),
         Family::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into(),

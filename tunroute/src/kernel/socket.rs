@@ -256,6 +256,11 @@ impl Socket {
 
     /// Asks for one thing; returns what follows the netlink header of the answer.
     pub(crate) fn get(&mut self, request: &Request) -> io::Result<Vec<u8>> {
+        Ok(self.ask(request)??)
+    }
+
+    /// Asks for one thing, where a refusal is an answer, too.
+    pub(crate) fn ask(&mut self, request: &Request) -> io::Result<Result<Vec<u8>, Refusal>> {
         self.drain()?;
         let sequence = self.next_sequence();
         let mut datagram = Vec::with_capacity(HEADER + request.payload.len());
@@ -264,10 +269,10 @@ impl Socket {
         loop {
             self.receive()?;
             if let Some(message) = messages(&self.datagram).find(|message| message.sequence == sequence) {
-                return match refusal(&message) {
-                    Some(refusal) if message.kind == NLMSG_ERROR => Err(refusal.into()),
+                return Ok(match refusal(&message) {
+                    Some(refusal) if message.kind == NLMSG_ERROR => Err(refusal),
                     _ => Ok(message.payload.to_vec()),
-                };
+                });
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod gates;
 mod lab;
+mod query;
 mod watch;
 
 use std::{

@@ -1,0 +1,231 @@
+//! The loaded programs against the real kernel: the same packets through `BPF_PROG_TEST_RUN` and `RTM_GETROUTE`, on a
+//! router whose rules, routes and maps the product's own code has made.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use tunroute::{
+    datapath::Datapath,
+    kernel::{Answer, Oracle, Question, Refused},
+    model::Model,
+    net::{Family, TABLE_MAIN},
+};
+use tunroute_common::{
+    decide::{Verdict, decide_egress, decide_ingress},
+    maps::Outcome,
+    packet::{Segmented, Slice},
+};
+use tunroute_tests::rule_walk::Decision;
+
+use crate::{
+    expect::{Fate, Situation},
+    packet::{Edges, Oddity, Packet, Recipe, recipe},
+    router::{Product, Router, is_own, macs},
+    scenario::{Scenario, scenario, special},
+    seeds::{Draw, Seeds},
+    tally::{FATES, Tally},
+};
+
+/// Random hosts and packets for each, unless told otherwise: see [`Seeds`].
+const HOSTS: u64 = 200;
+const PACKETS: usize = 560;
+/// As many must have been asked about: some of the packets drawn cannot be put into a test run.
+const ENOUGH: usize = 100_000;
+
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+#[test]
+fn the_loaded_programs_decide_as_the_kernel_does() -> Result<()> {
+    let router = Router::new()?;
+    let seeds = Seeds::from_environment(HOSTS, PACKETS)?;
+    let tally = Tally::default();
+    let asked = router.run(async |product| {
+        let (scenarios, recipes) = (scenario(), recipe());
+        let mut oracle = Oracle::connect()?;
+        let mut asked = 0;
+        for seed in seeds.seeds.clone() {
+            let mut draw = Draw::new(seed);
+            let scenario = draw.next(&scenarios);
+            let recipes: Vec<Recipe> = (0..seeds.packets).map(|_| draw.next(&recipes)).collect();
+            router.set_up(&scenario)?;
+            let compared = compare(product, &mut oracle, &scenario, &recipes, &tally).await;
+            asked += compared.with_context(|| format!("seed {seed} in {}\n{scenario}", seeds.again()))?;
+        }
+        Ok(asked)
+    })?;
+    println!("{asked} packets");
+    if seeds.seeds.clone().count() >= 200 {
+        ensure!(asked >= ENOUGH, "only {asked} packets");
+        tally.check(&FATES);
+    }
+    Ok(())
+}
+
+/// Puts the packets before a router that is as the scenario says. Returns how many.
+async fn compare(
+    product: &mut Product,
+    oracle: &mut Oracle,
+    scenario: &Scenario,
+    recipes: &[Recipe],
+    tally: &Tally,
+) -> Result<usize> {
+    let kernel = product.observe(scenario).await?.state;
+    let situation = Situation::new(scenario, &kernel);
+    product.reach(&situation.desired, scenario).await?;
+    let state = product.datapath.state().clone();
+    let model = Model::from(&state);
+    let edges = Edges::of(scenario);
+    let before = counted(&product.datapath)?;
+    let mut counts = BTreeMap::new();
+    let mut compared = 0;
+    for packet in recipes.iter().map(|recipe| recipe.cook(scenario, &edges)).filter(can_be_tried) {
+        compared += 1;
+        let (arrival, bytes) = (situation.arrival(&packet), Segmented(Slice(&packet.bytes), packet.gso));
+        let answer = if special(packet.source) || special(packet.destination) {
+            None
+        } else {
+            Some(ask(oracle, &situation, &packet).with_context(|| format!("{packet:?}"))?)
+        };
+        for (program, verdict, expected) in [
+            ("ingress", decide_ingress(&arrival, &bytes, &model), situation.ingress(&packet)),
+            ("egress", decide_egress(&arrival, &bytes, &model), situation.egress(&packet)),
+        ] {
+            if let Verdict::StepAside(slot, outcome)
+            | Verdict::Drop(slot, outcome)
+            | Verdict::Redirect(slot, _, outcome) = verdict
+            {
+                *counts.entry((slot, outcome.name())).or_default() += 1;
+            }
+            let fate = situation.fate(verdict, &state);
+            tally.count(program, fate);
+            let about = || format!("{program}: {packet:?}, the kernel says {answer:?}");
+            ensure!(fate == expected, "{fate:?} instead of {expected:?}\n{}", about());
+            let got = run(&mut product.datapath, program, &situation, &packet)?;
+            ensure!(got == forwarded(fate, &packet, program), "{fate:?}, but the program: {got:x?}\n{}", about());
+            if let Some(answer) = answer {
+                ensure!(agrees(fate, answer, &packet), "{fate:?}\n{}", about());
+            }
+        }
+    }
+    let after = counted(&product.datapath)?;
+    let moved: BTreeMap<_, u64> = after
+        .iter()
+        .map(|(key, count)| (*key, count - before.get(key).unwrap_or(&0)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    ensure!(moved == counts, "counted by the programs: {moved:?}\nto be counted: {counts:?}");
+    Ok(compared)
+}
+
+/// The kernel takes no packet without its whole IP header into a test run, and none with a tag beside it.
+fn can_be_tried(packet: &Packet) -> bool {
+    let header = if packet.ethertype == tunroute_common::packet::ETHERTYPE_IPV6 { 40 } else { 20 };
+    !packet.tagged() && packet.bytes.len() >= header
+}
+
+/// The kernel's answer, which must be that of the rule walk.
+fn ask(oracle: &mut Oracle, situation: &Situation<'_>, packet: &Packet) -> Result<Answer> {
+    let Packet { source, destination, .. } = *packet;
+    let own = is_own(situation.scenario, source);
+    let iif = situation.ifindex(packet.device);
+    let answer = oracle.ask(&Question { source, destination, iif: (!own).then_some(iif) })?;
+    let walk = situation.walk(packet);
+    let strict = situation.scenario.reverse_path;
+    let refused = match walk.decision {
+        Decision::Unreachable => Some(Refused::Unreachable),
+        Decision::Prohibit => Some(Refused::Prohibit),
+        Decision::Blackhole => Some(Refused::Dropped),
+        Decision::NoRoute => Some(Refused::NoRoute),
+        Decision::Local | Decision::Leaves { .. } => {
+            let v4 = packet.family() == Family::V4;
+            // For a broadcast, the kernel looks for a way back from nowhere (`brd_input` in `ip_route_input_slow()`).
+            let broadcast = walk.decision == Decision::Local && !is_own(situation.scenario, destination);
+            let to = if broadcast { Ipv4Addr::UNSPECIFIED.into() } else { destination };
+            (v4 && !own && !situation.host.believes(source, to, iif, strict)).then_some(Refused::Dropped)
+        }
+    };
+    let expected = match (refused, walk.decision, walk.table, answer) {
+        (Some(refused), ..) => Answer::Refused(refused),
+        (_, Decision::Local, Some(table), _) => Answer::Local { table },
+        // The model does not know the main table's gateways, nor which of several next hops is taken.
+        (_, Decision::Leaves { device, .. }, Some(TABLE_MAIN), Answer::Leaves { device: taken, gateway, .. }) => {
+            Answer::Leaves { device: device.unwrap_or(taken), gateway, table: TABLE_MAIN }
+        }
+        (_, Decision::Leaves { device: Some(device), gateway }, Some(table), _) => {
+            Answer::Leaves { device, gateway, table }
+        }
+        _ => anyhow::bail!("{walk:?} is no decision, and the kernel says {answer:?}"),
+    };
+    ensure!(answer == expected, "the kernel says {answer:?}, the rule walk {expected:?} by {walk:?}");
+    Ok(answer)
+}
+
+/// Is a fate what the kernel says?
+fn agrees(fate: Fate, answer: Answer, packet: &Packet) -> bool {
+    match fate {
+        // The kernel has the last word.
+        Fate::Pass | Fate::Aside(..) => true,
+        Fate::Redirect(_, Outcome::Forwarded, to, next_hop) => {
+            matches!(answer, Answer::Leaves { device, gateway, table } if (device, gateway) == (to, next_hop) && table >= 1000)
+        }
+        Fate::Drop(_, Outcome::Blackholed) => answer == Answer::Refused(Refused::Dropped),
+        // On its way out, the kernel has believed the source; and a leak is what it must not do.
+        Fate::Redirect(_, _, to, _) => match answer {
+            Answer::Leaves { device, .. } => device == to,
+            Answer::Refused(refused) => refused == Refused::Dropped && packet.family() == Family::V4,
+            Answer::Local { .. } => false,
+        },
+        Fate::Drop(..) => !matches!(answer, Answer::Leaves { table: TABLE_MAIN, .. } | Answer::Local { .. }),
+    }
+}
+
+/// What a program did with a packet: its result, and the packet afterwards.
+fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet: &Packet) -> Result<(i32, Vec<u8>)> {
+    // `struct __sk_buff` in `include/uapi/linux/bpf.h`: ifindex and gso_size.
+    let mut context = [0u8; 192];
+    context[40..44].copy_from_slice(&situation.ifindex(packet.device).to_ne_bytes());
+    context[176..180].copy_from_slice(&packet.gso.to_ne_bytes());
+    let [near, far] = macs(packet.device);
+    let to = if packet.oddity == Oddity::ForOthers { far } else { near };
+    let frame = [&to.0[..], &far.0, &packet.ethertype.to_be_bytes(), &packet.bytes].concat();
+    let mut out = vec![0; frame.len() + 64];
+    let program: &mut SchedClassifier =
+        datapath.ebpf().program_mut(&format!("{program}_l2")).context("no such program")?.try_into()?;
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(&frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        repeat: 1,
+        ..TestRunOptions::default()
+    })?;
+    ensure!(out[..14] == frame[..14], "the link-layer header was changed");
+    out.truncate(usize::try_from(result.data_size_out)?);
+    out.drain(..14);
+    Ok((result.return_value.cast_signed(), out))
+}
+
+/// What a program must do with a packet: its result, and the packet afterwards.
+fn forwarded(fate: Fate, packet: &Packet, program: &str) -> (i32, Vec<u8>) {
+    let result = match fate {
+        Fate::Pass | Fate::Aside(..) => UNSPEC,
+        Fate::Drop(..) => SHOT,
+        Fate::Redirect(..) => REDIRECT,
+    };
+    let hop = result == REDIRECT && program == "ingress";
+    (result, if hop { packet.a_hop_later() } else { packet.bytes.clone() })
+}
+
+/// The counters of all slots, by slot and outcome.
+fn counted(datapath: &Datapath) -> Result<BTreeMap<(u32, &'static str), u64>> {
+    let mut counts = BTreeMap::new();
+    for (slot, stats) in datapath.counters()? {
+        for outcome in Outcome::ALL {
+            counts.insert((slot, outcome.name()), stats.outcomes[outcome as usize].packets);
+        }
+    }
+    Ok(counts)
+}

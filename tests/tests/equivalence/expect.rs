@@ -1,0 +1,273 @@
+//! What must become of a packet: told from the rule walk, the configuration and the packet, never from the fast path.
+//!
+//! The fast path may leave a packet to the kernel only for a reason that is given here. A program that always stepped aside
+//! would agree with every kernel, and would fail here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use tunroute::{
+    compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
+    config::{OnDown, Policy},
+    fast::{FastState, Open, address_from_words},
+    net::{Family, IfIndex, KernelState},
+    plan::{Op, plan},
+};
+use tunroute_common::{
+    decide::{Arrival, Verdict},
+    maps::{Outcome, Slot, flags},
+};
+use tunroute_tests::rule_walk::{self, Decision, Host};
+
+use crate::{
+    packet::Packet,
+    scenario::{Scenario, special},
+};
+
+/// What becomes of a packet. The first part of each is the policy that it is counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// No policy's business.
+    Pass,
+    /// Left to the kernel.
+    Aside(usize, Outcome),
+    /// Dropped.
+    Drop(usize, Outcome),
+    /// Handed to this device, for this gateway.
+    Redirect(usize, Outcome, IfIndex, Option<IpAddr>),
+}
+
+/// A scenario, compiled, in the sight of both datapaths.
+pub struct Situation<'a> {
+    pub scenario: &'a Scenario,
+    pub kernel: &'a KernelState,
+    pub desired: Desired,
+    /// The policies' tables: the policy's index in the configuration.
+    policies: BTreeMap<u32, usize>,
+    failed: BTreeSet<(String, Family)>,
+    /// The compiled rules and routes beside the kernel's own.
+    pub host: Host,
+}
+
+impl<'a> Situation<'a> {
+    /// Compiles a scenario against what is, or might be, observed of its host.
+    pub fn new(scenario: &'a Scenario, kernel: &'a KernelState) -> Self {
+        let (tables, failed) = (scenario.tables(), scenario.failed());
+        let [v4, v6] = scenario.open;
+        let desired = compile(&Inputs {
+            config: &scenario.config,
+            kernel,
+            tables: &tables,
+            failed: &failed,
+            rules: true,
+            fast: Some(FastInputs {
+                open: Open { v4, v6 },
+                closed: &BTreeSet::new(),
+                reverse_path: scenario.reverse_path,
+            }),
+        });
+        let number = |policy: &Policy| tables.get(&policy.name).copied();
+        let policies = scenario.config.policies.iter().map(number).zip(0..);
+        Self {
+            scenario,
+            kernel,
+            policies: policies.filter_map(|(table, index)| Some((table?, index))).collect(),
+            failed,
+            host: Host::new(desired.rules.iter().map(Into::into), &desired.routes, kernel),
+            desired,
+        }
+    }
+
+    /// What a plan from nothing writes to the maps.
+    pub fn fast_state(&self) -> FastState {
+        let mut state = FastState::default();
+        let nothing = KernelState::default();
+        for operation in plan(&self.desired, &nothing, Some(&state.clone())).expect("it fits the maps") {
+            if let Op::Fast(operation) = operation {
+                state.enter(&operation);
+            }
+        }
+        state
+    }
+
+    /// How the packet arrives.
+    pub fn arrival(&self, packet: &Packet) -> Arrival {
+        Arrival {
+            ethertype: packet.ethertype,
+            ifindex: self.ifindex(packet.device),
+            to_this_host: packet.to_this_host(),
+            tagged: packet.tagged(),
+        }
+    }
+
+    /// A device's number.
+    pub fn ifindex(&self, device: &str) -> IfIndex {
+        self.kernel.link(device).expect("every device is there").index
+    }
+
+    /// What a verdict comes to.
+    pub fn fate(&self, verdict: Verdict<'_>, state: &FastState) -> Fate {
+        match verdict {
+            Verdict::Pass => Fate::Pass,
+            Verdict::StepAside(index, outcome) => Fate::Aside(self.policy_of(index, state), outcome),
+            Verdict::Drop(index, outcome) => Fate::Drop(self.policy_of(index, state), outcome),
+            Verdict::Redirect(index, slot, outcome) => self.redirect(index, slot, outcome, state),
+        }
+    }
+
+    /// The fate of a packet that is handed to a slot's device.
+    pub fn redirect(&self, index: u32, slot: &Slot, outcome: Outcome, state: &FastState) -> Fate {
+        let policy = self.policy_of(index, state);
+        let family = self.desired.fast.as_ref().map(|fast| fast.slots[&ChainId(slot.id)].family);
+        let gateway = slot.egress.has(flags::GATEWAY).then_some(family).flatten();
+        let gateway = gateway.map(|family| address_from_words(family, slot.gateway));
+        Fate::Redirect(policy, outcome, slot.egress.ifindex(), gateway)
+    }
+
+    /// The policy that a slot counts for.
+    pub fn policy_of(&self, index: u32, state: &FastState) -> usize {
+        let spec = |slot: &Slot| Some(self.desired.fast.as_ref()?.slots.get(&ChainId(slot.id))?.policy);
+        state.slots.get(&index).and_then(spec).expect("every slot in use is a chain's")
+    }
+
+    /// The policy with the longest prefix that holds an address.
+    fn policy_from(&self, address: IpAddr) -> Option<usize> {
+        let policies = self.scenario.config.policies.iter().enumerate();
+        let from = policies.flat_map(|(index, policy)| policy.from.iter().map(move |prefix| (prefix, index)));
+        from.filter(|(prefix, _)| prefix.contains(&address))
+            .max_by_key(|(prefix, _)| prefix.prefix_len())
+            .map(|(_, i)| i)
+    }
+
+    /// What the rules make of the packet's addresses.
+    pub fn walk(&self, packet: &Packet) -> rule_walk::Outcome {
+        let Packet { source, destination, .. } = *packet;
+        self.host.walk(&rule_walk::Packet { source, destination, oif: None })
+    }
+
+    /// Why the packet's policy does not apply, if none does.
+    fn none_applies(&self, first: usize, family: Family) -> Fate {
+        let policy = &self.scenario.config.policies[first];
+        let is_up = |name: &String| matches!(tunnel_state(name, family, self.kernel, &self.failed), TunnelState::Up(_));
+        let down = policy.on_down == OnDown::Next && !policy.via.iter().any(is_up);
+        Fate::Aside(first, if down { Outcome::Down } else { Outcome::Exempt })
+    }
+
+    /// The device's MTU.
+    fn mtu(&self, device: IfIndex, family: Family) -> usize {
+        self.kernel.links[&device].mtu_of(family) as usize
+    }
+
+    /// What the ingress program must do.
+    pub fn ingress(&self, packet: &Packet) -> Fate {
+        let Packet { source, destination, .. } = *packet;
+        if !packet.is_plain() || special(source) || special(destination) || packet.is_discovery() {
+            return Fate::Pass;
+        }
+        let Some(first) = self.policy_from(source) else { return Fate::Pass };
+        let family = packet.family();
+        if !self.scenario.open[usize::from(family == Family::V6)] {
+            return Fate::Aside(first, Outcome::Closed);
+        }
+        let walk = self.walk(packet);
+        let Some(policy) = walk.table.and_then(|table| self.policies.get(&table)).copied() else {
+            return self.none_applies(first, family);
+        };
+        if !self.may_arrive(packet) {
+            return Fate::Aside(policy, Outcome::SourceCheck);
+        }
+        match walk.decision {
+            Decision::Leaves { device: Some(device), gateway } => {
+                if device == self.ifindex(packet.device) {
+                    Fate::Aside(policy, Outcome::Hairpin)
+                } else if packet.hop_limit <= 1 {
+                    Fate::Aside(policy, Outcome::Expired)
+                } else if packet.length_on_wire().is_none_or(|length| length > self.mtu(device, family)) {
+                    Fate::Aside(policy, Outcome::TooBig)
+                } else {
+                    Fate::Redirect(policy, Outcome::Forwarded, device, gateway)
+                }
+            }
+            Decision::Blackhole => Fate::Drop(policy, Outcome::Blackholed),
+            Decision::Unreachable | Decision::Prohibit => Fate::Aside(policy, Outcome::Down),
+            other => unreachable!("no table of a policy says {other:?}"),
+        }
+    }
+
+    /// May the fast path believe the source? It must where the kernel does, but for what it cannot know: with rp_filter, a
+    /// way back by policy, or by one of several routes.
+    fn may_arrive(&self, packet: &Packet) -> bool {
+        let Packet { source, destination, .. } = *packet;
+        if self.kernel.local.iter().any(|own| own.contains(&source)) {
+            return false;
+        }
+        if packet.family() == Family::V6 || !self.scenario.reverse_path {
+            return true;
+        }
+        self.policy_from(destination).is_none()
+            && self.is_only_way_back(source)
+            && self.host.believes(source, destination, self.ifindex(packet.device), true)
+    }
+
+    /// Has the main table one route back to the source, of one next hop?
+    fn is_only_way_back(&self, source: IpAddr) -> bool {
+        let mut ways: Vec<(IpNet, Option<IfIndex>)> = self
+            .kernel
+            .main
+            .iter()
+            .map(|route| (route.dst, route.oif))
+            .filter(|(dst, _)| dst.contains(&source))
+            .collect();
+        ways.sort_by_key(|(dst, _)| std::cmp::Reverse(dst.prefix_len()));
+        match ways.as_slice() {
+            [(_, None), ..] => false,
+            [(first, _), (second, _), ..] => first != second,
+            _ => true,
+        }
+    }
+
+    /// What the egress program of a device must do.
+    pub fn egress(&self, packet: &Packet) -> Fate {
+        let Packet { source, destination, .. } = *packet;
+        if !packet.is_readable() || stays_on_link(destination) || (packet.hop_limit == 255 && packet.is_discovery()) {
+            return Fate::Pass;
+        }
+        let Some(first) = self.policy_from(source) else { return Fate::Pass };
+        let family = packet.family();
+        let walk = self.walk(packet);
+        let Some(policy) = walk.table.and_then(|table| self.policies.get(&table)).copied() else {
+            return self.none_applies(first, family);
+        };
+        match walk.decision {
+            Decision::Leaves { device: Some(device), gateway }
+                if device != self.ifindex(packet.device) && !packet.tagged() && self.takes(device, packet) =>
+            {
+                Fate::Redirect(policy, Outcome::Diverted, device, gateway)
+            }
+            _ => Fate::Drop(policy, Outcome::LeakPrevented),
+        }
+    }
+
+    /// Does a tunnel take the packet, or answer that it is too big? One whose segments cannot be told has passed the stack,
+    /// and is the tunnel's either way.
+    fn takes(&self, device: IfIndex, packet: &Packet) -> bool {
+        self.kernel.links[&device].kind.as_deref() == Some("sit")
+            || packet.length_on_wire().is_none_or(|length| length <= self.mtu(device, packet.family()))
+    }
+}
+
+/// The destination is on the link that the packet is sent on, whatever rules say.
+fn stays_on_link(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(address) => address.is_loopback() || address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => {
+            address.is_loopback()
+                || address.is_unspecified()
+                || address.is_multicast()
+                || address.is_unicast_link_local()
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A real router for scenarios: its devices, and the product's own way from a configuration to rules, routes and maps.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use tunroute::{
+    compile::Desired,
+    datapath::{Datapath, Method},
+    kernel::{Events, Kernel, Kinds, Snapshot},
+    net::{Family, KernelOp, LinkLayer},
+    plan::{Op, plan},
+};
+use tunroute_tests::{
+    Lab, Mac, Netns, TunOptions, TunPair,
+    device::{End, veth},
+    netns::BpfFs,
+};
+
+use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
+
+/// The protocol number of a scenario's own routes, by which they are removed again.
+const PROTOCOL: u32 = 99;
+/// The kernel has done its work.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// The router, and a namespace at the other end of all its devices.
+pub struct Router {
+    // Dropped in this order.
+    _tuns: [TunPair; 2],
+    /// The router's namespace.
+    pub host: Netns,
+    /// The other ends, by the same names.
+    pub far: Netns,
+    bpffs: BpfFs,
+    _lab: Lab,
+}
+
+/// The link-layer addresses of a device: the router's and the other end's.
+pub fn macs(device: &str) -> [Mac; 2] {
+    let number = DEVICES.iter().position(|(name, _)| *name == device).and_then(|index| u8::try_from(index).ok());
+    [1, 2].map(|side| Mac([2, 0, 0, 0, number.unwrap_or(0xff), side]))
+}
+
+impl Router {
+    /// Makes the namespaces and the devices.
+    pub fn new() -> Result<Self> {
+        let lab = Lab::new()?;
+        let [host, far] = lab.netns(["host", "far"])?;
+        host.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        let ethernet = DEVICES.into_iter().filter(|(_, layer)| *layer == LinkLayer::Ethernet);
+        for (device, _) in ethernet {
+            let [near, other] = macs(device);
+            veth(End { netns: &host, device, mac: near }, End { netns: &far, device, mac: other }, 1500)?;
+            // What comes out there goes nowhere, and nobody answers.
+            far.ip(&format!("link set {device} arp off"))?;
+        }
+        let tun = |device| TunPair::new((&host, device), (&far, device), TunOptions::default());
+        let tuns = [tun("tun0")?, tun("tun1")?];
+        let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
+        Ok(Self { _tuns: tuns, host, far, bpffs, _lab: lab })
+    }
+
+    /// Gives the router a scenario's addresses, routes and tunnels in the place of the last one's.
+    pub fn set_up(&self, scenario: &Scenario) -> Result<()> {
+        let mut script = String::new();
+        for (device, _) in DEVICES.iter().filter(|(name, _)| !TUNNELS.contains(name)) {
+            writeln!(script, "addr flush dev {device} scope global")?;
+        }
+        for family in ["-4", "-6"] {
+            writeln!(script, "{family} route flush table main proto {PROTOCOL}")?;
+        }
+        for (device, tunnel) in TUNNELS.iter().zip(&scenario.tunnels) {
+            let state = if tunnel.up { "up" } else { "down" };
+            writeln!(script, "link set {device} mtu {} {state}", tunnel.mtu)?;
+        }
+        for (device, address) in &scenario.addresses {
+            let nodad = if Family::of(address) == Family::V6 { "nodad" } else { "" };
+            writeln!(script, "addr add {address} dev {device} {nodad}")?;
+        }
+        for family in Family::ALL {
+            let version = if family == Family::V4 { "-4" } else { "-6" };
+            for (dst, device) in scenario.routes.iter().filter(|(dst, _)| Family::of(dst) == family) {
+                writeln!(script, "{version} route add {dst} dev {device} proto {PROTOCOL}")?;
+            }
+        }
+        self.host.ip(&script)?;
+        let strict = if scenario.reverse_path { "1" } else { "0" };
+        self.host.sysctl(&[("ipv4/conf/all/rp_filter", strict)])
+    }
+
+    /// Knows the other end of every route by every Ethernet tunnel's gateway, and of these destinations.
+    pub fn know_neighbours(&self, destinations: &BTreeSet<std::net::IpAddr>) -> Result<()> {
+        let mut script = String::new();
+        for (device, layer) in DEVICES {
+            if layer != LinkLayer::Ethernet || !self.is_up(device)? {
+                continue;
+            }
+            let gateways = GATEWAYS.iter().filter_map(|gateway| gateway.parse().ok());
+            for address in destinations.iter().copied().chain(gateways) {
+                writeln!(script, "neigh replace {address} lladdr {} dev {device} nud permanent", macs(device)[1])?;
+            }
+        }
+        self.host.ip(&script)
+    }
+
+    fn is_up(&self, device: &str) -> Result<bool> {
+        Ok(self.host.query("ip", &format!("link show {device} up"))?.contains(device))
+    }
+
+    /// Runs in the router's namespace, with what the daemon would have there.
+    pub fn run<T: Send>(&self, work: impl AsyncFnOnce(&mut Product) -> Result<T> + Send) -> Result<T> {
+        self.host.run_in(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (kernel, events) = Kernel::connect()?;
+                let datapath = Datapath::open(&self.bpffs.path().join("tunroute"), Method::detect())?;
+                work(&mut Product { kernel, _events: events, datapath }).await
+            })
+        })
+    }
+}
+
+/// The product's two backends, driven as the daemon drives them.
+pub struct Product {
+    kernel: Kernel,
+    _events: Events,
+    pub datapath: Datapath,
+}
+
+impl Product {
+    /// Looks until devices and addresses are as the scenario says: IPv6 ones come by a work queue (`addrconf_dad_work()`
+    /// in `net/ipv6/addrconf.c`).
+    pub async fn observe(&self, scenario: &Scenario) -> Result<Snapshot> {
+        let wanted = scenario.kernel_state();
+        let deadline = Instant::now() + SETTLED;
+        loop {
+            let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
+            let state = &snapshot.state;
+            let local: BTreeSet<IpNet> = state.local.iter().copied().filter(|net| !special(net.addr())).collect();
+            let is_up = |name| state.link(name).is_some_and(|link| link.up);
+            if local == wanted.local && wanted.links.values().all(|link| is_up(&link.name) == link.up) {
+                return Ok(snapshot);
+            }
+            ensure!(Instant::now() < deadline, "not as wanted: {:?}, {local:?}, {:?}", wanted.local, state.links);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Makes rules, routes, maps and attachments what is desired; nothing is left to do then.
+    pub async fn reach(&mut self, desired: &Desired, scenario: &Scenario) -> Result<()> {
+        let snapshot = self.observe(scenario).await?;
+        let mut batch: Vec<KernelOp> = Vec::new();
+        for operation in plan(desired, &snapshot.state, Some(self.datapath.state()))? {
+            match operation {
+                Op::Kernel(operation) => batch.push(operation),
+                Op::Fast(operation) => {
+                    self.apply(&mut batch, &snapshot).await?;
+                    self.datapath.apply(&operation).with_context(|| operation.to_string())?;
+                }
+            }
+        }
+        self.apply(&mut batch, &snapshot).await?;
+        let after = self.observe(scenario).await?;
+        let left = plan(desired, &after.state, Some(self.datapath.state()))?;
+        ensure!(left.is_empty(), "something is left to do: {}", left[0]);
+        Ok(self.datapath.beat()?)
+    }
+
+    async fn apply(&self, batch: &mut Vec<KernelOp>, snapshot: &Snapshot) -> Result<()> {
+        let failed = self.kernel.apply_all(batch.iter(), snapshot).await;
+        batch.clear();
+        failed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// Is the address one that the router itself has?
+pub fn is_own(scenario: &Scenario, address: std::net::IpAddr) -> bool {
+    scenario.addresses.iter().any(|(_, own): &(&str, IpNet)| own.addr() == address)
+}
