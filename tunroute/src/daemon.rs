@@ -1,6 +1,8 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod check;
 mod down;
+mod explain;
 mod gates;
 mod messages;
 mod report;
@@ -88,6 +90,7 @@ struct Daemon {
     tables: tables::Tables,
     supervisor: Supervisor,
     probes: Probes,
+    checker: check::Checker,
     /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
@@ -125,6 +128,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
+    let (verified, mut verifications) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -138,6 +142,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         gates: gates::Gates::default(),
         supervisor: Supervisor::new(Arc::clone(&state)),
         probes: Probes::new(verdicts),
+        checker: check::Checker::new(verified),
         failed: BTreeSet::new(),
         state,
         service: Service::detect(),
@@ -153,7 +158,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let calls = control::listen(&daemon.options.runtime_dir)?;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut signals).await?;
+    let exit = daemon.serve(&mut events, calls, &mut changed_verdicts, &mut verifications, &mut signals).await?;
     daemon.service.stopping();
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
@@ -204,6 +209,7 @@ impl Daemon {
         events: &mut Events,
         mut calls: mpsc::Receiver<Call>,
         verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+        verifications: &mut mpsc::UnboundedReceiver<check::Verified>,
         signals: &mut Signals,
     ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
@@ -233,6 +239,14 @@ impl Daemon {
                         };
                         let _nobody_waits = answer.send(told);
                     }
+                    Request::Explain { source, destination, iif } => {
+                        let told = match self.explain(source, destination, iif.as_deref()) {
+                            Ok(explanation) => Answer::Explanation(Box::new(explanation)),
+                            Err(error) => Answer::Failed(format!("{error:#}")),
+                        };
+                        let _nobody_waits = answer.send(told);
+                    }
+                    Request::Verify { samples } => self.start_verify(samples, answer),
                     Request::Reload => {
                         let told = match self.reload().await {
                             Ok(()) => Answer::Done,
@@ -245,7 +259,11 @@ impl Daemon {
                     self.enter_verdict(verdict);
                     self.reconcile(Kinds::NONE).await;
                 }
-                _ = audit.tick() => self.audit().await,
+                Some(verified) = verifications.recv() => self.finish_verify(verified).await,
+                _ = audit.tick() => {
+                    self.audit().await;
+                    self.sample().await;
+                }
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
                 _ = signals.hangup.recv() => {
@@ -301,6 +319,7 @@ impl Daemon {
             self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
         if new.is_empty() {
             self.configure_tunnels();
+            self.checker.forgive();
             return Ok(());
         }
         let problems = new.join("; ");
@@ -353,6 +372,7 @@ impl Daemon {
 
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
+        self.checker.note_change();
         let dirty = dirty | std::mem::take(&mut self.postponed);
         self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
@@ -369,6 +389,7 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        self.checker.note_change();
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
         self.service.status(self.summary());
     }
@@ -439,6 +460,7 @@ impl Daemon {
             snapshot = self.kernel.observe_devices(snapshot).await?;
         }
         desired.follow_tunnels(&self.inputs(&self.config, &snapshot));
+        self.enter_disputes(&self.config, &mut desired);
         let operations = plan_failover(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
         log_plan(&operations);
         // What fails here, on a device that has just gone perhaps, is planned again from a full observation.
@@ -455,7 +477,9 @@ impl Daemon {
     }
 
     fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
-        compile(&self.inputs(config, snapshot))
+        let mut desired = compile(&self.inputs(config, snapshot));
+        self.enter_disputes(config, &mut desired);
+        desired
     }
 
     fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
@@ -484,7 +508,11 @@ impl Daemon {
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
-                    let waits = operation.is_removal() || matches!(operation, FastOp::SetOpen(open) if open.any());
+                    let waits = match operation {
+                        FastOp::SetOpen(open) => open.any(),
+                        FastOp::SetShadow(shadow) => !shadow,
+                        operation => operation.is_removal(),
+                    };
                     if waits && !self.problems.is_empty() {
                         continue;
                     }
@@ -559,6 +587,7 @@ impl Daemon {
         match opened {
             Ok(mut fast) => {
                 forward_log(&mut fast);
+                self.checker.forget_programs();
                 self.fast = Some(fast);
                 self.fast_error = None;
             }
@@ -572,6 +601,7 @@ impl Daemon {
     }
 
     async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        self.checker.forget_programs();
         if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
             remove_fast_path(&self.kernel, fast, snapshot).await?;
             info!("the fast path is removed");
