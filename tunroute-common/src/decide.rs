@@ -105,6 +105,9 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
         Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
         None => return Verdict::Pass,
     };
+    if slot.egress.has(flags::DISPUTED) {
+        return Verdict::StepAside(index, Outcome::Closed);
+    }
     if source.arrives_by != Source::ANY_DEVICE
         && (source.arrives_by != arrival.ifindex || maps.destination_is_source(&header.addresses))
     {

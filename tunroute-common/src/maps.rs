@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
 pub const MAX_SLOTS: u32 = 4096;
@@ -133,6 +133,18 @@ impl Egress {
         Self((action as u64) << 48)
     }
 
+    /// The same with more [`flags`].
+    #[must_use]
+    pub const fn with(self, flags: u16) -> Self {
+        Self(self.0 | (flags as u64) << 32)
+    }
+
+    /// The same without these [`flags`].
+    #[must_use]
+    pub const fn without(self, flags: u16) -> Self {
+        Self(self.0 & !((flags as u64) << 32))
+    }
+
     /// What is done.
     #[inline(always)]
     #[must_use]
@@ -183,7 +195,7 @@ pub enum Action {
     Next = 3,
 }
 
-/// Properties of a slot's device.
+/// Properties of a slot and its device.
 pub mod flags {
     /// It has Ethernet framing: the next hop's address must be resolved.
     pub const ETHERNET: u16 = 1;
@@ -191,6 +203,8 @@ pub mod flags {
     pub const GATEWAY: u16 = 2;
     /// The device itself answers a packet that is too big (sit, gre, ip6tnl).
     pub const ANSWERS_TOO_BIG: u16 = 4;
+    /// What enters is left to the kernel, since the fast path was found to decide otherwise. The uplinks stay guarded.
+    pub const DISPUTED: u16 = 8;
 }
 
 /// The outcomes that are counted for each slot.
@@ -217,7 +231,7 @@ pub enum Outcome {
     TooBig,
     /// Left to the kernel: the source is this host's own, or not expected from this device.
     SourceCheck,
-    /// Left to the kernel: the daemon's heartbeat is overdue, or the fast path is closed for this family.
+    /// Left to the kernel: the daemon's heartbeat is overdue, or the fast path is closed for this family or policy.
     Closed,
 }
 
@@ -285,6 +299,10 @@ pub struct Control {
     pub open_v4: u32,
     /// The ingress program may decide IPv6 packets if 1.
     pub open_v6: u32,
+    /// If 1, all programs decide and count, and leave every packet to the kernel.
+    pub shadow: u32,
+    /// Always 0: keeps the type free of padding.
+    pub reserved: u32,
 }
 
 #[cfg(feature = "user")]

@@ -52,7 +52,8 @@ pub fn egress_l3(context: TcContext) -> i32 {
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
     let verdict = decide_ingress(&packet.arrival(), &packet, &Maps);
-    if let Verdict::Redirect { .. } = verdict
+    if let Verdict::Redirect(..) = verdict
+        && !Maps::shadow()
         && packet.take_hop().is_none()
     {
         return TC_ACT_UNSPEC;
@@ -72,6 +73,9 @@ fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) ->
     let (index, outcome, result) = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
         Verdict::StepAside(index, outcome) => (index, outcome, TC_ACT_UNSPEC),
+        Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) if Maps::shadow() => {
+            (index, outcome, TC_ACT_UNSPEC)
+        }
         Verdict::Drop(index, outcome) => (index, outcome, TC_ACT_SHOT),
         Verdict::Redirect(index, slot, outcome) => (index, outcome, packet.redirect(slot)),
     };

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -49,6 +49,41 @@ pub enum Command {
     /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.
     #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
     Plan(Plan),
+    /// Ask both datapaths what they would do with a packet, and show why.
+    ///
+    /// The loaded programs are asked by a test run, the kernel by a route lookup; nothing is sent, and no counter moves.
+    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked.
+    #[command(after_help = "Example: tunroute explain 2a02:578:85a0::7 2001:db8::1 --iif lan0")]
+    Explain {
+        /// The packet's source address.
+        source: IpAddr,
+        /// Its destination address.
+        destination: IpAddr,
+        /// The device that it enters by [default: the first ingress device; for the host's own addresses, none].
+        #[arg(long, value_name = "DEV")]
+        iif: Option<String>,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare both datapaths on every prefix of the loaded policies.
+    ///
+    /// Packets from the first and the last address of each prefix, from those before and after it, and from random ones
+    /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if the
+    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked.
+    #[command(after_help = "Example: tunroute verify --samples 100")]
+    Verify {
+        /// So many random addresses of each prefix.
+        #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(..=10_000))]
+        samples: u32,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
     Reload {
@@ -170,6 +205,8 @@ pub enum DatapathArg {
     Kernel,
     /// The eBPF programs only.
     Ebpf,
+    /// Rules and tables; the eBPF programs only watch and count.
+    Shadow,
 }
 
 impl From<DatapathArg> for Datapath {
@@ -178,6 +215,7 @@ impl From<DatapathArg> for Datapath {
             DatapathArg::Both => Self::Both,
             DatapathArg::Kernel => Self::Kernel,
             DatapathArg::Ebpf => Self::Ebpf,
+            DatapathArg::Shadow => Self::Shadow,
         }
     }
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tunroute_common::maps::{Action, Egress, Source, flags};
 
 use crate::{
-    config::{Config, DevicePattern, OnDown, Policy, Tunnel},
+    config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
     fast::{Attachment, Exemption, Hook, Open, address_words},
     net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule},
 };
@@ -74,6 +74,17 @@ pub struct DesiredFast {
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
     pub open: Open,
+    /// The programs only watch.
+    pub shadow: bool,
+}
+
+impl DesiredFast {
+    /// Leaves to the kernel what enters and belongs to these policies, by their indices in the configuration.
+    pub fn dispute(&mut self, policies: &BTreeSet<usize>) {
+        for slot in self.slots.values_mut().filter(|slot| policies.contains(&slot.policy)) {
+            slot.egress = slot.egress.with(flags::DISPUTED);
+        }
+    }
 }
 
 /// Names a chain of nested policies in one family, the same in every run: a hash of the policies' names.
@@ -245,7 +256,8 @@ fn compile_table(
 }
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
-    let mut desired = DesiredFast { open: fast.open, ..DesiredFast::default() };
+    let shadow = inputs.config.datapath == Datapath::Shadow;
+    let mut desired = DesiredFast { open: fast.open, shadow, ..DesiredFast::default() };
     let sets = exempt_sets(inputs.config);
     for family in Family::ALL {
         let chains = compile_sources(inputs, fast, family, &mut desired.sources);

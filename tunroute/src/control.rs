@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +16,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{preview::Preview, status::Status};
+use crate::{explain::Explanation, preview::Preview, status::Status, verify::Verification};
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
@@ -53,6 +54,20 @@ pub enum Request {
         /// The tunnel's name.
         tunnel: String,
     },
+    /// What becomes of a packet?
+    Explain {
+        /// Where it comes from.
+        source: IpAddr,
+        /// Where it goes to.
+        destination: IpAddr,
+        /// The device that it enters by; a sensible one unless told.
+        iif: Option<String>,
+    },
+    /// Compare the datapaths.
+    Verify {
+        /// Random addresses of each prefix.
+        samples: u32,
+    },
     /// Remove everything and stop.
     Down,
 }
@@ -67,6 +82,10 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Plan`].
     Plan(Preview),
+    /// To [`Request::Explain`].
+    Explanation(Box<Explanation>),
+    /// To [`Request::Verify`].
+    Verified(Box<Verification>),
     /// It could not be done, and why.
     Failed(String),
 }

@@ -1,8 +1,10 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod check;
 mod confirm;
 mod down;
 mod endpoint;
+mod explain;
 mod gates;
 mod messages;
 mod preview;
@@ -92,6 +94,7 @@ struct Daemon {
     tables: tables::Tables,
     supervisor: Supervisor,
     probes: Probes,
+    checker: check::Checker,
     /// Tunnels that their probes hold to be down.
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
@@ -140,6 +143,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let (kernel, mut events) = Kernel::connect()?;
     let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
     let (calls, requests) = control::channel();
+    let (verified, mut verifications) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -153,6 +157,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         gates: gates::Gates::default(),
         supervisor: Supervisor::new(Arc::clone(&state)),
         probes: Probes::new(verdicts),
+        checker: check::Checker::new(verified),
         failed: BTreeSet::new(),
         state,
         service: Service::detect(),
@@ -175,7 +180,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     daemon.update_endpoint().await;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, requests, &mut changed_verdicts, &mut signals).await?;
+    let exit = daemon.serve(&mut events, requests, &mut changed_verdicts, &mut verifications, &mut signals).await?;
     daemon.service.stopping();
     daemon.undo_trial().await;
     match exit {
@@ -235,6 +240,7 @@ impl Daemon {
         events: &mut Events,
         mut calls: mpsc::Receiver<Call>,
         verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
+        verifications: &mut mpsc::UnboundedReceiver<check::Verified>,
         signals: &mut Signals,
     ) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
@@ -265,6 +271,14 @@ impl Daemon {
                         };
                         let _nobody_waits = answer.send(told);
                     }
+                    Request::Explain { source, destination, iif } => {
+                        let told = match self.explain(source, destination, iif.as_deref()) {
+                            Ok(explanation) => Answer::Explanation(Box::new(explanation)),
+                            Err(error) => Answer::Failed(format!("{error:#}")),
+                        };
+                        let _nobody_waits = answer.send(told);
+                    }
+                    Request::Verify { samples } => self.start_verify(samples, answer),
                     Request::Reload => {
                         let _nobody_waits = answer.send(Answer::of(self.reload().await));
                     }
@@ -280,7 +294,11 @@ impl Daemon {
                     self.enter_verdict(verdict);
                     self.reconcile(Kinds::NONE).await;
                 }
-                _ = audit.tick() => self.audit().await,
+                Some(verified) = verifications.recv() => self.finish_verify(verified).await,
+                _ = audit.tick() => {
+                    self.audit().await;
+                    self.sample().await;
+                }
                 () = trial_ends => self.undo_trial().await,
                 () = retry => self.reconcile(Kinds::ALL).await,
                 _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
@@ -343,6 +361,7 @@ impl Daemon {
             self.configure_tunnels();
             self.update_endpoint().await;
             self.undone = false;
+            self.checker.forgive();
             return Ok(());
         }
         let problems = new.join("; ");
@@ -401,6 +420,7 @@ impl Daemon {
     /// One pass: observes what is dirty, and makes the system what the configuration says.
     async fn reconcile(&mut self, dirty: Kinds) {
         let start = Instant::now();
+        self.checker.note_change();
         let dirty = dirty | std::mem::take(&mut self.postponed);
         self.logged = std::mem::take(&mut self.problems);
         if let Err(error) = self.pass(dirty).await {
@@ -417,6 +437,7 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        self.checker.note_change();
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
         self.service.status(self.summary());
         self.instruments.pass(start.elapsed());
@@ -488,6 +509,7 @@ impl Daemon {
             snapshot = self.kernel.observe_devices(snapshot).await?;
         }
         desired.follow_tunnels(&self.inputs(&self.config, &snapshot));
+        self.enter_disputes(&self.config, &mut desired);
         let operations = plan_failover(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
         log_plan(&operations);
         // What fails here, on a device that has just gone perhaps, is planned again from a full observation.
@@ -504,7 +526,9 @@ impl Daemon {
     }
 
     fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
-        compile(&self.inputs(config, snapshot))
+        let mut desired = compile(&self.inputs(config, snapshot));
+        self.enter_disputes(config, &mut desired);
+        desired
     }
 
     fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
@@ -533,7 +557,11 @@ impl Daemon {
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
-                    let waits = operation.is_removal() || matches!(operation, FastOp::SetOpen(open) if open.any());
+                    let waits = match operation {
+                        FastOp::SetOpen(open) => open.any(),
+                        FastOp::SetShadow(shadow) => !shadow,
+                        operation => operation.is_removal(),
+                    };
                     if waits && !self.problems.is_empty() {
                         continue;
                     }
@@ -608,6 +636,7 @@ impl Daemon {
         match opened {
             Ok(mut fast) => {
                 forward_log(&mut fast);
+                self.checker.forget_programs();
                 self.fast = Some(fast);
                 self.fast_error = None;
             }
@@ -621,6 +650,7 @@ impl Daemon {
     }
 
     async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
+        self.checker.forget_programs();
         if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
             remove_fast_path(&self.kernel, fast, snapshot).await?;
             info!("the fast path is removed");

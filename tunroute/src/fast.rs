@@ -7,13 +7,13 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tunroute_common::maps::{Action, Slot, Source, flags};
 
 use crate::net::{Family, IfIndex, LinkLayer};
 
 /// Where a program sees packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
     /// Traffic about to leave by an uplink.
@@ -123,8 +123,10 @@ pub struct FastState {
     pub attached: BTreeSet<Attachment>,
     /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
     pub pinned: BTreeSet<Attachment>,
-    /// `CONTROL`.
+    /// `CONTROL`: what the ingress program may decide.
     pub open: Open,
+    /// `CONTROL`: the programs leave every packet to the kernel, whatever they decide.
+    pub shadow: bool,
 }
 
 impl FastState {
@@ -146,6 +148,7 @@ impl FastState {
                 self.pinned.remove(attachment);
             }
             FastOp::SetOpen(open) => self.open = *open,
+            FastOp::SetShadow(shadow) => self.shadow = *shadow,
         }
     }
 }
@@ -171,6 +174,8 @@ pub enum FastOp {
     Detach(Attachment),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
+    /// Say whether the programs leave every packet to the kernel.
+    SetShadow(bool),
 }
 
 impl FastOp {
@@ -212,6 +217,8 @@ impl fmt::Display for FastOp {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
             }
+            Self::SetShadow(true) => f.write_str("programs only watch"),
+            Self::SetShadow(false) => f.write_str("programs act"),
         }
     }
 }
@@ -227,6 +234,9 @@ fn display_slot(f: &mut fmt::Formatter<'_>, slot: &Slot, family: Family) -> fmt:
         Action::Reject => f.write_str("reject")?,
         Action::Blackhole => f.write_str("blackhole")?,
         Action::Next => f.write_str("next")?,
+    }
+    if slot.egress.has(flags::DISPUTED) {
+        f.write_str(", left to the kernel")?;
     }
     if slot.next == Slot::NO_NEXT { Ok(()) } else { write!(f, ", else policy[{}]", slot.next) }
 }

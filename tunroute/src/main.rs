@@ -20,6 +20,8 @@ use tunroute::{
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
 const NO_PERMISSION: u8 = 77;
+/// What an older or newer daemon may do.
+const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 
 /// `plan` has found something to do.
 const CHANGES: u8 = 2;
@@ -62,6 +64,12 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check { file } => Ok(check(&file)),
         Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
         Command::Plan(arguments) => plan(arguments).await,
+        Command::Explain { source, destination, iif, runtime, json } => {
+            Ok(compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json))
+        }
+        Command::Verify { samples, runtime, json } => {
+            Ok(compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json))
+        }
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: Some(time) } => apply_on_trial(&runtime.runtime_dir, time).await,
@@ -75,15 +83,39 @@ fn done(answer: Answer) -> anyhow::Result<ExitCode> {
     match answer {
         Answer::Done => Ok(ExitCode::SUCCESS),
         Answer::Failed(reason) => anyhow::bail!("{reason}"),
-        Answer::Status(_) | Answer::Plan(_) => {
-            anyhow::bail!("the daemon gave another answer than asked for; is it of another version?")
-        }
+        _ => anyhow::bail!("{OTHER_ANSWER}"),
     }
 }
 
 /// A person reads it there, and has not asked for plain text (<https://no-color.org>).
 fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble.
+fn compared(answer: Result<Answer, ControlError>, json: bool) -> ExitCode {
+    let colour = colour(&io::stdout());
+    let (text, value, agree) = match answer {
+        Ok(Answer::Explanation(explanation)) => {
+            (explanation.render(colour), serde_json::to_value(&explanation), explanation.agree != Some(false))
+        }
+        Ok(Answer::Verified(verification)) => {
+            (verification.render(colour), serde_json::to_value(&verification), verification.agree())
+        }
+        Ok(Answer::Failed(reason)) => return trouble(&reason),
+        Ok(_) => return trouble(OTHER_ANSWER),
+        Err(error) => return trouble(&error.to_string()),
+    };
+    match value {
+        Ok(value) => print(&if json { format!("{value:#}\n") } else { text }),
+        Err(error) => return trouble(&error.to_string()),
+    }
+    ExitCode::from(u8::from(!agree))
+}
+
+fn trouble(message: &str) -> ExitCode {
+    fail(message);
+    ExitCode::from(2)
 }
 
 /// Reads a configuration; shows all that is wrong with it.

@@ -182,7 +182,8 @@ struct FastPlan {
 
 impl FastPlan {
     fn new(desired: Option<&DesiredFast>, observed: &FastState) -> Result<Self, PlanError> {
-        let nothing = DesiredFast::default();
+        // On the way out the programs go on doing what they do.
+        let nothing = DesiredFast { shadow: observed.shadow, ..DesiredFast::default() };
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
         check_room(desired, observed)?;
@@ -194,7 +195,14 @@ impl FastPlan {
         }
         plan.plan_slots(desired, observed, &numbers);
         plan.plan_entries(desired, observed, &numbers);
+        // Before a program is attached that is not to act; and as the last thing, if all of them are to.
+        if desired.shadow && !observed.shadow {
+            plan.add.push(FastOp::SetShadow(true).into());
+        }
         plan.plan_attachments(desired, observed);
+        if observed.shadow && !desired.shadow {
+            plan.add.push(FastOp::SetShadow(false).into());
+        }
         if both != desired.open {
             plan.add.push(FastOp::SetOpen(desired.open).into());
         }

@@ -131,11 +131,7 @@ impl Status {
         let mut text = String::new();
         let Self { version, pid, uptime, .. } = self;
         let uptime = humantime::format_duration(std::time::Duration::from_secs(*uptime));
-        let datapath = match self.datapath {
-            Datapath::Both => "both",
-            Datapath::Kernel => "kernel",
-            Datapath::Ebpf => "ebpf",
-        };
+        let datapath = self.datapath.name();
         // Writing to a string does not fail.
         let _infallible = writeln!(text, "tunroute {version}, pid {pid}, up {uptime}, datapath {datapath}\n");
 

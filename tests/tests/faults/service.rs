@@ -143,7 +143,7 @@ fn policies_change_by_reload() -> Result<()> {
 #[test]
 fn datapath_changes_by_reload() -> Result<()> {
     Setting::new("kernel").lossless().run("reload through all datapaths", |scene| {
-        for mode in ["both", "ebpf", "kernel", "ebpf", "both", "kernel"] {
+        for mode in ["both", "shadow", "both", "ebpf", "shadow", "ebpf", "kernel", "shadow", "kernel"] {
             let config = scene.config.replace("datapath = \"kernel\"", &format!("datapath = \"{mode}\""));
             scene.daemon.write_config(&config)?;
             scene.daemon.reload()?;

@@ -37,6 +37,21 @@ pub enum Datapath {
     Kernel,
     /// The eBPF programs only; rules are installed where a program cannot be.
     Ebpf,
+    /// Rules and tables; the fast path decides and counts beside them, and leaves every packet to them.
+    Shadow,
+}
+
+impl Datapath {
+    /// As it is written in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Both => "both",
+            Self::Kernel => "kernel",
+            Self::Ebpf => "ebpf",
+            Self::Shadow => "shadow",
+        }
+    }
 }
 
 /// A validated configuration: every reference in it resolves, every value is in range.

@@ -93,7 +93,8 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
     let top = Section::new(root, TOP, "the file's top level", 0..0, findings);
     let mut spans = Spans::default();
     let datapath = top.get("datapath").and_then(|field| {
-        let choices = [("both", Datapath::Both), ("kernel", Datapath::Kernel), ("ebpf", Datapath::Ebpf)];
+        let choices =
+            [Datapath::Both, Datapath::Kernel, Datapath::Ebpf, Datapath::Shadow].map(|choice| (choice.name(), choice));
         field.choice(&choices, findings)
     });
     let band = top.get("band").and_then(|field| {

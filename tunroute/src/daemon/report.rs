@@ -125,12 +125,13 @@ impl Daemon {
             }
             .to_owned(),
         };
+        let stands_back = self.config.datapath == Datapath::Shadow || self.checker.is_disputed(&policy.name);
         let carried_by = |family| {
             // Open says nothing where no program is: it is detached from a device that is closed for both families.
             let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
                 fast.open.family(family) && fast.attached.iter().any(|attachment| attachment.hook == Hook::Ingress)
             });
-            if open { "fast path" } else { "kernel" }.to_owned()
+            if open && !stands_back { "fast path" } else { "kernel" }.to_owned()
         };
         let counter = |outcome: Outcome| stats.map(|stats| stats.outcomes[outcome as usize]).unwrap_or_default();
         let (forwarded, diverted) = (counter(Outcome::Forwarded), counter(Outcome::Diverted));
@@ -183,7 +184,7 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let mut reasons = self.gates.reasons().to_vec();
+        let mut reasons = self.closed_gates();
         let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
         let missing = desired.attachments.difference(&fast.state().attached);
         reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
@@ -192,7 +193,12 @@ impl Daemon {
             Method::Clsact => "clsact",
         };
         FastPathStatus {
-            state: if reasons.is_empty() { "on" } else { "partly" }.to_owned(),
+            state: match (self.config.datapath, reasons.is_empty()) {
+                (Datapath::Shadow, _) => "shadow",
+                (_, true) => "on",
+                (_, false) => "partly",
+            }
+            .to_owned(),
             reasons,
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),

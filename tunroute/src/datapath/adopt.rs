@@ -54,6 +54,17 @@ impl Loaded {
             && maps().is_some_and(|maps| own.maps == maps.into_iter().filter(|id| self.maps.contains_key(id)).collect())
     }
 
+    /// Fails unless the maps pinned in the directory are those that the programs use.
+    pub(super) fn check_pins(&self, directory: &Path) -> Result<()> {
+        for (id, (name, _)) in &self.maps {
+            let pinned = MapData::from_pin(directory.join(name)).map_err(map_error(name))?;
+            if pinned.info().map_err(map_error(name))?.id() != *id {
+                return Err(DatapathError::OtherMaps { path: directory.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
     /// Pins the maps that are no longer pinned.
     pub(super) fn pin_missing(&self, directory: &Path) -> Result<()> {
         for (name, map) in self.maps.values() {

@@ -5,6 +5,7 @@
 mod adopt;
 mod pins;
 mod tcx;
+mod trial;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -27,10 +28,9 @@ use aya::{
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
-use tunroute_common::maps::{
-    Control, Counter, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_SLOTS, Outcome, Slot, Source, Stats, names,
-};
+use tunroute_common::maps::{Control, Counter, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_SLOTS, Slot, Source, Stats, names};
 
+pub use self::trial::{Place, Trial, Trialled};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
     fast::{Attachment, Exemption, FastOp, FastState, Hook, Open, address_from_words, address_words},
@@ -112,6 +112,18 @@ pub enum DatapathError {
         path: PathBuf,
         /// What the kernel said.
         source: LinkError,
+    },
+    /// A program for trials is not what runs.
+    #[error("the kernel has another eBPF program {program} than this daemon would load; restart the daemon")]
+    NoTwin {
+        /// Which one.
+        program: &'static str,
+    },
+    /// The pinned maps are not those that the programs use.
+    #[error("the maps pinned in {} are not those of the loaded programs; restart the daemon", path.display())]
+    OtherMaps {
+        /// The directory.
+        path: PathBuf,
     },
     /// The clsact qdisc could not be added.
     #[error("cannot add the clsact qdisc to {device}: {}", chain(.source))]
@@ -240,7 +252,20 @@ impl Datapath {
         self.method
     }
 
-    /// Reads back what an earlier daemon has left.
+    /// Reads the maps again, in case somebody else has written to them: what differs is then put right by the next plan.
+    ///
+    /// # Errors
+    ///
+    /// If the maps cannot be read.
+    pub fn read_again(&mut self) -> Result<()> {
+        let FastState { attached, pinned, .. } = std::mem::take(&mut self.state);
+        let result = self.read_maps();
+        self.state.attached = attached;
+        self.state.pinned = pinned;
+        result
+    }
+
+    /// Reads what stands in the maps, which an earlier daemon may have left.
     fn read_maps(&mut self) -> Result<()> {
         let mut state = FastState::default();
         for entry in self.source_v4.iter() {
@@ -279,6 +304,7 @@ impl Datapath {
         }
         let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
         state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
+        state.shadow = control.shadow == 1;
         self.state = state;
         Ok(())
     }
@@ -367,6 +393,22 @@ impl Datapath {
         Ok(instructions)
     }
 
+    /// Twins of the programs, to run packets through.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to load them, or the pinned maps are gone.
+    pub fn trial(&mut self) -> Result<Trial> {
+        self.restore_pins()?;
+        self.loaded.check_pins(&self.pins.maps)?;
+        let ebpf = &mut self.ebpf;
+        let tag = |program| {
+            let info = classifier(ebpf, program)?.info();
+            Ok(info.map_err(|source| DatapathError::Program { program, source })?.tag())
+        };
+        Trial::open(&self.pins.maps, tag)
+    }
+
     /// Carries out one operation and enters it in the mirror.
     ///
     /// # Errors
@@ -416,6 +458,10 @@ impl Datapath {
                 let before = std::mem::replace(&mut self.state.open, *open);
                 self.beat().inspect_err(|_| self.state.open = before)?;
             }
+            FastOp::SetShadow(shadow) => {
+                let before = std::mem::replace(&mut self.state.shadow, *shadow);
+                self.beat().inspect_err(|_| self.state.shadow = before)?;
+            }
         }
         self.state.enter(operation);
         Ok(())
@@ -432,6 +478,8 @@ impl Datapath {
             valid_until: monotonic_now() + u64::try_from(HEARTBEAT_VALID.as_nanos()).unwrap_or(u64::MAX),
             open_v4: v4.into(),
             open_v6: v6.into(),
+            shadow: self.state.shadow.into(),
+            reserved: 0,
         };
         self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
     }
@@ -563,19 +611,22 @@ impl Datapath {
     pub fn counters(&self) -> Result<BTreeMap<u32, Stats>> {
         let mut counters = BTreeMap::new();
         for index in self.state.slots.keys() {
-            let mut sum = Stats::default();
-            for stats in self.stats.get(index, 0).map_err(map_error(names::STATS))?.iter() {
-                for outcome in Outcome::ALL {
-                    let Counter { packets, bytes } = stats.outcomes[outcome as usize];
-                    let counter = &mut sum.outcomes[outcome as usize];
-                    counter.packets = counter.packets.wrapping_add(packets);
-                    counter.bytes = counter.bytes.wrapping_add(bytes);
-                }
-            }
-            counters.insert(*index, sum);
+            counters.insert(*index, summed(&self.stats.get(index, 0).map_err(map_error(names::STATS))?));
         }
         Ok(counters)
     }
+}
+
+/// A slot's counters, summed over the CPUs.
+fn summed(counters: &PerCpuValues<Stats>) -> Stats {
+    let mut sum = Stats::default();
+    for stats in counters.iter() {
+        for (sum, Counter { packets, bytes }) in sum.outcomes.iter_mut().zip(stats.outcomes) {
+            sum.packets = sum.packets.wrapping_add(packets);
+            sum.bytes = sum.bytes.wrapping_add(bytes);
+        }
+    }
+    sum
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier> {

@@ -1,0 +1,305 @@
+//! `explain` and `verify`, the daemon's own sampling, and shadow mode, as an operator meets them.
+
+use std::{
+    collections::BTreeMap,
+    process::Output,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, LpmTrie, Map, MapData};
+use serde_json::{Value, json};
+use tunroute::net::Family;
+use tunroute_common::maps::{Action, Egress, ExemptV6, LAYOUT_VERSION, Slot, names};
+use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping, plan::REMOTE, traffic::Answer};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn start<'a>(world: &'a World, datapath: &str) -> Result<Daemon<'a>> {
+    Daemon::start(world, &format!("datapath = \"{datapath}\"\n{}", world.config()), &DaemonOptions::default())
+}
+
+/// Runs a command that prints JSON; returns its exit status, too.
+fn asked(daemon: &Daemon<'_>, arguments: &[&str]) -> Result<(Option<i32>, Value)> {
+    let output = daemon.client(&[arguments, &["--json"]].concat())?;
+    let value = serde_json::from_slice(&output.stdout);
+    Ok((output.status.code(), value.with_context(|| format!("{arguments:?}: {}", text(&output)))?))
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}
+
+/// The screen for a person: fits, and has no colours, since this is no terminal.
+fn screen(daemon: &Daemon<'_>, arguments: &[&str]) -> Result<String> {
+    let shown = text(&daemon.client(arguments)?);
+    println!("$ tunroute {}\n{shown}", arguments.join(" "));
+    ensure!(!shown.contains('\x1b'), "{shown}");
+    for line in shown.lines() {
+        // What the kernel and the operator have named is not broken.
+        ensure!(line.chars().count() <= 80 || !line.trim().contains("  "), "too wide: {line}");
+    }
+    Ok(shown)
+}
+
+fn counters(daemon: &Daemon<'_>) -> Result<Value> {
+    let status = daemon.status()?;
+    Ok(status["policies"].as_array().context("no policies")?.iter().map(|policy| policy["outcomes"].clone()).collect())
+}
+
+fn pinned(world: &World, name: &str) -> Result<MapData> {
+    Ok(MapData::from_pin(world.pin_dir().join(format!("v{LAYOUT_VERSION}")).join(name))?)
+}
+
+/// Takes all IPv6 exemptions out of the map, behind the daemon's back.
+fn remove_exemptions(world: &World) -> Result<usize> {
+    let mut exempt = LpmTrie::<_, ExemptV6, u32>::try_from(Map::LpmTrie(pinned(world, names::EXEMPT_V6)?))?;
+    let keys: Vec<_> = exempt.keys().collect::<Result<_, _>>()?;
+    Ok(keys.iter().filter(|key| exempt.remove(key).is_ok()).count())
+}
+
+#[test]
+fn a_packet_is_explained_and_no_counter_moves() -> Result<()> {
+    for kind in [TunnelKind::Tun, TunnelKind::Veth] {
+        let world = World::with(kind).build()?;
+        let daemon = start(&world, "both")?;
+        let before = counters(&daemon)?;
+        for (index, plan) in TUNNELS.iter().enumerate() {
+            for family in Family::ALL {
+                let (client, own) = (plan.client.of(family).to_string(), plan.host.of(family).to_string());
+                let (remote, lan) = (REMOTE.of(family).to_string(), TUNNELS[1 - index].client.of(family).to_string());
+                let gateway = if kind == TunnelKind::Veth { json!(plan.gateway.of(family)) } else { Value::Null };
+                let way = json!({ "device": plan.device, "gateway": gateway });
+
+                let (code, said) = asked(&daemon, &["explain", &client, &remote])?;
+                assert_eq!((code, &said["agree"]), (Some(0), &json!(true)), "{said:#}");
+                assert_eq!((&said["hook"], &said["device"]), (&json!("ingress"), &json!("lan0")), "{said:#}");
+                assert_eq!((&said["program"]["way"], &said["kernel"]["way"]), (&way, &way), "{said:#}");
+                assert_eq!(said["program"]["outcome"], "forwarded");
+                let considered = &said["policies"][0];
+                assert_eq!(considered["policy"], format!("tunnel{index}"));
+                assert_eq!(considered["prefix"], json!(plan.prefix.of(family)));
+                let route = said["kernel"]["route"].as_str().context("no route")?;
+                ensure!(route.starts_with("default") && route.contains(plan.device), "{said:#}");
+                let rule = said["kernel"]["rule"].as_str().context("no rule")?;
+                ensure!(rule.starts_with(&format!("from {} lookup", plan.prefix.of(family))), "{said:#}");
+
+                // To the other prefix on the same link: exempt.
+                let (code, said) = asked(&daemon, &["explain", &client, &lan, "--iif", "lan0"])?;
+                assert_eq!((code, &said["program"]["outcome"]), (Some(0), &json!("exempt")), "{said:#}");
+                assert_eq!(said["policies"][0]["applies"], false);
+                assert_eq!(said["kernel"]["way"]["device"], "lan0");
+
+                // The host's own.
+                let (code, said) = asked(&daemon, &["explain", &own, &remote])?;
+                assert_eq!(
+                    (code, &said["hook"], &said["device"]),
+                    (Some(0), &json!("egress"), &json!("net0")),
+                    "{said:#}"
+                );
+                assert_eq!(
+                    (&said["program"]["way"], &said["program"]["outcome"]),
+                    (&way, &json!("diverted")),
+                    "{said:#}"
+                );
+                assert_eq!(said["kernel"]["way"], way);
+            }
+        }
+        // Nobody's source; and a device without a program.
+        let (code, said) = asked(&daemon, &["explain", "2001:db8:77::1", &REMOTE.v6.to_string()])?;
+        assert_eq!(
+            (code, &said["policies"], &said["program"]["outcome"]),
+            (Some(0), &json!([]), &Value::Null),
+            "{said:#}"
+        );
+        let client = TUNNELS[0].client.v6.to_string();
+        let (code, said) = asked(&daemon, &["explain", &client, &REMOTE.v6.to_string(), "--iif", "sixxs1"])?;
+        assert_eq!((code, &said["program"]), (Some(0), &Value::Null), "{said:#}");
+        assert_eq!(counters(&daemon)?, before, "counters moved");
+        let shown = screen(&daemon, &["explain", &client, &REMOTE.v6.to_string()])?;
+        ensure!(shown.contains("Verdict    they agree"), "{shown}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_policy_that_is_down_does_is_explained() -> Result<()> {
+    let (client, remote) = (TUNNELS[0].client.v6.to_string(), REMOTE.v6.to_string());
+    for (on_down, outcome, decision, kernel) in [
+        ("unreachable", "down", "left", "unreachable"),
+        ("prohibit", "down", "left", "prohibited"),
+        ("blackhole", "blackholed", "dropped", "dropped"),
+        ("next", "down", "left", "leaves"),
+    ] {
+        let world = World::with(TunnelKind::Tun).build()?;
+        let config =
+            world.config().replace("via = [\"sixxs0\"]", &format!("via = [\"sixxs0\"]\non-down = \"{on_down}\""));
+        let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+        world.set_tunnel(0, false)?;
+        daemon.wait_status(|status| status["tunnels"][0]["state"] == "down", SOON)?;
+        let (code, said) = asked(&daemon, &["explain", &client, &remote])?;
+        assert_eq!((code, &said["agree"]), (Some(0), &json!(true)), "{said:#}");
+        assert_eq!((&said["program"]["outcome"], &said["program"]["decision"]), (&json!(outcome), &json!(decision)));
+        assert_eq!(said["kernel"]["decision"], kernel, "{said:#}");
+        let shown = screen(&daemon, &["explain", &client, &remote])?;
+        ensure!(shown.contains(&format!("on-down = \"{on_down}\"")), "{shown}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_asked_ends_with_2_and_says_why() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let mut daemon = start(&world, "ebpf")?;
+    for (arguments, why) in [
+        (&["explain", "10.0.0.1", "2001:db8::1"][..], "different families"),
+        (&["explain", "10.0.0.1", "10.0.0.2", "--iif", "nowhere0"], "no device nowhere0"),
+        (&["explain", "10.0.0.1"], "required"),
+        (&["explain", "10.0.0.1", "somewhere"], "invalid"),
+        (&["verify", "--samples", "1000000"], "10000"),
+        (&["verify"], "\"ebpf\" has no rules"),
+    ] {
+        let output = daemon.client(arguments)?;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output));
+        ensure!(text(&output).contains(why), "{arguments:?}: {}", text(&output));
+    }
+    let (client, remote) = (TUNNELS[0].client.v6.to_string(), REMOTE.v6.to_string());
+    let (code, said) = asked(&daemon, &["explain", &client, &remote])?;
+    assert_eq!((code, &said["agree"], &said["program"]["outcome"]), (Some(0), &Value::Null, &json!("forwarded")));
+    daemon.terminate()?;
+    for arguments in [&["explain", &client, &remote][..], &["verify"]] {
+        let output = daemon.client(arguments)?;
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        ensure!(text(&output).contains("is it running? (`tunroute run`"), "{}", text(&output));
+    }
+    Ok(())
+}
+
+#[test]
+fn both_datapaths_are_compared_on_everything() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let daemon = start(&world, "both")?;
+    let before = counters(&daemon)?;
+    for state in ["up", "one tunnel down"] {
+        let (code, said) = asked(&daemon, &["verify", "--samples", "200"])?;
+        assert_eq!(
+            (code, &said["disagreeing"], &said["unanswered"]),
+            (Some(0), &json!(0), &json!(0)),
+            "{state}: {said:#}"
+        );
+        // Eight prefixes, of which four are single addresses.
+        assert_eq!((said["prefixes"].as_u64(), said["packets"].as_u64()), (Some(8), Some(8 * 200 + 4 * 4 + 4 * 3)));
+        world.set_tunnel(0, false)?;
+        daemon.wait_status(|status| status["tunnels"][0]["state"] == "down", SOON)?;
+    }
+    assert_eq!(counters(&daemon)?, before, "counters moved");
+    let shown = screen(&daemon, &["verify"])?;
+    ensure!(shown.contains("they agree on all of them"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn a_foreign_hand_in_the_maps_is_found_told_and_undone() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let daemon = start(&world, "both")?;
+    let (client, lan) = (TUNNELS[0].client.v6.to_string(), TUNNELS[1].client.v6.to_string());
+    ensure!(remove_exemptions(&world)? > 0, "there were none");
+    let output = daemon.client(&["explain", &client, &lan])?;
+    println!("{}", text(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    ensure!(text(&output).contains("they DISAGREE: they send it by different devices"), "{}", text(&output));
+    // The daemon samples, finds it, looks at the maps and puts them right. Nobody has to ask.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !daemon.log().contains("both datapaths agree again") {
+        ensure!(std::time::Instant::now() < deadline, "not found; log:\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(daemon.log().matches("disagreement: ").count() <= 2, "said too often:\n{}", daemon.log());
+    let (code, said) = asked(&daemon, &["explain", &client, &lan])?;
+    assert_eq!((code, &said["program"]["outcome"]), (Some(0), &json!("exempt")), "{said:#}");
+    let status = daemon.status()?;
+    assert_eq!(status["fast_path"]["state"], "on", "{status:#}");
+    Ok(())
+}
+
+#[test]
+fn while_they_disagree_the_kernel_decides() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let daemon = start(&world, "both")?;
+    let (client, lan) = (TUNNELS[0].client.v6, TUNNELS[1].client.v6);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let meddler = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                remove_exemptions(&world)?;
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            anyhow::Ok(())
+        });
+        let outcome = (|| {
+            let output = daemon.client(&["verify", "--samples", "500"])?;
+            println!("$ tunroute verify --samples 500\n{}", text(&output));
+            assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+            ensure!(text(&output).contains("they DISAGREE on"), "{}", text(&output));
+            let closed = |status: &Value| {
+                (0..2).all(|policy| status["policies"][policy]["carried_by"]["v6"] == "kernel")
+                    && status["fast_path"]["state"] == "partly"
+            };
+            let status = daemon.wait_status(closed, SOON)?;
+            let reasons = status["fast_path"]["reasons"].to_string();
+            ensure!(reasons.contains("disagreement") && reasons.contains("tunroute explain"), "{reasons}");
+            println!("{}", text(&daemon.client(&["status"])?));
+            // What enters is left to the kernel now, so that it is right although the maps are not.
+            let (code, said) = asked(&daemon, &["explain", &client.to_string(), &lan.to_string()])?;
+            assert_eq!((code, &said["program"]["outcome"]), (Some(0), &json!("closed")), "{said:#}");
+            assert_eq!(ping(&world.client, client.into(), REMOTE.v6.into())?, Answer::Reply);
+            ensure!(daemon.counters()?.packets("tunnel0", "closed")? > 0, "not counted as closed");
+            // The uplink stays guarded.
+            let own = TUNNELS[0].host.v6.to_string();
+            let (_, said) = asked(&daemon, &["explain", &own, &REMOTE.v6.to_string()])?;
+            assert_eq!(said["program"]["outcome"], "diverted", "{said:#}");
+            Ok(())
+        })();
+        stop.store(true, Ordering::Relaxed);
+        meddler.join().map_err(|_| anyhow::anyhow!("the meddler panicked"))??;
+        outcome
+    })?;
+    daemon.wait_status(|status| status["fast_path"]["state"] == "on", Duration::from_secs(15))?;
+    let (code, said) = asked(&daemon, &["verify", "--samples", "100"])?;
+    assert_eq!(code, Some(0), "{said:#}");
+    Ok(())
+}
+
+#[test]
+fn in_shadow_the_programs_only_watch() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let daemon = start(&world, "shadow")?;
+    let status = daemon.status()?;
+    assert_eq!(
+        (&status["datapath"], &status["fast_path"]["state"]),
+        (&json!("shadow"), &json!("shadow")),
+        "{status:#}"
+    );
+    assert_eq!(status["fast_path"]["attached"].as_array().map(Vec::len), Some(2), "{status:#}");
+    assert_eq!(status["policies"][0]["carried_by"], json!(BTreeMap::from([("v4", "kernel"), ("v6", "kernel")])));
+    let client = TUNNELS[0].client.v6;
+    let pings = || (0..3).all(|_| matches!(ping(&world.client, client.into(), REMOTE.v6.into()), Ok(Answer::Reply)));
+    ensure!(pings(), "no way out; log:\n{}", daemon.log());
+    ensure!(daemon.counters()?.packets("tunnel0", "forwarded")? >= 3, "they count what they would do");
+
+    // Whatever the programs decide, the rules do.
+    let mut policy = Array::<_, Slot>::try_from(Map::Array(pinned(&world, names::POLICY)?))?;
+    for index in 0..policy.len() {
+        let slot = policy.get(&index, 0)?;
+        if slot.id != 0 {
+            policy.set(index, Slot { egress: Egress::down(Action::Blackhole), ..slot }, 0)?;
+        }
+    }
+    let (code, said) = asked(&daemon, &["explain", &client.to_string(), &REMOTE.v6.to_string()])?;
+    assert_eq!((code, &said["program"]["acts"], &said["agree"]), (Some(1), &json!(false), &json!(false)), "{said:#}");
+    ensure!(pings(), "a program acts; log:\n{}", daemon.log());
+    let shown = screen(&daemon, &["explain", &client.to_string(), &REMOTE.v6.to_string()])?;
+    ensure!(shown.contains("only watches (shadow)"), "{shown}");
+    Ok(())
+}

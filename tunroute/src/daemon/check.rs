@@ -1,0 +1,333 @@
+//! The daemon checks itself: it runs `verify`, samples both datapaths all the time, and leaves to the kernel what they
+//! disagree about.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::ifaddrs::getifaddrs;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tracing::{debug, info, warn};
+
+use super::Daemon;
+use crate::{
+    compile::Desired,
+    config::{Config, Policy},
+    control::Answer,
+    datapath::Place,
+    explain::examiner::{Examiner, Sighting, Subject},
+    kernel::{Kinds, Oracle},
+    net::{IfIndex, KernelState},
+    verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
+};
+
+/// So many packets are asked about at each audit, some 50 µs each.
+const SAMPLES: usize = 3;
+/// While a policy is closed, the maps are read this often, in case what is wrong stands there.
+const READ_MAPS: Duration = Duration::from_secs(10);
+
+/// A finished verification, and who waits for it.
+pub(super) struct Verified {
+    verification: Verification,
+    disagreements: Vec<(Subject, Sighting)>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// A policy that is left to the kernel.
+struct Dispute {
+    subject: Subject,
+    /// In words.
+    reason: String,
+    /// The maps or the kernel are at fault, so that it can be seen when they agree again. Otherwise it is the program.
+    mendable: bool,
+}
+
+/// What the checks need, and what they have found.
+pub(super) struct Checker {
+    /// On the maps of the loaded programs.
+    examiner: Option<Examiner>,
+    oracle: Option<Oracle>,
+    /// Link-layer addresses, as far as they were asked for.
+    addresses: BTreeMap<IfIndex, [u8; 6]>,
+    field: Option<Arc<Field>>,
+    generation: Arc<AtomicU64>,
+    verifying: Arc<AtomicBool>,
+    verified: mpsc::UnboundedSender<Verified>,
+    /// Disagreements to be looked at again.
+    suspects: Vec<Subject>,
+    /// By the policy's name.
+    disputes: BTreeMap<String, Dispute>,
+    maps_read: Instant,
+    /// Why nothing can be sampled, as it was said last.
+    complaint: Option<String>,
+}
+
+impl Checker {
+    pub(super) fn new(verified: mpsc::UnboundedSender<Verified>) -> Self {
+        Self {
+            examiner: None,
+            oracle: None,
+            addresses: BTreeMap::new(),
+            field: None,
+            generation: Arc::default(),
+            verifying: Arc::default(),
+            verified,
+            suspects: Vec::new(),
+            disputes: BTreeMap::new(),
+            maps_read: Instant::now(),
+            complaint: None,
+        }
+    }
+
+    /// Other programs are loaded, or none.
+    pub(super) fn forget_programs(&mut self) {
+        self.examiner = None;
+    }
+
+    /// Something is being changed, or has been.
+    pub(super) fn note_change(&mut self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.field = None;
+        self.addresses.clear();
+    }
+
+    /// After a reload everything begins anew.
+    pub(super) fn forgive(&mut self) {
+        self.disputes.clear();
+        self.suspects.clear();
+    }
+
+    pub(super) fn oracle(&mut self) -> anyhow::Result<&mut Oracle> {
+        match &mut self.oracle {
+            Some(oracle) => Ok(oracle),
+            none => Ok(none.insert(Oracle::connect()?)),
+        }
+    }
+
+    /// A device's link-layer address; zeros if it has none.
+    pub(super) fn address(&mut self, device: IfIndex) -> [u8; 6] {
+        if !self.addresses.contains_key(&device) {
+            let links = getifaddrs().into_iter().flatten().filter_map(|entry| entry.address);
+            self.addresses.extend(links.filter_map(|address| {
+                let link = address.as_link_addr()?;
+                Some((IfIndex::try_from(link.ifindex()).ok()?, link.addr()?))
+            }));
+        }
+        *self.addresses.entry(device).or_default()
+    }
+
+    /// Why policies are left to the kernel.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = String> {
+        self.disputes.values().map(|dispute| dispute.reason.clone())
+    }
+
+    /// Is this policy left to the kernel?
+    pub(super) fn is_disputed(&self, policy: &str) -> bool {
+        self.disputes.contains_key(policy)
+    }
+}
+
+impl Daemon {
+    pub(super) fn examiner(&mut self) -> anyhow::Result<&mut Examiner> {
+        if self.checker.examiner.is_none() {
+            let fast = self.fast.as_mut().context("no programs are loaded")?;
+            self.checker.examiner = Some(Examiner::new(fast.trial()?)?);
+        }
+        self.checker.examiner.as_mut().context("no programs are loaded")
+    }
+
+    /// Enters in the desired state which policies are left to the kernel.
+    pub(super) fn enter_disputes(&self, config: &Config, desired: &mut Desired) {
+        if let Some(fast) = &mut desired.fast {
+            let disputed = |(_, policy): &(usize, &Policy)| self.checker.is_disputed(&policy.name);
+            let policies = config.policies.iter().enumerate().filter(disputed).map(|(index, _)| index);
+            fast.dispute(&policies.collect::<BTreeSet<_>>());
+        }
+    }
+
+    /// The closed gates, and what to do about each.
+    pub(super) fn closed_gates(&self) -> Vec<String> {
+        self.gates.reasons().iter().cloned().chain(self.checker.reasons()).collect()
+    }
+
+    fn field(&mut self, kernel: &KernelState) -> Arc<Field> {
+        if let Some(field) = &self.checker.field {
+            return Arc::clone(field);
+        }
+        let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+        let attached: Vec<_> = attached.map(|attachment| (attachment.hook, attachment.ifindex)).collect();
+        let places =
+            attached.into_iter().map(|(hook, device)| Place { hook, device, address: self.checker.address(device) });
+        let places = places.collect();
+        let own = kernel.local.iter().filter(|local| local.prefix_len() == local.max_prefix_len());
+        let literal = self.config.policies.iter().flat_map(|policy| &policy.exempt).copied();
+        let on_link = kernel.main.iter().filter(|route| route.on_link).map(|route| route.dst);
+        let field = Arc::new(Field {
+            places,
+            own: own.map(ipnet::IpNet::addr).collect(),
+            exempt: kernel.local.iter().copied().chain(literal).chain(on_link).collect(),
+        });
+        self.checker.field = Some(Arc::clone(&field));
+        field
+    }
+
+    /// Starts a verification beside everything else; its end comes as [`Verified`].
+    pub(super) fn start_verify(&mut self, samples: u32, answer: oneshot::Sender<Answer>) {
+        match self.verifier(samples) {
+            Ok(verifier) => {
+                let (running, verified) = (Arc::clone(&self.checker.verifying), self.checker.verified.clone());
+                running.store(true, Ordering::Release);
+                std::thread::spawn(move || {
+                    let (verification, disagreements) = verifier.run();
+                    running.store(false, Ordering::Release);
+                    let _daemon_ends = verified.send(Verified { verification, disagreements, answer });
+                });
+            }
+            Err(error) => {
+                let _nobody_waits = answer.send(Answer::Failed(format!("{error:#}")));
+            }
+        }
+    }
+
+    fn verifier(&mut self, samples: u32) -> anyhow::Result<Verifier> {
+        anyhow::ensure!(samples <= MAX_SAMPLES, "at most {MAX_SAMPLES} samples of each prefix");
+        anyhow::ensure!(
+            !self.checker.verifying.load(Ordering::Acquire),
+            "a verification is under way; wait for its end"
+        );
+        anyhow::ensure!(
+            self.rules_installed(),
+            "datapath = \"ebpf\" has no rules to compare the programs with; \"shadow\" and \"both\" have"
+        );
+        let snapshot = self.snapshot.take().context("the kernel could not be observed yet; try again")?;
+        let field = self.field(&snapshot.state);
+        let uplinks = self.uplinks(&snapshot.state);
+        let names = snapshot.state.links.values().map(|link| (link.index, link.name.clone())).collect();
+        self.snapshot = Some(snapshot);
+        anyhow::ensure!(
+            !field.places.is_empty(),
+            "no program is attached, so there is nothing to compare the rules with (`tunroute status` says why)"
+        );
+        let fast = self.fast.as_mut().context("no programs are loaded")?;
+        Ok(Verifier {
+            policies: self.config.policies.clone(),
+            samples,
+            field,
+            uplinks,
+            names: Names(names),
+            generation: Arc::clone(&self.checker.generation),
+            examiner: Examiner::new(fast.trial()?)?,
+        })
+    }
+
+    /// Takes note of what a verification has found, and answers who waits for it.
+    pub(super) async fn finish_verify(&mut self, verified: Verified) {
+        let Verified { mut verification, disagreements, answer } = verified;
+        self.dispute(&disagreements).await;
+        verification.closed = self.checker.reasons().collect();
+        let _nobody_waits = answer.send(Answer::Verified(Box::new(verification)));
+    }
+
+    /// A few packets through both datapaths; and another look at what they disagreed about.
+    pub(super) async fn sample(&mut self) {
+        // Not while something is being changed: it is done again when it is.
+        let quiet = self.problems.is_empty() && self.retry.is_none() && self.postponed == Kinds::NONE;
+        if !quiet || self.fast.is_none() || !self.rules_installed() {
+            return;
+        }
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let field = self.field(&snapshot.state);
+        let uplinks = self.uplinks(&snapshot.state);
+        self.snapshot = Some(snapshot);
+        if let Err(error) = self.examiner() {
+            let error = Some(format!("{error:#}"));
+            if self.checker.complaint != error {
+                warn!("cannot compare the datapaths: {}", error.as_deref().unwrap_or_default());
+                self.checker.complaint = error;
+            }
+            return;
+        }
+        let Some(mut examiner) = self.checker.examiner.take() else { return };
+        let mut confirmed = Vec::new();
+        let seconds = std::mem::take(&mut self.checker.suspects).into_iter().map(|subject| (subject, true));
+        let firsts = (0..SAMPLES).filter_map(|_| field.any(&self.config.policies)).map(|subject| (subject, false));
+        for (subject, seen_before) in seconds.chain(firsts) {
+            match examiner.look(&subject, &uplinks) {
+                Ok(sighting) if sighting.agreement.agree => {}
+                Ok(sighting) if seen_before => confirmed.push((subject, sighting)),
+                Ok(_) => self.checker.suspects.push(subject),
+                // The device may have gone.
+                Err(error) => debug!("{error}"),
+            }
+        }
+        let mended: Vec<String> = (self.checker.disputes.iter())
+            .filter(|(_, dispute)| dispute.mendable)
+            .filter(|(_, dispute)| matches!(examiner.would_agree(&dispute.subject, &uplinks), Ok(true)))
+            .map(|(policy, _)| policy.clone())
+            .collect();
+        self.checker.examiner = Some(examiner);
+        for policy in &mended {
+            info!("policy \"{policy}\": both datapaths agree again");
+            self.checker.disputes.remove(policy);
+        }
+        let look_closer = !self.checker.disputes.is_empty() && self.checker.maps_read.elapsed() > READ_MAPS;
+        if look_closer {
+            self.read_maps();
+        }
+        self.dispute(&confirmed).await;
+        if look_closer || !mended.is_empty() {
+            self.reconcile(Kinds::NONE).await;
+        }
+    }
+
+    /// Leaves to the kernel the policies of packets that both datapaths disagree about.
+    async fn dispute(&mut self, disagreements: &[(Subject, Sighting)]) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let (uplinks, kernel) = (self.uplinks(&snapshot.state), &snapshot.state);
+        let names = Names(kernel.links.values().map(|link| (link.index, link.name.clone())).collect());
+        let mut new = false;
+        for (subject, sighting) in disagreements {
+            let policies = self.policies_of(sighting.program.maps.slots.keys().copied());
+            let policies: Vec<String> =
+                policies.into_iter().map(|policy| self.config.policies[policy].name.clone()).collect();
+            for policy in policies {
+                if self.checker.is_disputed(&policy) {
+                    continue;
+                }
+                let told = names.describe(subject, sighting);
+                let reason = format!(
+                    "disagreement: policy \"{policy}\" is left to the kernel: {} ({} to {}: the program {}, the kernel {}; {} shows \
+                     it; it opens again when they agree, or after `tunroute reload`)",
+                    told.because, told.source, told.destination, told.program, told.kernel, told.explain
+                );
+                warn!("{reason}");
+                let examiner = self.checker.examiner.as_mut();
+                let mendable =
+                    examiner.is_some_and(|examiner| matches!(examiner.would_agree(subject, &uplinks), Ok(false)));
+                self.checker.disputes.insert(policy, Dispute { subject: *subject, reason, mendable });
+                new = true;
+            }
+        }
+        if new {
+            self.read_maps();
+            self.reconcile(Kinds::NONE).await;
+        }
+    }
+
+    /// Somebody else may have written to the maps: what differs is put right by the next pass.
+    fn read_maps(&mut self) {
+        self.checker.maps_read = Instant::now();
+        if let Some(Err(error)) = self.fast.as_mut().map(crate::datapath::Datapath::read_again) {
+            warn!("{error}");
+        }
+    }
+}

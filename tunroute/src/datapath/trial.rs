@@ -1,0 +1,210 @@
+//! What the programs would do with a packet, without a counter moving that anybody looks at.
+//!
+//! A trial has twins of the daemon's programs: the same code (the kernel's hash of it is compared) on the same maps,
+//! except for the counters, which are its own and so tell what became of the one packet that ran through
+//! (`BPF_PROG_TEST_RUN`). For devices without link-layer header the Ethernet variants stand in, whose decision is the
+//! same: the kernel has no test run for packets that begin with an IP header.
+
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray},
+    programs::ProgramError,
+};
+use ipnet::IpNet;
+use tunroute_common::maps::{
+    Control, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_NESTING, Outcome, Slot, Source, Stats, names,
+};
+
+use super::{
+    DatapathError, OBJECT, Result, classifier, exempt_v4, exempt_v6, map_error, source_v4, source_v6, summed, take,
+};
+use crate::{
+    fast::{Exemption, FastState, Hook, Open},
+    net::IfIndex,
+};
+
+/// The twins, and where each stands in.
+const TWINS: [(Hook, &str); 2] = [(Hook::Ingress, "ingress_l2"), (Hook::Egress, "egress_l2")];
+/// Where the twins' counters are pinned while they are loaded: aya reuses maps by their pins alone.
+const OWN_STATS: &str = "STATS-trial";
+/// The place of `ifindex` in `struct __sk_buff`, and the struct's length (`include/uapi/linux/bpf.h`).
+const CONTEXT_IFINDEX: usize = 40;
+const CONTEXT: usize = 192;
+/// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` in `include/uapi/linux/pkt_cls.h`.
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// Where a packet is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// By which program.
+    pub hook: Hook,
+    /// At which device.
+    pub device: IfIndex,
+    /// The device's link-layer address, or zeros: the packet is sent to it.
+    pub address: [u8; 6],
+}
+
+/// What the program did.
+#[derive(Clone, Debug)]
+pub struct Trialled {
+    /// The packet was left to the kernel.
+    pub left: bool,
+    /// The slot and the outcome that were counted; none where no policy has the source.
+    pub counted: Option<(u32, Outcome)>,
+    /// What stands in the maps about this packet: its addresses as whole prefixes, the slots from its own outwards, and
+    /// those of their exemptions that hold its destination. Read from the kernel, not from what the daemon has written.
+    pub maps: FastState,
+}
+
+impl Trialled {
+    /// The slot that was counted in.
+    #[must_use]
+    pub fn slot(&self) -> Option<&Slot> {
+        self.maps.slots.get(&self.counted?.0)
+    }
+}
+
+/// Twins of the loaded programs.
+pub struct Trial {
+    ebpf: Ebpf,
+    source_v4: LpmTrie<MapData, Ipv4, Source>,
+    source_v6: LpmTrie<MapData, Ipv6, Source>,
+    exempt_v4: LpmTrie<MapData, ExemptV4, u32>,
+    exempt_v6: LpmTrie<MapData, ExemptV6, u32>,
+    policy: Array<MapData, Slot>,
+    control: Array<MapData, Control>,
+    stats: PerCpuArray<MapData, Stats>,
+    /// The counters as they were read last.
+    counted: BTreeMap<u32, Stats>,
+}
+
+impl Trial {
+    /// Loads twins on the maps pinned in the directory. `original` tells the hash of the code of each of the daemon's
+    /// programs.
+    pub(super) fn open(pins: &Path, mut original: impl FnMut(&'static str) -> Result<u64>) -> Result<Self> {
+        let own = pins.join(OWN_STATS);
+        // A daemon that was killed may have left one.
+        let _gone = fs::remove_file(&own);
+        let loaded =
+            EbpfLoader::new().default_map_pin_directory(pins).map_pin_path(names::STATS, own.as_path()).load(OBJECT);
+        let _gone = fs::remove_file(&own);
+        let mut ebpf = loaded?;
+        for (_, program) in TWINS {
+            let error = |source| DatapathError::Program { program, source };
+            let twin = classifier(&mut ebpf, program)?;
+            twin.load().map_err(error)?;
+            if twin.info().map_err(error)?.tag() != original(program)? {
+                return Err(DatapathError::NoTwin { program });
+            }
+        }
+        Ok(Self {
+            source_v4: take(&mut ebpf, names::SOURCE_V4)?,
+            source_v6: take(&mut ebpf, names::SOURCE_V6)?,
+            exempt_v4: take(&mut ebpf, names::EXEMPT_V4)?,
+            exempt_v6: take(&mut ebpf, names::EXEMPT_V6)?,
+            policy: take(&mut ebpf, names::POLICY)?,
+            control: take(&mut ebpf, names::CONTROL)?,
+            stats: take(&mut ebpf, names::STATS)?,
+            ebpf,
+            counted: BTreeMap::new(),
+        })
+    }
+
+    /// Runs a packet, from its IP header on, through a twin. It goes nowhere.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses: the device may be gone.
+    pub fn run(&mut self, place: &Place, source: IpAddr, destination: IpAddr, packet: &[u8]) -> Result<Trialled> {
+        let maps = self.excerpt(source, destination)?;
+        let (_, program) = TWINS[usize::from(place.hook == Hook::Egress)];
+        let mut frame = Vec::with_capacity(14 + packet.len());
+        frame.extend(place.address);
+        frame.extend([0; 6]);
+        frame.extend(if source.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 }.to_be_bytes().split_at(2).1);
+        frame.extend(packet);
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_IFINDEX..CONTEXT_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
+        let error = |source| DatapathError::Program { program, source };
+        let options =
+            TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
+        let result = classifier(&mut self.ebpf, program)?.test_run(options).map_err(error)?;
+        let left = match result.return_value.cast_signed() {
+            UNSPEC => true,
+            SHOT | REDIRECT => false,
+            other => return Err(error(ProgramError::IOError(std::io::Error::other(format!("it returned {other}"))))),
+        };
+        Ok(Trialled { left, counted: self.counted(&maps)?, maps })
+    }
+
+    /// Finds the counter that has moved.
+    fn counted(&mut self, maps: &FastState) -> Result<Option<(u32, Outcome)>> {
+        let mut found = None;
+        for index in maps.slots.keys() {
+            let now = summed(&self.stats.get(index, 0).map_err(map_error(names::STATS))?);
+            let before = self.counted.insert(*index, now).unwrap_or_default();
+            let moved = |outcome: &Outcome| {
+                now.outcomes[*outcome as usize].packets != before.outcomes[*outcome as usize].packets
+            };
+            found = found.or_else(|| Outcome::ALL.into_iter().find(moved).map(|outcome| (*index, outcome)));
+        }
+        Ok(found)
+    }
+
+    /// What stands in the maps about a packet.
+    fn excerpt(&self, source: IpAddr, destination: IpAddr) -> Result<FastState> {
+        let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
+        let mut state = FastState {
+            open: Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 },
+            shadow: control.shadow == 1,
+            ..FastState::default()
+        };
+        for address in [destination, source].map(IpNet::from) {
+            if let Some(found) = self.source(&address)? {
+                state.sources.insert(address, found);
+            }
+        }
+        let mut next = state.sources.get(&source.into()).map(|source| source.slot);
+        while let Some(index) = next
+            && state.slots.len() <= MAX_NESTING as usize
+        {
+            // One that is not there ends the decision, too.
+            let Ok(slot) = self.policy.get(&index, 0) else { break };
+            let exemption = Exemption { set: slot.exempt_set, prefix: destination.into() };
+            if self.exempt(&exemption)? {
+                state.exempt.insert(exemption);
+            }
+            state.slots.insert(index, slot);
+            next = (slot.next != Slot::NO_NEXT).then_some(slot.next);
+        }
+        Ok(state)
+    }
+
+    fn source(&self, address: &IpNet) -> Result<Option<Source>> {
+        match address {
+            IpNet::V4(_) => found(self.source_v4.get(&source_v4(address), 0)).map_err(map_error(names::SOURCE_V4)),
+            IpNet::V6(_) => found(self.source_v6.get(&source_v6(address), 0)).map_err(map_error(names::SOURCE_V6)),
+        }
+    }
+
+    fn exempt(&self, exemption: &Exemption) -> Result<bool> {
+        let (map, found) = match exemption.prefix {
+            IpNet::V4(_) => (names::EXEMPT_V4, found(self.exempt_v4.get(&exempt_v4(exemption), 0))),
+            IpNet::V6(_) => (names::EXEMPT_V6, found(self.exempt_v6.get(&exempt_v6(exemption), 0))),
+        };
+        Ok(found.map_err(map_error(map))?.is_some())
+    }
+}
+
+/// That nothing is there is an answer.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
