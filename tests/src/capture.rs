@@ -9,6 +9,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     netns::Netns,
+    pace::patience,
     packet_socket::{Meta, PacketSocket},
     seen::{Direction, Seen, Sighting},
 };
@@ -69,6 +70,7 @@ impl Capture {
     /// # Errors
     /// None came in time; the error lists what did.
     pub fn wait_for(&mut self, wanted: impl Fn(&Seen) -> bool, timeout: Duration) -> Result<Seen> {
+        let timeout = patience(timeout);
         let deadline = Instant::now() + timeout;
         loop {
             self.look()?;
@@ -99,7 +101,7 @@ impl Capture {
     /// # Errors
     /// There is one; or frames were lost.
     pub fn ensure_none(&mut self, unwanted: impl Fn(&Seen) -> bool, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + patience(within);
         loop {
             self.look()?;
             let found: Vec<Seen> = self.seen.iter().filter(|seen| unwanted(seen)).cloned().collect();

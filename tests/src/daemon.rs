@@ -15,7 +15,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{netns::Netns, world::World};
+use crate::{netns::Netns, pace::patience, world::World};
 
 /// How long the daemon may take to start, to stop and to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -172,7 +172,7 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// The daemon exits, or does not answer in 10 s; the error has its log.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
                 bail!("the daemon ended with {status}; its log:\n{}", self.log());
@@ -236,6 +236,7 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// It is not in time; the error has the last status.
     pub fn wait_status(&self, wanted: impl Fn(&Value) -> bool, timeout: Duration) -> Result<Value> {
+        let timeout = patience(timeout);
         let deadline = Instant::now() + timeout;
         loop {
             let status = self.status()?;
@@ -315,7 +316,7 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// It does not in 10 s; the error has its log.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
                 return Ok(status);

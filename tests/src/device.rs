@@ -1,6 +1,6 @@
 //! Pairs of Ethernet devices between namespaces, with fixed MAC addresses.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use anyhow::Result;
 
@@ -47,32 +47,16 @@ pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     [a, b].into_iter().try_for_each(set_up)
 }
 
-fn set_up(end: End<'_>) -> Result<()> {
+pub(crate) fn set_up(end: End<'_>) -> Result<()> {
     end.netns.ip(&format!("link set {} up", end.device))
 }
 
 /// A new address hears neighbour solicitations only after a moment (`addrconf_join_solict` runs in a work queue), and
 /// the first one may come earlier: do not wait a second for the next.
-fn ask_neighbours_often(end: End<'_>) -> Result<()> {
+pub(crate) fn ask_neighbours_often(end: End<'_>) -> Result<()> {
     for family in ["ipv4", "ipv6"] {
         let neigh = format!("{family}/neigh/{}", end.device);
         end.netns.sysctl(&[(&format!("{neigh}/retrans_time_ms"), "50"), (&format!("{neigh}/mcast_solicit"), "20")])?;
-    }
-    Ok(())
-}
-
-/// Makes a vxlan tunnel between two namespaces that reach each other by the given underlay addresses; both ends are up.
-///
-/// # Errors
-/// `ip link add` fails.
-pub fn vxlan(a: (End<'_>, IpAddr), b: (End<'_>, IpAddr), vni: u32, mtu: u32) -> Result<()> {
-    for ((end, local), (_, remote)) in [(a, b), (b, a)] {
-        end.netns.ip(&format!(
-            "link add {} mtu {mtu} address {} type vxlan id {vni} local {local} remote {remote} dstport 4789",
-            end.device, end.mac,
-        ))?;
-        ask_neighbours_often(end)?;
-        set_up(end)?;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use nix::{
     sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg},
 };
 
-use crate::{netns::Netns, packet_socket::PacketSocket, seen::Direction};
+use crate::{netns::Netns, pace::patience, packet_socket::PacketSocket, seen::Direction};
 
 /// Packets sent by one system call at most.
 const BURST: usize = 32;
@@ -177,6 +177,7 @@ impl Flow {
     /// # Errors
     /// There was none for `timeout`.
     pub fn wait_for(&self, place: &str, after: SystemTime, timeout: Duration) -> Result<Arrival> {
+        let timeout = patience(timeout);
         let deadline = Instant::now() + timeout;
         loop {
             let first = self.shared.arrivals().get(place).and_then(|seen| {

@@ -70,8 +70,8 @@ pub struct TunnelPlan {
     pub lan: Addrs,
     /// The device of `remote` where its packets arrive.
     pub remote_device: &'static str,
-    /// The broker's address on its link to `isp` (the vxlan underlay).
-    pub underlay: Ipv4Addr,
+    /// The broker's address on its link to `isp`: the far end of tunnels that encapsulate.
+    pub underlay: Addrs,
 }
 
 /// The two tunnels.
@@ -84,7 +84,7 @@ pub const TUNNELS: [TunnelPlan; 2] = [
         client: addrs([10, 0, 0, 2], [0x2a02, 0x578, 0x85a0, 0, 0, 0, 0, 2]),
         lan: addrs([10, 0, 0, 1], [0x2a02, 0x578, 0x85a0, 0, 0, 0, 0, 1]),
         remote_device: "via-b0",
-        underlay: Ipv4Addr::new(192, 0, 2, 66),
+        underlay: addrs([192, 0, 2, 66], [0x2001, 0xdb8, 0xf, 3, 0, 0, 0, 2]),
     },
     TunnelPlan {
         device: "sixxs1",
@@ -94,7 +94,7 @@ pub const TUNNELS: [TunnelPlan; 2] = [
         client: addrs([10, 1, 0, 2], [0x2a02, 0x578, 0x85a1, 0, 0, 0, 0, 2]),
         lan: addrs([10, 1, 0, 1], [0x2a02, 0x578, 0x85a1, 0, 0, 0, 0, 1]),
         remote_device: "via-b1",
-        underlay: Ipv4Addr::new(192, 0, 2, 70),
+        underlay: addrs([192, 0, 2, 70], [0x2001, 0xdb8, 0xf, 4, 0, 0, 0, 2]),
     },
 ];
 

@@ -17,7 +17,7 @@ use nix::sys::{
     time::TimeVal,
 };
 
-use crate::netns::Netns;
+use crate::{netns::Netns, pace::patience};
 
 /// What became of an echo request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +35,10 @@ pub enum Answer {
 /// # Errors
 /// `ping` cannot be started, or the namespace has no such source address.
 pub fn ping(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<Answer> {
+    let wait = patience(Duration::from_millis(500)).as_secs_f64().to_string();
     let output = netns
         .command("ping")
-        .args(["-n", "-c", "1", "-W", "0.5", "-I", &src.to_string(), &dst.to_string()])
+        .args(["-n", "-c", "1", "-W", &wait, "-I", &src.to_string(), &dst.to_string()])
         .stdin(Stdio::null())
         .output()
         .context("cannot start ping: install iputils-ping")?;
@@ -122,6 +123,7 @@ impl Sender {
 /// # Errors
 /// The connection cannot be made or stalls for longer than `timeout`; or other bytes arrive.
 pub fn bulk(from: (&Netns, IpAddr), to: (&Netns, IpAddr), bytes: usize, timeout: Duration) -> Result<Duration> {
+    let timeout = patience(timeout);
     let listener =
         to.0.run_in(|| TcpListener::bind((to.1, 0)).with_context(|| format!("cannot listen on {}", to.1)))?;
     setsockopt(&listener, ReceiveTimeout, &timeval(timeout)).context("cannot set a timeout")?;

@@ -17,7 +17,8 @@
 //! net0     host    192.0.2.1/30 2001::1/64            isp   192.0.2.2/30 2001::ff/64
 //! sixxs0   host    198.51.100.1/32 2a02::1/128        broker0 198.51.100.254/32 2a02::b0/128    10.0.0.0/16 2a02:578:85a0::/48
 //! sixxs1   host    203.0.113.1/32  2a02::2/128        broker1 203.0.113.254/32  2a02::b1/128    10.1.0.0/16 2a02:578:85a1::/48
-//! underlay isp     192.0.2.65/30 192.0.2.69/30        broker0 192.0.2.66, broker1 192.0.2.70    carries the vxlan kind
+//! underlay isp     192.0.2.65/30 2001:db8:f:3::1/64   broker0 192.0.2.66, 2001:db8:f:3::2       carries what encapsulates
+//!          isp     192.0.2.69/30 2001:db8:f:4::1/64   broker1 192.0.2.70, 2001:db8:f:4::2
 //! via-…    isp     192.0.2.129/30 2001:db8:f::1/64    remote  192.0.2.130, 2001:db8:f::2
 //!          broker0 192.0.2.133/30 2001:db8:f:1::1/64  remote  192.0.2.134, 2001:db8:f:1::2
 //!          broker1 192.0.2.137/30 2001:db8:f:2::1/64  remote  192.0.2.138, 2001:db8:f:2::2
@@ -35,7 +36,6 @@
 
 use std::{
     fmt::Write as _,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -44,7 +44,7 @@ use anyhow::{Context, Result};
 use tunroute::net::Family;
 
 use crate::{
-    device::{End, veth, vxlan},
+    device::{End, Mac, veth},
     inject::Injector,
     lab::Lab,
     netns::{BpfFs, Netns},
@@ -53,32 +53,11 @@ use crate::{
         REMOTE_ISP_DEVICE, TUNNELS, TunnelPlan, UPLINK, mac_broker, mac_tunnel, mac_wire,
     },
     tun::{TunOptions, TunPair},
+    tunnel::{TunnelKind, encapsulating, netkit, wireguard},
 };
 
 /// The MTU of all links but the tunnels, in bytes.
 pub const MTU: u32 = 1500;
-
-/// What the tunnels are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TunnelKind {
-    /// A layer 3 device.
-    Tun,
-    /// An Ethernet device that encapsulates; its outer packets go over `net0` with the host's address.
-    Vxlan,
-    /// An Ethernet device that is a plain wire to the broker.
-    Veth,
-}
-
-impl TunnelKind {
-    /// All kinds, for loops over them.
-    pub const ALL: [Self; 3] = [Self::Tun, Self::Vxlan, Self::Veth];
-
-    /// Needs a gateway: it is an Ethernet device.
-    #[must_use]
-    pub fn needs_gateway(self) -> bool {
-        self != Self::Tun
-    }
-}
 
 /// How a world shall be.
 #[derive(Clone, Copy, Debug)]
@@ -215,7 +194,9 @@ impl World {
     fn isp_script(&self) -> Result<String> {
         let mut script = String::new();
         add_addrs(&mut script, "net0", ISP, [30, 64])?;
-        writeln!(script, "addr add 192.0.2.65/30 dev to-b0\naddr add 192.0.2.69/30 dev to-b1")?;
+        for (index, device) in ["to-b0", "to-b1"].into_iter().enumerate() {
+            add_addrs(&mut script, device, underlay_gateway(index), [30, 64])?;
+        }
         writeln!(script, "addr add 192.0.2.129/30 dev to-remote\naddr add 2001:db8:f::1/64 dev to-remote nodad")?;
         for family in Family::ALL {
             writeln!(script, "route add {} via {} dev net0", PLAIN.of(family), HOST.of(family))?;
@@ -287,9 +268,11 @@ impl World {
                 self.tuns()[index] = Some(pair);
             }
             TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
-            TunnelKind::Vxlan => {
-                let underlay = [HOST.v4.into(), IpAddr::V4(plan.underlay)];
-                vxlan((ends[0], underlay[0]), (ends[1], underlay[1]), 100 + u32::from(number), mtu)?;
+            TunnelKind::Netkit => netkit(ends[0], ends[1], mtu)?,
+            TunnelKind::Wireguard => wireguard((ends[0], HOST.v4), (ends[1], plan.underlay.v4), number, mtu)?,
+            kind => {
+                let underlay = [HOST, plan.underlay].map(|addrs| addrs.of(kind.underlay()));
+                encapsulating(kind, (ends[0], underlay[0]), (ends[1], underlay[1]), number, mtu)?;
             }
         }
         let mut script = String::new();
@@ -350,11 +333,21 @@ impl World {
     /// The tunnel does not exist.
     pub fn broker_injector(&self, index: usize) -> Result<Injector> {
         let (broker, device) = (&self.brokers[index], TUNNELS[index].device);
-        if self.options.kind.needs_gateway() {
-            let number = u8::try_from(index)?;
-            Injector::ethernet(broker, device, mac_broker(number), mac_tunnel(number))
-        } else {
-            Injector::layer3(broker, device)
+        match self.macs(index) {
+            Some((tunnel, broker_end)) => Injector::ethernet(broker, device, broker_end, tunnel),
+            None => Injector::layer3(broker, device),
+        }
+    }
+
+    /// The MAC addresses of a tunnel, the host's and the broker's, where it is an Ethernet device.
+    #[must_use]
+    pub fn macs(&self, index: usize) -> Option<(Mac, Mac)> {
+        let number = u8::try_from(index).ok()?;
+        match self.options.kind {
+            // In its usual mode it has an Ethernet header in which nothing is written (`netkit_new_link()` in
+            // drivers/net/netkit.c).
+            TunnelKind::Netkit => Some((Mac([0; 6]), Mac([0; 6]))),
+            kind => kind.needs_gateway().then(|| (mac_tunnel(number), mac_broker(number))),
         }
     }
 
@@ -399,15 +392,22 @@ impl World {
 fn broker_script(index: usize) -> Result<String> {
     let TunnelPlan { device, host, prefix, underlay, .. } = TUNNELS[index];
     let mut script = String::new();
-    writeln!(script, "addr add {underlay}/30 dev to-isp")?;
-    // The underlay of the vxlan kind.
-    let isp = ["192.0.2.65", "192.0.2.69"][index];
-    writeln!(script, "route add {} via {isp} dev to-isp", UPLINK.v4)?;
+    add_addrs(&mut script, "to-isp", underlay, [30, 64])?;
+    for family in Family::ALL {
+        let isp = underlay_gateway(index).of(family);
+        writeln!(script, "route add {} via {isp} dev to-isp", UPLINK.of(family))?;
+    }
     add_addrs(&mut script, "to-remote", wire_gateway(index), [30, 64])?;
     add_routes(&mut script, "default", remote_gateway(index), "to-remote")?;
     let hosts = Nets { v4: host.v4.into(), v6: host.v6.into() };
     only_from(&mut script, device, &[hosts, prefix])?;
     Ok(script)
+}
+
+/// The ISP's address on its link to a broker.
+fn underlay_gateway(index: usize) -> Addrs {
+    let (v4, v6): (u8, u16) = [(65, 3), (69, 4)][index];
+    Addrs { v4: [192, 0, 2, v4].into(), v6: [0x2001, 0xdb8, 0xf, v6, 0, 0, 0, 1].into() }
 }
 
 /// The address of broker 0, broker 1 or (2) the ISP on its link to `remote`.

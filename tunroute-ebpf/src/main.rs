@@ -6,6 +6,8 @@
 mod lookup;
 mod skb;
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
@@ -87,9 +89,12 @@ fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) ->
 fn count(index: u32, outcome: Outcome, bytes: u32) {
     if let Some(stats) = lookup::STATS.get_ptr_mut(index) {
         // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.
-        let counter = unsafe { &mut (*stats).outcomes[outcome as usize] };
-        counter.packets += 1;
-        counter.bytes += u64::from(bytes);
+        let outcomes = unsafe { &mut (*stats).outcomes };
+        // The compiler would leave out the check, as it knows the range: the verifier of Linux 6.1 has lost it by then.
+        if let Some(counter) = outcomes.get_mut(black_box(outcome as usize)) {
+            counter.packets += 1;
+            counter.bytes += u64::from(bytes);
+        }
     }
 }
 

@@ -61,11 +61,16 @@ pub fn shown(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Whether `program` is found in `PATH` or where Debian keeps programs that root uses.
-pub fn is_installed(program: &str) -> bool {
+/// Finds `program` in `PATH` or where Debian keeps programs that root uses.
+pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let root_only = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(root_only).any(|dir| dir.join(program).is_file())
+    env::split_paths(&path).chain(root_only).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// Whether [`find_program`] finds it.
+pub fn is_installed(program: &str) -> bool {
+    find_program(program).is_some()
 }
 
 /// Whether this program runs as root.

@@ -5,6 +5,7 @@ mod lint;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -29,11 +30,7 @@ enum Task {
         args: Vec<OsString>,
     },
     /// Build, and run every test: unit tests, and the integration tests in network namespaces
-    Test {
-        /// Arguments for the test binaries, such as a part of a test's name
-        #[arg(last = true)]
-        args: Vec<OsString>,
-    },
+    Test(test::Options),
     /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
     Lint,
 }
@@ -42,7 +39,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup => setup::everything(),
         Task::Run { args } => run::run(&args),
-        Task::Test { args } => test::test(&args),
+        Task::Test(options) => options.run(),
         Task::Lint => lint::lint(),
     };
     match done {

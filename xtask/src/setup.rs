@@ -12,6 +12,17 @@ const BPF_LINKER: &str = "0.10.3";
 /// The programs that tests and demo start, and the Debian packages that have them.
 const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ping", "iputils-ping")];
 
+/// What booting other kernels takes, besides.
+const VM_PROGRAMS: [(&str, &str); 7] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("cpio", "cpio"),
+    ("modprobe", "kmod"),
+    ("busybox", "busybox-static"),
+    ("wg", "wireguard-tools"),
+    ("setpriv", "util-linux"),
+    ("strip", "binutils"),
+];
+
 /// All steps.
 pub fn everything() -> Result<()> {
     for_building()?;
@@ -28,7 +39,17 @@ pub fn for_building() -> Result<()> {
 
 /// What the tests and the demo start.
 pub fn for_testing() -> Result<()> {
-    let packages = packages_without(is_installed);
+    install(&PROGRAMS)
+}
+
+/// What `cargo xtask test --vm` starts, and what it takes along into the guests.
+pub fn for_virtual_machines() -> Result<()> {
+    for_testing()?;
+    install(&VM_PROGRAMS)
+}
+
+fn install(programs: &[(&str, &'static str)]) -> Result<()> {
+    let packages = packages_without(programs, is_installed);
     if packages.is_empty() {
         return Ok(());
     }
@@ -49,8 +70,8 @@ pub fn for_testing() -> Result<()> {
     Ok(())
 }
 
-fn packages_without(is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
+fn packages_without(programs: &[(&str, &'static str)], is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
 }
 
 /// The source of `core`, which is compiled anew for eBPF.
@@ -108,8 +129,8 @@ mod tests {
 
     #[test]
     fn asks_only_for_the_packages_of_missing_programs() {
-        assert_eq!(packages_without(|_| true), Vec::<&str>::new());
-        assert_eq!(packages_without(|program| program == "ip"), ["iputils-ping"]);
-        assert_eq!(packages_without(|_| false), ["iproute2", "iputils-ping"]);
+        assert_eq!(packages_without(&PROGRAMS, |_| true), Vec::<&str>::new());
+        assert_eq!(packages_without(&PROGRAMS, |program| program == "ip"), ["iputils-ping"]);
+        assert_eq!(packages_without(&PROGRAMS, |_| false), ["iproute2", "iputils-ping"]);
     }
 }

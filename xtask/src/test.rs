@@ -13,17 +13,47 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{
     command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
     run::build_release,
-    setup,
+    setup, vm,
 };
 
+/// Which tests.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Instead, run the integration tests in virtual machines: on stock Debian kernels of these series, or 6.1 and 6.12
+    #[arg(long, value_name = "SERIES", num_args = 0..)]
+    vm: Option<Vec<String>>,
+    /// Only a few tests in each virtual machine
+    #[arg(long, requires = "vm")]
+    smoke: bool,
+    /// Arguments for the test binaries, such as a part of a test's name
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+impl Options {
+    /// Runs them.
+    pub fn run(&self) -> Result<()> {
+        match &self.vm {
+            Some(series) => vm::test(series, self.smoke, &self.args),
+            None => test(&self.args),
+        }
+    }
+}
+
+/// The command that builds and runs every test on this machine.
+pub fn all_tests() -> Result<Command> {
+    cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf"])
+}
+
 /// Runs all tests, or with `args`, what the test binaries make of these.
-pub fn test(args: &[OsString]) -> Result<()> {
+fn test(args: &[OsString]) -> Result<()> {
     let start = Instant::now();
     setup::for_building()?;
     setup::for_testing()?;
     build_release()?;
 
-    let mut tests = cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--no-fail-fast", "--"])?;
+    let mut tests = all_tests()?;
+    tests.args(["--no-fail-fast", "--"]);
     // The integration tests start what a user would, wherever cargo has been told to put it.
     tests.args(args).env("TUNROUTE_BIN", release_dir()?.join("tunroute"));
     if !is_root() {
@@ -75,15 +105,15 @@ fn pass_on_and_count(mut from: impl BufRead, mut to: impl Write) -> Result<Tally
 
 /// Numbers of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
+pub struct Tally {
+    pub passed: usize,
+    pub failed: usize,
+    pub ignored: usize,
 }
 
 impl Tally {
     /// Reads the closing line of a test binary, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    fn read(line: &str) -> Option<Self> {
+    pub fn read(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let count = |name| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse().ok());
         Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })

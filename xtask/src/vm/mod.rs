@@ -1,0 +1,154 @@
+//! `cargo xtask test --vm`: the integration tests on other kernels, in virtual machines.
+//!
+//! Stock Debian kernels have the tunnel devices that a developer's machine may lack, and 6.1 is from before TCX. Without
+//! KVM they are emulated, 10 to 30 times slower: suites that are about time are not run there.
+
+mod initramfs;
+mod kernel;
+mod machine;
+mod results;
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use self::{
+    kernel::Kernel,
+    machine::{Accelerator, boot},
+    results::Results,
+};
+use crate::{
+    command::{output_of, release_dir, say, workspace},
+    run::build_release,
+    setup,
+    test::{Tally, all_tests},
+};
+
+/// The series that are tested unless others are named: the oldest that is supported, and the newest of Debian stable.
+const SERIES: [&str; 2] = ["6.1", "6.12"];
+
+/// A test binary, and what of it is run in a guest.
+struct Suite {
+    name: &'static str,
+    /// Arguments for the smoke test; it leaves out a suite that has none.
+    smoke: Option<&'static [&'static str]>,
+    /// Tests that cannot be run there, by name.
+    skip: &'static [&'static str],
+}
+
+const SUITES: [Suite; 8] = [
+    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &[] },
+    Suite { name: "kernel", smoke: None, skip: &[] },
+    Suite { name: "matrix", smoke: None, skip: &[] },
+    Suite { name: "tunnels", smoke: Some(&["sit::"]), skip: &[] },
+    Suite { name: "semantics", smoke: None, skip: &[] },
+    Suite { name: "lifecycle", smoke: None, skip: &[] },
+    Suite { name: "probes", smoke: None, skip: &[] },
+    Suite { name: "commands", smoke: None, skip: &[] },
+];
+
+/// The tests measure time, and wait for what does not come: this many times as long under emulation.
+const SLOWDOWN: (&str, &str) = ("TUNROUTE_TEST_SLOWDOWN", "10");
+/// A suite that takes longer hangs.
+const SUITE_LIMIT: Duration = Duration::from_secs(900);
+/// The same for all suites of a smoke test, and the guest's start.
+const SMOKE_LIMIT: Duration = Duration::from_secs(240);
+
+/// Runs the tests on the newest kernel of each series, or a few of them for a smoke test; `args` are for the test binaries.
+pub fn test(series: &[String], smoke: bool, args: &[OsString]) -> Result<()> {
+    let start = Instant::now();
+    setup::for_building()?;
+    setup::for_virtual_machines()?;
+    build_release()?;
+    let dir = workspace()?.join("target/vm");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+
+    let suites: Vec<&Suite> = SUITES.iter().filter(|suite| !smoke || suite.smoke.is_some()).collect();
+    let programs = programs(&suites)?;
+    let series: Vec<&str> =
+        if series.is_empty() { SERIES.to_vec() } else { series.iter().map(String::as_str).collect() };
+    let mut all = Vec::new();
+    for series in series {
+        let kernel = Kernel::fetch(series, &dir)?;
+        let console = dir.join(format!("console-{}", kernel.release));
+        let base = initramfs::base(&kernel, &dir)?;
+        let accelerator = Accelerator::choose(&kernel, &base, &console);
+        let run = script(&suites, smoke, accelerator, args)?;
+        let initramfs = initramfs::with_payload(&base, &programs, &run, &dir)?;
+        say(format_args!("testing on Linux {} ({accelerator})", kernel.release));
+        let limit = if smoke { SMOKE_LIMIT } else { SUITE_LIMIT * u32::try_from(suites.len())? };
+        let mut results = Results::default();
+        boot(accelerator, &kernel, &initramfs, &console, limit, |line| {
+            println!("{line}");
+            results.read(line);
+        })?;
+        all.push((kernel.release, results));
+    }
+
+    println!("\n{}\n", results::table(all.iter().map(|(release, results)| (release.as_str(), results))));
+    let mut failed = false;
+    for (release, results) in all {
+        let Tally { passed, failed: failures, ignored } = results.tally;
+        println!("tests on Linux {release}: {passed} passed, {failures} failed, {ignored} skipped");
+        for failure in results.failures(suites.len()) {
+            println!("  {failure}");
+            failed = true;
+        }
+    }
+    say(format_args!("virtual machines ended after {:.0?}", start.elapsed()));
+    if failed {
+        bail!("tests in virtual machines: they are named above");
+    }
+    Ok(())
+}
+
+/// The binaries of the suites and tunroute itself, built, with their names.
+fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
+    say("building the tests");
+    let mut build = all_tests()?;
+    build.args(["--no-run", "--message-format=json-render-diagnostics"]).stderr(Stdio::inherit());
+    let messages = output_of(&mut build)?;
+    let mut programs = vec![("tunroute".to_owned(), release_dir()?.join("tunroute"))];
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let (name, path) = (message["target"]["name"].as_str(), message["executable"].as_str());
+        let is_test = message["target"]["kind"][0] == "test";
+        if let (true, Some(name), Some(path)) = (is_test, name, path)
+            && suites.iter().any(|suite| suite.name == name)
+        {
+            programs.push((name.to_owned(), path.into()));
+        }
+    }
+    Ok(programs)
+}
+
+/// What the guest does, in the words that [`Results::read`] knows.
+fn script(suites: &[&Suite], smoke: bool, accelerator: Accelerator, args: &[OsString]) -> Result<String> {
+    let (slowdown, factor) = SLOWDOWN;
+    let mut script = String::from("cd /payload\nexport TUNROUTE_BIN=/payload/tunroute RUST_BACKTRACE=0");
+    if accelerator == Accelerator::Emulation {
+        script += &format!(" {slowdown}={factor}");
+    }
+    for Suite { name, smoke: few, skip } in suites {
+        script += &format!("\necho 'vm: suite {name}'\ntimeout -s KILL {} ./{name}", SUITE_LIMIT.as_secs());
+        for test in *skip {
+            script += &format!(" --skip {test}");
+        }
+        for test in few.filter(|_| smoke).unwrap_or_default() {
+            script += &format!(" {test}");
+        }
+        for arg in args {
+            let arg = arg.to_str().with_context(|| format!("not text: {}", arg.display()))?;
+            script += &format!(" '{}'", arg.replace('\'', r"'\''"));
+        }
+        script += &format!("\necho \"vm: {name} ended with $?\"");
+    }
+    script.push('\n');
+    Ok(script)
+}
