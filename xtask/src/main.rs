@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a developer or CI does here, by one name on every machine.
 
+mod bench;
 mod command;
 mod lint;
 mod run;
@@ -34,6 +35,12 @@ enum Task {
         #[arg(last = true)]
         args: Vec<OsString>,
     },
+    /// Build, and measure what the fast path saves and costs on this machine (`cargo xtask bench --help`)
+    Bench {
+        /// Arguments for the bench
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
     Lint,
 }
@@ -43,6 +50,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::everything(),
         Task::Run { args } => run::run(&args),
         Task::Test { args } => test::test(&args),
+        Task::Bench { args } => bench::bench(&args),
         Task::Lint => lint::lint(),
     };
     match done {

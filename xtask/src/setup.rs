@@ -10,13 +10,16 @@ use crate::command::{cargo, is_installed, is_root, output_of, run, say, workspac
 const BPF_LINKER: &str = "0.10.3";
 
 /// The programs that tests and demo start, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ping", "iputils-ping")];
+const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
+/// Those that the bench starts.
+const FOR_BENCH: &[(&str, &str)] = &[("ip", "iproute2"), ("nft", "nftables")];
 
 /// All steps.
 pub fn everything() -> Result<()> {
     for_building()?;
     for_testing()?;
-    say("what building and testing needs is installed");
+    for_measuring()?;
+    say("what building, testing and measuring needs is installed");
     Ok(())
 }
 
@@ -28,7 +31,16 @@ pub fn for_building() -> Result<()> {
 
 /// What the tests and the demo start.
 pub fn for_testing() -> Result<()> {
-    let packages = packages_without(is_installed);
+    install(FOR_TESTS)
+}
+
+/// What the bench starts.
+pub fn for_measuring() -> Result<()> {
+    install(FOR_BENCH)
+}
+
+fn install(programs: &[(&'static str, &'static str)]) -> Result<()> {
+    let packages = packages_without(programs, is_installed);
     if packages.is_empty() {
         return Ok(());
     }
@@ -49,8 +61,11 @@ pub fn for_testing() -> Result<()> {
     Ok(())
 }
 
-fn packages_without(is_installed: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
+fn packages_without(
+    programs: &[(&'static str, &'static str)],
+    is_installed: impl Fn(&str) -> bool,
+) -> Vec<&'static str> {
+    programs.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect()
 }
 
 /// The source of `core`, which is compiled anew for eBPF.
@@ -108,8 +123,8 @@ mod tests {
 
     #[test]
     fn asks_only_for_the_packages_of_missing_programs() {
-        assert_eq!(packages_without(|_| true), Vec::<&str>::new());
-        assert_eq!(packages_without(|program| program == "ip"), ["iputils-ping"]);
-        assert_eq!(packages_without(|_| false), ["iproute2", "iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |_| true), Vec::<&str>::new());
+        assert_eq!(packages_without(FOR_TESTS, |program| program == "ip"), ["iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |_| false), ["iproute2", "iputils-ping"]);
     }
 }

@@ -23,7 +23,17 @@ pub fn test(args: &[OsString]) -> Result<()> {
     setup::for_testing()?;
     build_release()?;
 
-    let mut tests = cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--no-fail-fast", "--"])?;
+    let mut tests = cargo([
+        "test",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "tunroute-ebpf",
+        "--exclude",
+        "tunroute-bench-ebpf",
+        "--no-fail-fast",
+        "--",
+    ])?;
     // The integration tests start what a user would, wherever cargo has been told to put it.
     tests.args(args).env("TUNROUTE_BIN", release_dir()?.join("tunroute"));
     if !is_root() {

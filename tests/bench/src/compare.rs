@@ -1,0 +1,1 @@
+//! What has become slower or faster since an older run.

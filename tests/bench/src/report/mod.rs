@@ -1,0 +1,3 @@
+//! What a record says, for people.
+
+pub mod table;
