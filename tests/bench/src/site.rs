@@ -40,6 +40,9 @@ pub const UPLINK: &str = "net0";
 /// The MAC addresses of whoever sends to lan0, and of lan0.
 pub const LAN_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
 
+/// The settings of every site, for the record. [`Sysctls`] says which vary.
+pub const SETTINGS: [&str; 3] = ["rp_filter=0", "ip_forward=1", "ipv6.conf.all.forwarding=1"];
+
 const NET_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 1, 1]), Mac([2, 0, 0, 0, 1, 2]));
 const MTU: u32 = 1500;
 /// What VXLAN over IPv4 leaves of it.

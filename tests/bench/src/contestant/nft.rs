@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
 
 use super::{Contestant, InTheKernel, Installed, Task, rules};
-use crate::site::Site;
+use crate::site::{INGRESS, Site};
 
 /// One interval map, and as many rules as there are tunnels.
 pub struct NftMap;
@@ -27,9 +27,15 @@ impl Contestant for NftMap {
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         let family = task.prefixes.family;
         let mut script = rules::tables(site, task)?;
+        // Without `iif`, a vxlan tunnel would route its own packets, which inherit the mark, into itself.
         for tunnel in 0..2 {
             let (version, table) = (rules::version(family), rules::table(tunnel));
-            writeln!(script, "{version} rule add fwmark {} lookup {table} pref {}", tunnel + 1, 1000 + tunnel)?;
+            writeln!(
+                script,
+                "{version} rule add iif {INGRESS} fwmark {} lookup {table} pref {}",
+                tunnel + 1,
+                1000 + tunnel
+            )?;
         }
         site.host.ip(&script)?;
         nft(&mut site.host.command("nft"), &ruleset(task)?)?;

@@ -62,13 +62,19 @@ pub fn title(case: &Case) -> String {
 pub fn figure(measurement: &Measurement) -> String {
     match (&measurement.outcome, measurement.estimate) {
         (Outcome::Measured, Some(estimate)) => {
-            let doubt = if estimate.uncertainty() > TOO_WIDE { " (uncertain)" } else { "" };
+            let doubt = if is_uncertain(measurement) { " (uncertain)" } else { "" };
             format!("{}{doubt}", amount(measurement.unit, estimate.median))
         }
         (Outcome::Measured, None) => "not measured".to_owned(),
         (Outcome::Disqualified(why), _) => format!("disqualified: {why}"),
         (Outcome::Stopped(why) | Outcome::Declined(why), _) => why.clone(),
     }
+}
+
+/// Is the interval too wide?
+#[must_use]
+pub fn is_uncertain(measurement: &Measurement) -> bool {
+    measurement.estimate.is_some_and(|estimate| estimate.uncertainty() > TOO_WIDE)
 }
 
 /// A value with its unit.
@@ -91,6 +97,12 @@ fn digits(value: f64) -> String {
     if value < 10.0 {
         return format!("{value:.2}");
     }
+    thousands(value)
+}
+
+/// A whole number, with thousands set apart.
+#[must_use]
+pub fn thousands(value: f64) -> String {
     let plain = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in plain.chars().enumerate() {
@@ -102,7 +114,9 @@ fn digits(value: f64) -> String {
     text
 }
 
-fn interval(measurement: &Measurement) -> String {
+/// The interval, or that there is none.
+#[must_use]
+pub fn interval(measurement: &Measurement) -> String {
     let Some(Estimate { low, high, .. }) = measurement.estimate else { return String::new() };
     if measurement.values.len() < 2 {
         return "one value".to_owned();
@@ -110,7 +124,9 @@ fn interval(measurement: &Measurement) -> String {
     format!("{} – {}", amount(measurement.unit, low), amount(measurement.unit, high))
 }
 
-fn ratio(measurement: &Measurement) -> String {
+/// The ratio to the baseline, with its interval.
+#[must_use]
+pub fn ratio(measurement: &Measurement) -> String {
     let Some(Estimate { median, low, high }) = measurement.ratio else { return String::new() };
     format!("{median:.2} ({low:.2} – {high:.2})")
 }
