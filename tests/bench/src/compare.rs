@@ -57,7 +57,7 @@ pub fn compare<'a>(old: &'a Record, new: &'a Record) -> (Vec<Change<'a>>, usize)
         // One value says nothing of noise.
         let (Some(a), Some(b)) = (before.ratio, now.ratio) else { continue };
         if let Some(larger) = differs(&a, &b) {
-            let verdict = if larger == now.unit.more_is_better() { Verdict::Faster } else { Verdict::Slower };
+            let verdict = if larger { Verdict::Slower } else { Verdict::Faster };
             changes.push(Change { verdict, old: before, new: now, factor: b.median / a.median });
         }
     }

@@ -37,20 +37,14 @@ pub enum Scenario {
     Host,
     /// Round trips through a tunnel.
     Latency,
-    /// TCP with segmentation offload through a tunnel.
-    Bulk,
     /// Forwarding on all CPUs at the same time.
     Cores,
     /// Time to install all prefixes.
     Install,
-    /// Time until one more prefix is in force.
-    Change,
     /// Time without packets when a tunnel goes down.
     Failover,
     /// Memory of the kernel and the daemon.
     Memory,
-    /// Time in an eBPF program, by the kernel's own count.
-    Program,
 }
 
 /// Under which circumstances.
@@ -93,7 +87,7 @@ impl Case {
     }
 }
 
-/// In what it was measured. Less is better in all but the last.
+/// In what it was measured. Less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
@@ -105,16 +99,6 @@ pub enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
-    /// Gigabits a second.
-    GigabitsPerSecond,
-}
-
-impl Unit {
-    /// Is more better?
-    #[must_use]
-    pub const fn more_is_better(self) -> bool {
-        matches!(self, Self::GigabitsPerSecond)
-    }
 }
 
 /// What came of it.

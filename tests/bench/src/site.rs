@@ -92,10 +92,11 @@ pub struct Site {
     // Dropped in this order: what is in the namespaces, the namespaces, the directory.
     _exits: Vec<SchedClassifierLink>,
     _entry: XdpLink,
-    _tunnels: Vec<File>,
+    tunnels: Vec<File>,
     /// Where the contestant works.
     pub host: Netns,
-    _neighbours: Netns,
+    /// Where clients are.
+    pub neighbours: Netns,
     bpffs: BpfFs,
     lab: Lab,
     /// What its tunnels are.
@@ -139,7 +140,7 @@ impl Site {
             Ok((generator.attach_entry(INGRESS)?, exits))
         })?;
         let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
-        Ok(Self { _exits: exits, _entry: entry, _tunnels: tunnels, host, _neighbours: neighbours, bpffs, lab, target })
+        Ok(Self { _exits: exits, _entry: entry, tunnels, host, neighbours, bpffs, lab, target })
     }
 
     /// Where tunroute may pin.
@@ -152,6 +153,14 @@ impl Site {
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.lab.dir()
+    }
+
+    /// What a tun device sends comes out here, and what is written here it receives.
+    ///
+    /// # Errors
+    /// The tunnels are no tun devices.
+    pub fn tunnel(&self, number: usize) -> Result<&File> {
+        self.tunnels.get(number).context("there is no such tun device")
     }
 
     /// The gateway of a tunnel, where it needs one.

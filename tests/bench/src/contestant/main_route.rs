@@ -33,6 +33,10 @@ impl Contestant for MainRoute {
         Delivery::Anywhere
     }
 
+    fn routes_by_kernel(&self) -> bool {
+        true
+    }
+
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         // Unmatched packets leave by the uplink in every contestant.
         if task.pattern != Pattern::Unmatched {

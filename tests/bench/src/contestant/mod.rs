@@ -57,6 +57,11 @@ pub trait Contestant: Sync {
         self.delivery() == Delivery::Policy
     }
 
+    /// Does it leave forwarding to the kernel's routes, if it has no policies?
+    fn routes_by_kernel(&self) -> bool {
+        false
+    }
+
     /// Why it cannot do this, if it cannot.
     fn declines(&self, _task: &Task) -> Option<&'static str> {
         None

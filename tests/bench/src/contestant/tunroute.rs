@@ -73,7 +73,8 @@ fn configuration(site: &Site, task: &Task, datapath: &str) -> Result<String> {
         if prefixes.peek().is_none() {
             continue;
         }
-        writeln!(text, "[[policy]]\nname = \"{device}\"\nvia = [\"{device}\"]\nfrom = [")?;
+        let other = TUNNELS[1 - number as usize];
+        writeln!(text, "[[policy]]\nname = \"{device}\"\nvia = [\"{device}\", \"{other}\"]\nfrom = [")?;
         for prefix in prefixes {
             writeln!(text, "\"{prefix}\",")?;
         }

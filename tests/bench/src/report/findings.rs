@@ -55,7 +55,7 @@ pub fn losses(record: &Record) -> Vec<String> {
             for name in [BOTH, EBPF] {
                 if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, ratio(m, baseline)?))) {
                     said.push(format!(
-                        "Into vxlan ({}), where most of the time goes to encapsulation: {name} takes {}, {}.",
+                        "Into vxlan, encapsulation included ({}): {name} takes {}, {}.",
                         place(&case),
                         median(measured),
                         against(BASELINE, &ratio)

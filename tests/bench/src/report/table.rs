@@ -88,7 +88,6 @@ pub fn amount(unit: Unit, value: f64) -> String {
         Unit::Seconds => format!("{} s", digits(value)),
         Unit::Bytes if value < 1e6 => format!("{} kB", digits(value / 1e3)),
         Unit::Bytes => format!("{} MB", digits(value / 1e6)),
-        Unit::GigabitsPerSecond => format!("{} Gbit/s", digits(value)),
     }
 }
 

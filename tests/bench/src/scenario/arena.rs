@@ -1,6 +1,9 @@
 //! The sites of all contestants that take part in a case, and rounds among them.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::resume_unwind,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -75,6 +78,21 @@ impl<'a> Arena<'a> {
         }
         Ok(arena)
     }
+
+    /// The place of the baseline.
+    ///
+    /// # Errors
+    /// It does not take part, so there would be no ratios.
+    pub fn baseline(&self) -> Result<usize> {
+        let position = self.places.iter().position(|place| place.contestant.name() == BASELINE);
+        position.context("the baseline must take part")
+    }
+
+    /// The measurements of those that do not take part.
+    #[must_use]
+    pub fn not_there(&self, case: Case, unit: Unit) -> Vec<Measurement> {
+        self.absent.iter().map(|(name, why)| Measurement::none(case, name, unit, why.clone())).collect()
+    }
 }
 
 impl Place<'_> {
@@ -82,16 +100,27 @@ impl Place<'_> {
     ///
     /// # Errors
     /// They cannot be sent.
-    pub fn slice(&self, generator: &Generator, frame: Frame, packets: u32) -> Result<Result<Sent, String>> {
+    pub fn slice(&self, generator: &Generator, frame: Frame, packets: u32, cpus: u8) -> Result<Result<Sent, String>> {
         let before = generator.arrivals()?;
-        let (warm_up, sent) = self.site.host.run_in(|| {
-            pin_to(SENDER_CPU)?;
-            let warm_up = generator.send(frame, self.ingress, packets / 8)?;
-            Ok((warm_up, generator.send(frame, self.ingress, packets)?))
-        })?;
-        let packets = warm_up.packets + sent.packets;
+        let send = |cpu| {
+            self.site.host.run_in(|| {
+                pin_to(SENDER_CPU + usize::from(cpu))?;
+                let warm_up = generator.send(frame, self.ingress, packets / 8)?;
+                Ok((warm_up, generator.send(frame, self.ingress, packets)?))
+            })
+        };
+        let (mut packets, mut all) = (0, Sent::default());
+        let slices: Vec<Result<(Sent, Sent)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..cpus).map(|cpu| scope.spawn(move || send(cpu))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        });
+        for slice in slices {
+            let (warm_up, sent) = slice?;
+            packets += warm_up.packets + sent.packets;
+            all = Sent { packets: all.packets + sent.packets, time: all.time.max(sent.time) };
+        }
         let judged = judge(self.contestant.delivery(), packets, &before, &generator.arrivals()?);
-        Ok(judged.map(|()| sent))
+        Ok(judged.map(|()| all))
     }
 
     /// The generator alone, in this place.
@@ -146,8 +175,7 @@ impl Bench {
             packets.push(count);
             lost.push(failure);
         }
-        let baseline = arena.places.iter().position(|place| place.contestant.name() == BASELINE);
-        let baseline = baseline.context("the baseline must take part")?;
+        let baseline = arena.baseline()?;
         // After the places comes the generator.
         let generator_alone = arena.places.len();
         let (generator, slice) = (&self.generator, self.effort.slice);
@@ -159,7 +187,7 @@ impl Bench {
             if lost[who].is_some() {
                 return Ok(None);
             }
-            match arena.places[who].slice(generator, frame, packets[who])? {
+            match arena.places[who].slice(generator, frame, packets[who], case.cpus)? {
                 Ok(sent) => Ok(Some(sent.nanoseconds_each())),
                 Err(why) => {
                     lost[who] = Some(why);
@@ -169,8 +197,7 @@ impl Bench {
         })?;
 
         let name = |who: usize| arena.places.get(who).map_or(GENERATOR, |place| place.contestant.name());
-        let mut measurements: Vec<Measurement> =
-            arena.absent.iter().map(|(name, why)| Measurement::none(case, name, unit, why.clone())).collect();
+        let mut measurements = arena.not_there(case, unit);
         for (who, mine) in values.iter().enumerate() {
             measurements.push(match lost.get(who).cloned().flatten() {
                 Some(why) => Measurement::none(case, name(who), unit, Outcome::Disqualified(why)),
@@ -182,10 +209,10 @@ impl Bench {
 
     /// As many packets as fill a slice, and whether the first ones came out.
     fn calibrate(&self, place: &Place<'_>, frame: Frame) -> Result<(u32, Option<String>)> {
-        match place.slice(&self.generator, frame, crate::generator::BATCH)? {
+        match place.slice(&self.generator, frame, crate::generator::BATCH, 1)? {
             Ok(first) => {
                 let rough = packets_in(self.effort.slice / 8, first.nanoseconds_each());
-                let second = place.slice(&self.generator, frame, rough)?;
+                let second = place.slice(&self.generator, frame, rough, 1)?;
                 let each = second.as_ref().map_or(first.nanoseconds_each(), Sent::nanoseconds_each);
                 Ok((packets_in(self.effort.slice, each), second.err()))
             }

@@ -1,11 +1,11 @@
-//! Forwarding: how long does a packet take, with how many prefixes?
+//! The stages of a run: who is put up with how many prefixes, and what is measured there.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use tunroute::net::Family;
 
-use super::{Arena, Bench};
+use super::{Arena, Bench, host, latency, upkeep};
 use crate::{
     contestant::Task,
     limits::Step,
@@ -39,6 +39,18 @@ pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
             if [MIDDLE, 100_000].contains(&count) && !quick {
                 cases.push(Case { pattern: Pattern::Zipf, ..plain });
             }
+            if count == MIDDLE || !quick && [1, 10_000, 100_000].contains(&count) {
+                cases.push(Case { scenario: Scenario::Host, ..plain });
+                cases.push(Case { scenario: Scenario::Latency, ..plain });
+            }
+            if count == MIDDLE {
+                cases.push(Case { scenario: Scenario::Cores, cpus: 2, ..plain });
+            }
+            cases.push(Case { scenario: Scenario::Memory, ..plain });
+            // Last, since it takes the tunnel's routes away from those who do not put them back.
+            if count >= MIDDLE && count.ilog10().is_multiple_of(2) || count == MIDDLE {
+                cases.push(Case { scenario: Scenario::Failover, ..plain });
+            }
             stages.push(cases);
             if count == MIDDLE {
                 stages.push(vec![Case { pattern: Pattern::Unmatched, ..plain }]);
@@ -70,11 +82,14 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>]) -> Result<Vec<Measurement>> 
             bench.progress.note("the machine is busy with something else: intervals will be wide");
         }
         for case in cases {
-            bench.progress.say(format!(
-                "IPv{}, {} prefixes, {}, {} bytes into {}, sysctls {}",
-                case.ip, case.prefixes, case.pattern, case.size, case.target, case.sysctls
-            ));
-            measurements.extend(bench.measure(&arena, *case)?);
+            bench.progress.say(crate::report::table::title(case));
+            measurements.extend(match case.scenario {
+                Scenario::Host => host::measure(bench, &arena, *case)?,
+                Scenario::Latency => latency::measure(bench, &arena, *case)?,
+                Scenario::Failover => upkeep::failover(bench, &arena, *case)?,
+                Scenario::Memory => upkeep::memory(&arena, *case),
+                Scenario::Forward | Scenario::Cores | Scenario::Install => bench.measure(&arena, *case)?,
+            });
             bench.progress.done(1);
         }
         let plain = Case::new(Scenario::Forward, first.family(), first.prefixes);

@@ -2,12 +2,15 @@
 
 mod arena;
 pub mod forward;
+mod host;
+mod latency;
+mod upkeep;
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-pub use self::arena::{Arena, judge};
+pub use self::arena::{Arena, Place, judge};
 use crate::{contestant::Contestant, generator::Generator, limits::Limits};
 
 /// How much is measured.
