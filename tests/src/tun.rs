@@ -85,8 +85,11 @@ impl Drop for TunPair {
     }
 }
 
-/// Opens a non-persistent tun device: it goes when the file is closed.
-fn open(netns: &Netns, device: &str, options: TunOptions) -> Result<File> {
+/// Opens a non-persistent tun device: it goes when the file is closed. It is down.
+///
+/// # Errors
+/// `/dev/net/tun` is missing, or the name is taken or too long.
+pub fn open(netns: &Netns, device: &str, options: TunOptions) -> Result<File> {
     netns.run_in(|| {
         let file = OpenOptions::new()
             .read(true)

@@ -17,13 +17,14 @@ pub fn lint() -> Result<()> {
 
     setup::for_building()?;
     // All in the profile of the other tasks: build scripts and procedural macros are then shared with them.
-    let host = ["--release", "--workspace", "--exclude", "tunroute-ebpf"];
+    let host = ["--release", "--workspace", "--exclude", "tunroute-ebpf", "--exclude", "tunroute-bench-ebpf"];
     say("checking the host's code with clippy");
     let mut clippy = cargo(["clippy"])?;
     run(clippy.args(host).args(["--all-targets", "--", "-D", "warnings"]), "change what clippy names above")?;
 
     say("checking the eBPF code with clippy");
-    let mut clippy = cargo(["clippy", "--release", "--package", "tunroute-ebpf", "--target", "bpfel-unknown-none"])?;
+    let mut clippy = cargo(["clippy", "--release", "--target", "bpfel-unknown-none"])?;
+    clippy.args(["--package", "tunroute-ebpf", "--package", "tunroute-bench-ebpf"]);
     clippy.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1");
     // Beside what tunroute's build script builds: another target and compiler environment must not share a place with
     // the host's build, or each would undo the other's.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything a developer or CI does here, by one name on every machine.
 
+mod bench;
 mod command;
 mod lint;
 mod run;
@@ -31,6 +32,12 @@ enum Task {
     },
     /// Build, and run every test: unit tests, and the integration tests in network namespaces
     Test(test::Options),
+    /// Build, and measure what the fast path saves and costs on this machine (`cargo xtask bench --help`)
+    Bench {
+        /// Arguments for the bench
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
     Lint,
 }
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::everything(),
         Task::Run { args } => run::run(&args),
         Task::Test(options) => options.run(),
+        Task::Bench { args } => bench::bench(&args),
         Task::Lint => lint::lint(),
     };
     match done {

@@ -1,6 +1,6 @@
 //! `cargo xtask run`: builds the release binaries and becomes one of them.
 
-use std::{ffi::OsString, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{ffi::OsString, iter, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -18,26 +18,34 @@ pub fn build_release() -> Result<()> {
     )
 }
 
-/// Without `args`, the demo; otherwise `tunroute run` with them. Returns only if it cannot be started: this process
-/// becomes the other one, so that signals reach it and its exit status is ours.
+/// Without `args`, the demo; otherwise `tunroute run` with them. Returns only if it cannot be started.
 pub fn run(args: &[OsString]) -> Result<()> {
     setup::for_building()?;
     if args.is_empty() {
         setup::for_testing()?;
     }
     build_release()?;
+    if args.is_empty() {
+        return start("demo", &[]);
+    }
+    let args: Vec<OsString> = iter::once("run".into()).chain(args.iter().cloned()).collect();
+    start("tunroute", &args)
+}
 
+/// Becomes one of the release binaries, as root: signals reach it, and its exit status is ours. Returns only if it cannot
+/// be started.
+pub fn start(program: &str, args: &[OsString]) -> Result<()> {
     if !is_root() {
         ensure!(is_installed("sudo"), "making network devices and loading eBPF needs root: install sudo, or be root");
         say("starting it through sudo, as making network devices and loading eBPF needs root");
     }
-    let mut command = command_line(&release_dir()?, args, is_root());
+    let mut command = command_line(&release_dir()?, program, args, is_root());
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
 }
 
-fn command_line(release_dir: &Path, args: &[OsString], is_root: bool) -> Command {
-    let program = release_dir.join(if args.is_empty() { "demo" } else { "tunroute" });
+fn command_line(release_dir: &Path, program: &str, args: &[OsString], is_root: bool) -> Command {
+    let program = release_dir.join(program);
     let mut command = if is_root {
         Command::new(program)
     } else {
@@ -45,9 +53,7 @@ fn command_line(release_dir: &Path, args: &[OsString], is_root: bool) -> Command
         sudo.arg("--").arg(program);
         sudo
     };
-    if !args.is_empty() {
-        command.arg("run").args(args);
-    }
+    command.args(args);
     command
 }
 
@@ -56,15 +62,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_the_demo_or_the_daemon_as_root() {
-        for (args, is_root, expected) in [
-            (&[][..], true, &["/t/release/demo"][..]),
-            (&[], false, &["sudo", "--", "/t/release/demo"]),
-            (&["--config", "x y"], true, &["/t/release/tunroute", "run", "--config", "x y"]),
-            (&["--once"], false, &["sudo", "--", "/t/release/tunroute", "run", "--once"]),
+    fn starts_what_was_built_as_root() {
+        for (program, args, is_root, expected) in [
+            ("demo", &[][..], true, &["/t/release/demo"][..]),
+            ("demo", &[], false, &["sudo", "--", "/t/release/demo"]),
+            ("tunroute", &["run", "--config", "x y"], true, &["/t/release/tunroute", "run", "--config", "x y"]),
+            ("tunroute", &["run", "--once"], false, &["sudo", "--", "/t/release/tunroute", "run", "--once"]),
         ] {
             let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-            let command = command_line(Path::new("/t/release"), &args, is_root);
+            let command = command_line(Path::new("/t/release"), program, &args, is_root);
             let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).collect();
             assert_eq!(words, expected);
         }

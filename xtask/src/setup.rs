@@ -10,10 +10,12 @@ use crate::command::{cargo, is_installed, is_root, output_of, run, say, workspac
 const BPF_LINKER: &str = "0.10.3";
 
 /// The programs that tests and demo start, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ping", "iputils-ping")];
+const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
+/// Those that the bench starts.
+const FOR_BENCH: &[(&str, &str)] = &[("ip", "iproute2"), ("nft", "nftables")];
 
 /// What booting other kernels takes, besides.
-const VM_PROGRAMS: [(&str, &str); 7] = [
+const FOR_VIRTUAL_MACHINES: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
@@ -27,7 +29,8 @@ const VM_PROGRAMS: [(&str, &str); 7] = [
 pub fn everything() -> Result<()> {
     for_building()?;
     for_testing()?;
-    say("what building and testing needs is installed");
+    for_measuring()?;
+    say("what building, testing and measuring needs is installed");
     Ok(())
 }
 
@@ -39,13 +42,18 @@ pub fn for_building() -> Result<()> {
 
 /// What the tests and the demo start.
 pub fn for_testing() -> Result<()> {
-    install(&PROGRAMS)
+    install(FOR_TESTS)
 }
 
 /// What `cargo xtask test --vm` starts, and what it takes along into the guests.
 pub fn for_virtual_machines() -> Result<()> {
     for_testing()?;
-    install(&VM_PROGRAMS)
+    install(FOR_VIRTUAL_MACHINES)
+}
+
+/// What the bench starts.
+pub fn for_measuring() -> Result<()> {
+    install(FOR_BENCH)
 }
 
 fn install(programs: &[(&str, &'static str)]) -> Result<()> {
@@ -129,8 +137,8 @@ mod tests {
 
     #[test]
     fn asks_only_for_the_packages_of_missing_programs() {
-        assert_eq!(packages_without(&PROGRAMS, |_| true), Vec::<&str>::new());
-        assert_eq!(packages_without(&PROGRAMS, |program| program == "ip"), ["iputils-ping"]);
-        assert_eq!(packages_without(&PROGRAMS, |_| false), ["iproute2", "iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |_| true), Vec::<&str>::new());
+        assert_eq!(packages_without(FOR_TESTS, |program| program == "ip"), ["iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |_| false), ["iproute2", "iputils-ping"]);
     }
 }

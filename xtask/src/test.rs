@@ -42,7 +42,7 @@ impl Options {
 
 /// The command that builds and runs every test on this machine.
 pub fn all_tests() -> Result<Command> {
-    cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf"])
+    cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--exclude", "tunroute-bench-ebpf"])
 }
 
 /// Runs all tests, or with `args`, what the test binaries make of these.

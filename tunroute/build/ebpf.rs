@@ -1,6 +1,6 @@
-//! Builds the eBPF programs into `OUT_DIR/tunroute-ebpf`, from where the fast path embeds them.
+//! Builds a crate of eBPF programs into `OUT_DIR`, from where its users embed the objects.
 //!
-//! `AYA_BUILD_SKIP=1` skips that and leaves an empty object, which compiles but cannot be loaded.
+//! `AYA_BUILD_SKIP=1` skips that and leaves empty objects, which compile but cannot be loaded.
 
 use std::{
     env,
@@ -13,11 +13,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya_build::{Package, Toolchain};
 
-/// The name of the eBPF crate, of its binary and of the object in `OUT_DIR`.
-const EBPF: &str = "tunroute-ebpf";
-
-fn main() {
-    if let Err(error) = build() {
+/// Builds `package`, whose directory is `root_dir`, for each of its binaries an object of that name in `OUT_DIR`.
+pub fn build(package: &str, root_dir: &str, binaries: &[&str]) {
+    if let Err(error) = try_build(package, root_dir, binaries) {
         // `cargo::error` shows the message by itself, without the build script's whole output around it.
         for line in format!("{error:#}").lines() {
             println!("cargo::error={line}");
@@ -25,15 +23,13 @@ fn main() {
     }
 }
 
-fn build() -> Result<()> {
-    // aya-build watches the eBPF crate; these are what else goes into the object.
-    for path in ["../tunroute-common", "../Cargo.toml", "../Cargo.lock", "../rust-toolchain.toml"] {
-        println!("cargo::rerun-if-changed={path}");
-    }
-    println!("cargo::rerun-if-changed=build.rs");
-
+fn try_build(package: &str, root_dir: &str, binaries: &[&str]) -> Result<()> {
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     let workspace = workspace()?;
+    // aya-build watches the eBPF crate; these are what else goes into the object.
+    for path in ["tunroute-common", "tunroute/build", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml"] {
+        println!("cargo::rerun-if-changed={}", workspace.join(path).display());
+    }
     let path = path_with_tools(&workspace)?;
     if !skipped() {
         check_prerequisites(&path)?;
@@ -50,10 +46,12 @@ fn build() -> Result<()> {
         env::set_var("CARGO_BUILD_BUILD_DIR", target_dir(&out_dir).join("ebpf"));
     }
 
-    let object = out_dir.join(EBPF);
-    fs::write(&object, []).with_context(|| format!("cannot write {}", object.display()))?;
+    for binary in binaries {
+        let object = out_dir.join(binary);
+        fs::write(&object, []).with_context(|| format!("cannot write {}", object.display()))?;
+    }
     aya_build::build_ebpf(
-        [Package { name: EBPF, root_dir: "../tunroute-ebpf", ..Package::default() }],
+        [Package { name: package, root_dir, ..Package::default() }],
         Toolchain::Custom(&toolchain(&workspace)?),
     )
 }
@@ -69,7 +67,8 @@ fn variable(name: &str) -> Result<OsString> {
 
 fn workspace() -> Result<PathBuf> {
     let crate_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    Ok(crate_dir.parent().context("the crate tunroute has no workspace around it")?.to_owned())
+    let root = crate_dir.ancestors().skip(1).find(|directory| directory.join("Cargo.lock").is_file());
+    Ok(root.context("this crate has no workspace around it")?.to_owned())
 }
 
 /// The target directory of the build that this script is a part of: `OUT_DIR` is TARGET/PROFILE/build/PACKAGE/out.

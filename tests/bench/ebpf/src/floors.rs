@@ -1,0 +1,44 @@
+//! The least that a TC program could do at the ingress device: what no policy router at that place can beat.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the functions are seen by the kernel only")]
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::bpf_redirect,
+    macros::classifier,
+    programs::TcContext,
+};
+
+/// Set before loading: the device to redirect to.
+#[unsafe(no_mangle)]
+static TARGET: u32 = 0;
+
+/// Receives, and no more.
+#[classifier]
+pub fn drop_all(_context: TcContext) -> i32 {
+    TC_ACT_SHOT
+}
+
+/// Receives and sends.
+#[classifier]
+pub fn redirect_all(_context: TcContext) -> i32 {
+    // SAFETY: a number that the loader has set, read once; the helper takes numbers.
+    unsafe { bpf_redirect(core::ptr::read_volatile(&raw const TARGET), 0) as i32 }
+}
+
+/// Looks at nothing and leaves everything to the kernel.
+#[classifier]
+pub fn step_aside(_context: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+/// The licence that the kernel reads.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

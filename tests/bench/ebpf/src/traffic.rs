@@ -1,0 +1,212 @@
+//! The generator, which makes packets under `BPF_PROG_TEST_RUN`, and the exits, which count what they get and drop it.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the functions are seen by the kernel only")]
+
+mod layout;
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    macros::{classifier, map, xdp},
+    maps::{Array, PerCpuArray},
+    programs::{TcContext, XdpContext},
+};
+
+use crate::layout::{Arrived, BENCH_V4, BENCH_V6, EXIT_MASK, EXITS, FIRST_VNI, FLOWS, Flow, Template, UPLINK};
+
+#[map]
+static FLOW_TABLE: Array<Flow> = Array::with_max_entries(FLOWS, BPF_F_MMAPABLE);
+#[map]
+static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
+/// The next flow, on each CPU.
+#[map]
+static POSITION: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static ARRIVED: PerCpuArray<Arrived> = PerCpuArray::with_max_entries(EXITS, 0);
+
+const ETHERNET: usize = 14;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+/// Outer IPv4 and UDP headers, the VXLAN header and the inner Ethernet header.
+const VXLAN: usize = IPV4_HEADER + 8 + 8 + ETHERNET;
+const VXLAN_PORT: u16 = 4789;
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// Writes the next flow's packet. Frames are recycled with what was done to them, so all headers are written each time.
+#[xdp]
+pub fn generate(context: XdpContext) -> u32 {
+    write_packet(&context).unwrap_or(0)
+}
+
+#[inline(always)]
+fn write_packet(context: &XdpContext) -> Option<u32> {
+    let template = TEMPLATE.get(0)?;
+    let position = POSITION.get_ptr_mut(0)?;
+    // SAFETY: this CPU's value of the map.
+    let flow = unsafe {
+        let flow = FLOW_TABLE.get(*position & (FLOWS - 1))?;
+        *position += 1;
+        flow
+    };
+    let (start, end) = (context.data(), context.data_end());
+    let [a, b, c, d] = template.ethernet;
+    if template.version == 4 {
+        if start + ETHERNET + IPV4_HEADER > end {
+            return None;
+        }
+        let (source, destination) = (flow.source[0], flow.destination[0]);
+        let mut sum = template.checksum + halves(source) + halves(destination);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        let header = (start + ETHERNET) as *mut u32;
+        // SAFETY: within the packet, as just checked. BPF stores may be unaligned where the verifier does not insist.
+        unsafe {
+            write_ethernet(start, [a, b, c, d]);
+            header.write(template.header[0]);
+            header.add(1).write(template.header[1]);
+            // TTL and protocol come before the checksum in memory: the checksum is the second half of the word.
+            header.add(2).write(template.header[2]);
+            header.cast::<u16>().add(5).write(!(sum as u16));
+            header.add(3).write(source);
+            header.add(4).write(destination);
+        }
+    } else {
+        if start + ETHERNET + IPV6_HEADER > end {
+            return None;
+        }
+        let header = (start + ETHERNET) as *mut u32;
+        // SAFETY: as above.
+        unsafe {
+            write_ethernet(start, [a, b, c, d]);
+            header.write(template.header[0]);
+            header.add(1).write(template.header[1]);
+            header.add(2).cast::<[u32; 4]>().write(flow.source);
+            header.add(6).cast::<[u32; 4]>().write(flow.destination);
+        }
+    }
+    Some(template.verdict)
+}
+
+#[inline(always)]
+const fn halves(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}
+
+/// # Safety
+/// `start` is that of a packet with an Ethernet header.
+#[inline(always)]
+unsafe fn write_ethernet(start: usize, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: said above.
+    unsafe {
+        (start as *mut u32).write(a);
+        (start as *mut u32).add(1).write(b);
+        (start as *mut u32).add(2).write(c);
+        ((start + 12) as *mut u16).write(d as u16);
+    }
+}
+
+/// On the ingress device: without a native XDP program there, it takes no live frames.
+#[xdp]
+pub fn enter(_context: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+/// The exit at the first tunnel, a layer 3 device.
+#[classifier]
+pub fn exit0(context: TcContext) -> i32 {
+    exit_layer3::<0>(&context)
+}
+
+/// The exit at the second tunnel.
+#[classifier]
+pub fn exit1(context: TcContext) -> i32 {
+    exit_layer3::<1>(&context)
+}
+
+/// The exit at the uplink, an Ethernet device, which also carries the vxlan tunnels.
+#[classifier]
+pub fn exit_uplink(context: TcContext) -> i32 {
+    let protocol = protocol(&context);
+    let (exit, wanted) = match vni(&context) {
+        Some(vni) => {
+            // SAFETY: the inner EtherType is read within bounds.
+            let inner = read::<u16>(&context, ETHERNET + VXLAN - 2).map_or(0, u32::from);
+            (vni.wrapping_sub(FIRST_VNI), wanted_exit::<{ ETHERNET + VXLAN }>(&context, inner))
+        }
+        None => (UPLINK, wanted_exit::<ETHERNET>(&context, protocol)),
+    };
+    arrive(exit, wanted)
+}
+
+#[inline(always)]
+fn exit_layer3<const EXIT: u32>(context: &TcContext) -> i32 {
+    arrive(EXIT, wanted_exit::<0>(context, protocol(context)))
+}
+
+#[inline(always)]
+fn arrive(exit: u32, wanted: Option<u32>) -> i32 {
+    // What the bench did not send, neighbour discovery for instance, is none of its business.
+    let Some(wanted) = wanted else { return TC_ACT_UNSPEC };
+    if let Some(arrived) = ARRIVED.get_ptr_mut(exit) {
+        // SAFETY: this CPU's value; programs on one CPU do not interrupt one another here.
+        unsafe {
+            if wanted == exit {
+                (*arrived).right += 1;
+            } else {
+                (*arrived).wrong += 1;
+            }
+        }
+    }
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn protocol(context: &TcContext) -> u32 {
+    // SAFETY: the context that the kernel gave.
+    unsafe { (*context.skb.skb).protocol }
+}
+
+#[inline(always)]
+fn read<T: Copy>(context: &TcContext, offset: usize) -> Option<T> {
+    let pointer = context.data() + offset;
+    // SAFETY: within the packet, as is checked first; unaligned as above.
+    (pointer + size_of::<T>() <= context.data_end()).then(|| unsafe { (pointer as *const T).read() })
+}
+
+/// The network identifier, if this is a VXLAN packet over IPv4 without options.
+#[inline(always)]
+fn vni(context: &TcContext) -> Option<u32> {
+    let is_vxlan = protocol(context) == ETH_P_IP
+        && read::<u8>(context, ETHERNET + 9)? == 17
+        && read::<u16>(context, ETHERNET + IPV4_HEADER + 2)? == VXLAN_PORT.to_be();
+    if !is_vxlan {
+        return None;
+    }
+    Some(u32::from_be(read::<u32>(context, ETHERNET + IPV4_HEADER + 8 + 4)?) >> 8)
+}
+
+/// The exit that a packet of the bench names; none in others. Its IP header is at `OFFSET`.
+#[inline(always)]
+fn wanted_exit<const OFFSET: usize>(context: &TcContext, protocol: u32) -> Option<u32> {
+    let last = if protocol == ETH_P_IP {
+        let destination = u32::from_be(read(context, OFFSET + 16)?);
+        (destination >> 17 == BENCH_V4).then_some(destination)
+    } else if protocol == ETH_P_IPV6 {
+        let [a, b, _, last] = read::<[u32; 4]>(context, OFFSET + 24)?.map(u32::from_be);
+        ([a, b >> 16] == BENCH_V6).then_some(last)
+    } else {
+        None
+    };
+    last.map(|last| last & EXIT_MASK)
+}
+
+/// The licence that the kernel reads.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,88 @@
+//! The least that a TC program could do. The programs are in `ebpf/src/floors.rs`.
+
+use anyhow::{Context as _, Result};
+use aya::{
+    EbpfLoader,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        tc::{SchedClassifierLink, TcAttachOptions},
+    },
+};
+
+use super::{Contestant, Delivery, Installed, Task, main_route};
+use crate::{
+    load::Pattern,
+    site::{INGRESS, Site, TUNNELS, UPLINK},
+};
+
+/// A program on the ingress device, ahead of the kernel's main route.
+pub struct Floor {
+    name: &'static str,
+    about: &'static str,
+    program: &'static str,
+    delivery: Delivery,
+}
+
+/// Drops.
+pub const DROP: Floor = Floor {
+    name: "floor-drop",
+    about: "a TC program that drops: receiving alone",
+    program: "drop_all",
+    delivery: Delivery::Nowhere,
+};
+/// Redirects.
+pub const REDIRECT: Floor = Floor {
+    name: "floor-redirect",
+    about: "a TC program that redirects to one device without a look at the packet",
+    program: "redirect_all",
+    delivery: Delivery::Anywhere,
+};
+/// Steps aside.
+pub const ASIDE: Floor = Floor {
+    name: "floor-aside",
+    about: "main-route behind a TC program that looks at nothing and steps aside",
+    program: "step_aside",
+    delivery: Delivery::Anywhere,
+};
+
+struct Attached(#[expect(dead_code, reason = "held: dropping it detaches the program")] SchedClassifierLink);
+
+impl Installed for Attached {}
+
+impl Contestant for Floor {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn delivery(&self) -> Delivery {
+        self.delivery
+    }
+
+    fn declines(&self, task: &Task) -> Option<&'static str> {
+        let needs_header = task.target == crate::site::Target::Vxlan || task.pattern == Pattern::Unmatched;
+        (self.delivery == Delivery::Anywhere && self.program == REDIRECT.program && needs_header)
+            .then_some("an Ethernet device needs a new header, which a bare redirect does not write")
+    }
+
+    fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
+        main_route::BASELINE.install(site, task)?;
+        let target = if task.pattern == Pattern::Unmatched { UPLINK } else { TUNNELS[0] };
+        let ifindex = site.host.ifindex(target)?;
+        site.host.run_in(|| {
+            let mut ebpf = EbpfLoader::new()
+                .override_global("TARGET", &ifindex, true)
+                .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors")))
+                .context("cannot load the floors' programs")?;
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(self.program).context("a program is missing")?.try_into()?;
+            program.load()?;
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let link = program.attach_with_options(INGRESS, TcAttachType::Ingress, options)?;
+            Ok(Box::new(Attached(program.take_link(link)?)) as Box<dyn Installed>)
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! Who takes part. A new contestant is a type that implements [`Contestant`] and a line in [`all`].
+
+mod floor;
+mod main_route;
+mod nft;
+mod rules;
+mod subtree;
+mod tunroute;
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{
+    load::Pattern,
+    prefixes::Prefixes,
+    site::{Site, Target},
+};
+
+/// Where packets must come out for a contestant to have done the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Each at the exit that its source's policy names.
+    Policy,
+    /// At whatever exit: the contestant has no policies and shows what forwarding alone costs.
+    Anywhere,
+    /// At none: the contestant drops them.
+    Nowhere,
+}
+
+/// What a contestant has to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// The policies' prefixes.
+    pub prefixes: Prefixes,
+    /// What the tunnels are.
+    pub target: Target,
+    /// Which packets will come. Only those without policies may look at it, to know where all packets must go.
+    pub pattern: Pattern,
+}
+
+/// A way to route by source, or a bound for all of them.
+pub trait Contestant: Sync {
+    /// Short and stable: the name in records.
+    fn name(&self) -> &'static str;
+
+    /// What it is, in a few words.
+    fn about(&self) -> &'static str;
+
+    /// Where packets must come out.
+    fn delivery(&self) -> Delivery {
+        Delivery::Policy
+    }
+
+    /// Does the number of prefixes matter to it?
+    fn scales(&self) -> bool {
+        self.delivery() == Delivery::Policy
+    }
+
+    /// Does it leave forwarding to the kernel's routes, if it has no policies?
+    fn routes_by_kernel(&self) -> bool {
+        false
+    }
+
+    /// Why it cannot do this, if it cannot.
+    fn declines(&self, _task: &Task) -> Option<&'static str> {
+        None
+    }
+
+    /// Sets it up, completely: when this returns, packets may come.
+    ///
+    /// # Errors
+    /// It could not be set up.
+    fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>>;
+}
+
+/// A contestant at work. Dropping it stops its processes; the rest goes with the site.
+pub trait Installed: Send + Sync {
+    /// Its processes, whose memory counts.
+    fn process(&self) -> Option<u32> {
+        None
+    }
+}
+
+/// Nothing to stop.
+struct InTheKernel;
+
+impl Installed for InTheKernel {}
+
+/// All contestants, in the order of the tables. `daemon` is tunroute's binary.
+#[must_use]
+pub fn all(daemon: &Path) -> Vec<Box<dyn Contestant>> {
+    vec![
+        Box::new(rules::FlatRules),
+        Box::new(nft::NftMap),
+        Box::new(subtree::Subtree),
+        Box::new(tunroute::Tunroute::kernel(daemon)),
+        Box::new(tunroute::Tunroute::both(daemon)),
+        Box::new(tunroute::Tunroute::ebpf(daemon)),
+        Box::new(main_route::BASELINE),
+        Box::new(main_route::AGAIN),
+        Box::new(floor::ASIDE),
+        Box::new(floor::REDIRECT),
+        Box::new(floor::DROP),
+    ]
+}
+
+/// The baseline of all ratios: no policy at all, which every machine and number of prefixes can do.
+pub const BASELINE: &str = "main-route";
+/// The baseline's second entry: what differs between the two is noise.
+pub const NULL: &str = "main-route-again";

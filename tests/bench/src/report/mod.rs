@@ -1,0 +1,6 @@
+//! What a record says, for people.
+
+pub mod findings;
+pub mod markdown;
+pub mod plot;
+pub mod table;

@@ -1,0 +1,81 @@
+//! What is measured, and under which circumstances.
+
+mod arena;
+pub mod forward;
+mod host;
+mod latency;
+mod upkeep;
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+pub use self::arena::{Arena, Place, judge};
+use crate::{contestant::Contestant, generator::Generator, limits::Limits};
+
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub struct Effort {
+    /// The numbers of prefixes.
+    pub prefixes: Vec<u32>,
+    /// How many rounds.
+    pub rounds: usize,
+    /// How long a contestant works in each.
+    pub slice: Duration,
+    /// What is bearable.
+    pub limits: Limits,
+    /// Less of everything.
+    pub quick: bool,
+}
+
+/// What all scenarios work with.
+pub struct Bench {
+    /// Sends and counts.
+    pub generator: Generator,
+    /// Who takes part.
+    pub contestants: Vec<Box<dyn Contestant>>,
+    /// How much is measured.
+    pub effort: Effort,
+    /// The order of the rounds.
+    pub rng: Rng,
+    /// The progress that is shown.
+    pub progress: Progress,
+}
+
+/// Tells what is being done, and how far it is.
+pub struct Progress(indicatif::ProgressBar);
+
+impl Progress {
+    /// Of so many steps.
+    #[must_use]
+    pub fn new(steps: u64) -> Self {
+        let bar = indicatif::ProgressBar::new(steps);
+        let style = indicatif::ProgressStyle::with_template("{bar:30} {percent:>3} %, {eta} left: {wide_msg}");
+        bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_secs(1));
+        Self(bar)
+    }
+
+    /// What begins now.
+    pub fn say(&self, message: String) {
+        self.0.set_message(message);
+    }
+
+    /// So many steps are done.
+    pub fn done(&self, steps: u64) {
+        self.0.inc(steps);
+    }
+
+    /// Says something that stays.
+    pub fn note(&self, message: &str) {
+        self.0.suspend(|| eprintln!("{message}"));
+    }
+
+    /// The bar goes.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// The CPU that packets are sent on.
+pub const SENDER_CPU: usize = 0;
