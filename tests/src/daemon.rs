@@ -41,6 +41,32 @@ pub struct DaemonOptions {
     pub under: Vec<String>,
 }
 
+/// The unit for systemd that comes with tunroute.
+const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tunroute/systemd/tunroute.service");
+
+impl DaemonOptions {
+    /// As root with these capabilities and no others, `CAP_NET_ADMIN …` as in a unit.
+    #[must_use]
+    pub fn with_capabilities(capabilities: &str) -> Self {
+        let plus: Vec<String> = capabilities
+            .split_whitespace()
+            .map(|capability| format!(",+{}", capability.trim_start_matches("CAP_").to_lowercase()))
+            .collect();
+        let bounding = format!("--bounding-set=-all{}", plus.concat());
+        Self { under: ["setpriv", "--inh-caps=-all", &bounding].map(str::to_owned).to_vec(), ..Self::default() }
+    }
+}
+
+/// The capabilities that the unit leaves to the daemon.
+///
+/// # Errors
+/// The unit cannot be read, or bounds none.
+pub fn unit_capabilities() -> Result<String> {
+    let unit = fs::read_to_string(UNIT).context("cannot read the unit")?;
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    Ok(line.context("the unit bounds no capabilities")?.to_owned())
+}
+
 /// The `tunroute` binary: `$TUNROUTE_BIN`, else the newest of `target/release` and `target/debug`.
 ///
 /// # Errors

@@ -1,6 +1,9 @@
 //! Pairs of Ethernet devices between namespaces, with fixed MAC addresses.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::Result;
 
@@ -33,9 +36,13 @@ pub struct End<'a> {
 /// # Errors
 /// `ip link add` fails.
 pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(1000);
+    // The ends have different numbers. Where they happen to be the same, the kernel takes note of a carrier up to a second
+    // later (`linkwatch_urgent_event()` in net/core/link_watch.c), as it would not between two machines.
+    let index = NEXT.fetch_add(1, Ordering::Relaxed);
     // A veth cannot be created up: its peer is not connected yet (`veth_open` in drivers/net/veth.c).
     a.netns.ip(&format!(
-        "link add {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}",
+        "link add index {index} name {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}",
         a.mac,
         b.device,
         b.mac,
@@ -43,7 +50,7 @@ pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
         device = a.device,
     ))?;
     // Before packets can come: a solicitation that is under way keeps its timer.
-    [a, b].into_iter().try_for_each(ask_neighbours_often)?;
+    [a, b].into_iter().try_for_each(|end| ask_neighbours_often(end.netns, end.device))?;
     [a, b].into_iter().try_for_each(set_up)
 }
 
@@ -51,12 +58,16 @@ pub(crate) fn set_up(end: End<'_>) -> Result<()> {
     end.netns.ip(&format!("link set {} up", end.device))
 }
 
-/// A new address hears neighbour solicitations only after a moment (`addrconf_join_solict` runs in a work queue), and
-/// the first one may come earlier: do not wait a second for the next.
-pub(crate) fn ask_neighbours_often(end: End<'_>) -> Result<()> {
+/// A new address hears neighbour solicitations only after a moment (`addrconf_join_solict` runs in a work queue), and the
+/// other end of a veth may not send yet when it hears the first one (`dev_activate` is left to linkwatch): do not wait a
+/// second for the next. A device that changes its namespace loses the setting.
+///
+/// # Errors
+/// There is no such device.
+pub fn ask_neighbours_often(netns: &Netns, device: &str) -> Result<()> {
     for family in ["ipv4", "ipv6"] {
-        let neigh = format!("{family}/neigh/{}", end.device);
-        end.netns.sysctl(&[(&format!("{neigh}/retrans_time_ms"), "50"), (&format!("{neigh}/mcast_solicit"), "20")])?;
+        let neigh = format!("{family}/neigh/{device}");
+        netns.sysctl(&[(&format!("{neigh}/retrans_time_ms"), "50"), (&format!("{neigh}/mcast_solicit"), "20")])?;
     }
     Ok(())
 }

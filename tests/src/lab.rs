@@ -4,7 +4,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{
         Once,
@@ -24,20 +24,34 @@ use crate::netns::{Netns, kill_processes_in};
 /// Where `ip netns` keeps its names.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 const PREFIX: &str = "tr-";
+/// Locked by every lab on the machine: see [`Share`].
+const LOCK: &str = "tunroute-lab.lock";
+
+/// What else may go on on the machine while a lab exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Other labs.
+    Others,
+    /// No other lab, in whatever process: for tests that measure time.
+    Nobody,
+}
 
 /// A directory for configuration, state and pins, and a family of namespace names.
 #[derive(Debug)]
 pub struct Lab {
     id: String,
     dir: TempDir,
+    /// Held for its lock.
+    _lock: File,
 }
 
 impl Lab {
-    /// Opens a lab; the first one of a process removes what dead processes left.
+    /// Opens a lab; the first one of a process removes what dead processes left. Waits for labs that share the machine
+    /// with nobody, or if this one does, for all others.
     ///
     /// # Errors
     /// Not root, or the temporary directory cannot be written.
-    pub fn new() -> Result<Self> {
+    pub fn new(share: Share) -> Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
         ensure!(geteuid().is_root(), "the network lab makes network namespaces and needs root: run it with sudo");
@@ -46,10 +60,18 @@ impl Lab {
                 eprintln!("network lab: cannot remove what a dead run left: {failure:#}");
             }
         });
+        let path = std::env::temp_dir().join(LOCK);
+        let lock = File::options().create(true).append(true).open(&path);
+        let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
+        match share {
+            Share::Others => lock.lock_shared(),
+            Share::Nobody => lock.lock(),
+        }
+        .with_context(|| format!("cannot lock {}", path.display()))?;
         let id = format!("{PREFIX}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let dir =
             tempfile::Builder::new().prefix(&format!("{id}-")).tempdir().context("cannot make the lab's directory")?;
-        Ok(Self { id, dir })
+        Ok(Self { id, dir, _lock: lock })
     }
 
     /// The start of the names of this lab's namespaces.
@@ -135,7 +157,7 @@ pub fn remove_stale() -> Vec<anyhow::Error> {
 
 /// Kills what runs in a named namespace and removes the name, as `ip netns del` does.
 pub(crate) fn remove_netns(path: &Path) -> Result<()> {
-    if let Ok(handle) = fs::File::open(path) {
+    if let Ok(handle) = File::open(path) {
         kill_processes_in(&handle).with_context(|| format!("in {}", path.display()))?;
     }
     // A name whose mount is already gone is an empty file: only the file is left to remove.

@@ -139,7 +139,7 @@ pub(crate) fn encapsulating(
             end.device,
             kind.name(),
         ))?;
-        ask_neighbours_often(end)?;
+        ask_neighbours_often(end.netns, end.device)?;
         set_up(end)?;
     }
     Ok(())
@@ -179,7 +179,7 @@ pub(crate) fn netkit(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     let (other, _) = other.with_context(|| format!("no other end of {}: {links}", a.device))?;
     a.netns.ip(&format!("link set {other} mtu {mtu} netns {} name {}", b.netns.name(), b.device))?;
     [a, b].into_iter().try_for_each(|end| {
-        ask_neighbours_often(end)?;
+        ask_neighbours_often(end.netns, end.device)?;
         set_up(end)
     })
 }

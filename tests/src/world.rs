@@ -38,15 +38,16 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tunroute::net::Family;
 
 use crate::{
     device::{End, Mac, veth},
     inject::Injector,
-    lab::Lab,
+    lab::{Lab, Share},
     netns::{BpfFs, Netns},
     plan::{
         Addrs, HOST, ISP, MAC_CLIENT, MAC_HOST, MAC_ISP, MAC_LAN, Nets, PLAIN, PLAIN_CLIENT, PLAIN_LAN, REMOTE,
@@ -58,6 +59,8 @@ use crate::{
 
 /// The MTU of all links but the tunnels, in bytes.
 pub const MTU: u32 = 1500;
+/// Carriers are noted within a second (`net/core/link_watch.c`); a loaded machine gets more.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// How a world shall be.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +69,7 @@ pub struct WorldBuilder {
     mtu: u32,
     vnet_hdr: bool,
     present: [bool; 2],
+    share: Share,
 }
 
 impl WorldBuilder {
@@ -87,6 +91,13 @@ impl WorldBuilder {
     #[must_use]
     pub const fn tunnels_present(mut self, present: [bool; 2]) -> Self {
         self.present = present;
+        self
+    }
+
+    /// No other lab exists meanwhile, on the whole machine: for a test that measures time.
+    #[must_use]
+    pub const fn alone(mut self) -> Self {
+        self.share = Share::Nobody;
         self
     }
 
@@ -123,11 +134,11 @@ impl World {
     /// Starts to describe a world.
     #[must_use]
     pub const fn with(kind: TunnelKind) -> WorldBuilder {
-        WorldBuilder { kind, mtu: 1400, vnet_hdr: false, present: [true; 2] }
+        WorldBuilder { kind, mtu: 1400, vnet_hdr: false, present: [true; 2], share: Share::Others }
     }
 
     fn build(options: WorldBuilder) -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::new(options.share)?;
         let [client, host, isp, broker0, broker1, remote] =
             lab.netns(["client", "host", "isp", "broker0", "broker1", "remote"])?;
         for router in [&host, &isp, &broker0, &broker1] {
@@ -149,7 +160,18 @@ impl World {
                 world.set_present(index, true)?;
             }
         }
+        world.settle()?;
         Ok(world)
+    }
+
+    /// Waits until the kernel has taken note of every carrier in the host: only then it adds the prefix `fe80::/64`.
+    fn settle(&self) -> Result<()> {
+        let deadline = Instant::now() + SETTLED;
+        while self.host.query("ip", "-oneline link show up")?.contains("NO-CARRIER") {
+            ensure!(Instant::now() < deadline, "a device of the host has no carrier after {SETTLED:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// All links but the tunnels.

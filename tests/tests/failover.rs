@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pauses of 50 failovers, sorted.
 fn pauses(mode: &str, prefixes: usize) -> Result<Vec<Duration>> {
-    let world = World::with(TunnelKind::Tun).build()?;
+    let world = World::with(TunnelKind::Tun).alone().build()?;
     let plan = &TUNNELS[0];
     let more: String =
         (1..prefixes).map(|n| format!(", \"2001:db8:{:x}:{:x}::/64\"", 0x100 + n / 256, n % 256)).collect();
@@ -79,21 +79,13 @@ fn failover_does_not_depend_on_the_number_of_prefixes() -> Result<()> {
     for mode in ["kernel", "both", "ebpf"] {
         let mut medians = Vec::new();
         for prefixes in [1, 10_000] {
-            let mut attempts = 0;
-            let (median, worst) = loop {
-                let pauses = pauses(mode, prefixes)?;
-                let (median, worst) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
-                let _ = writeln!(
-                    std::io::stderr().lock(),
-                    "failover {mode:6} {prefixes:6} prefixes: median {median:.1?}, worst of {} {worst:.1?}",
-                    pauses.len()
-                );
-                attempts += 1;
-                // Whatever else the machine does can only add to a pause: the best of three is what tunroute needs.
-                if worst < LIMIT || attempts == 3 {
-                    break (median, worst);
-                }
-            };
+            let pauses = pauses(mode, prefixes)?;
+            let (median, worst) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "failover {mode:6} {prefixes:6} prefixes: median {median:.1?}, worst of {} {worst:.1?}",
+                pauses.len()
+            );
             ensure!(worst < LIMIT, "{mode}, {prefixes} prefixes: the worst failover took {worst:?}");
             medians.push(median);
         }

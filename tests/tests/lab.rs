@@ -17,8 +17,8 @@ use nix::{
 };
 use tunroute::net::Family;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, Direction, Flow, FlowOptions, Injector, Lab, Seen, TUNNELS, TunOptions, TunPair,
-    TunnelKind, Watch, World, bulk,
+    Capture, Daemon, DaemonOptions, Direction, Flow, FlowOptions, Injector, Lab, Seen, Share, TUNNELS, TunOptions,
+    TunPair, TunnelKind, Watch, World, bulk,
     inject::{echo_request, tcp_syn, udp},
     lab::remove_stale,
     ping,
@@ -219,7 +219,7 @@ fn malformed_frames_arrive_as_they_were_sent() -> Result<()> {
 
 #[test]
 fn a_tun_pair_carries_packets_up_to_its_mtu_and_survives_its_ends() -> Result<()> {
-    let lab = Lab::new()?;
+    let lab = Lab::new(Share::Others)?;
     let [a, b] = lab.netns(["a", "b"])?;
     let pair = TunPair::new((&a, "tun0"), (&b, "tun0"), TunOptions::default())?;
     a.ip("addr add 10.0.0.1/24 dev tun0")?;
@@ -352,7 +352,7 @@ fn a_tunnel_can_come_late_go_and_come_again() -> Result<()> {
 
 #[test]
 fn programs_see_the_namespace_they_run_in() -> Result<()> {
-    let lab = Lab::new()?;
+    let lab = Lab::new(Share::Others)?;
     let [a, b] = lab.netns(["a", "b"])?;
     a.ip(&format!("link add only-a type veth peer name only-b netns {}", b.name()))?;
     assert_eq!(a.run("ls", &["/sys/class/net"])?, "lo\nonly-a\n");
@@ -500,7 +500,7 @@ fn nothing_is_left_after_a_world_even_if_its_test_panics() -> Result<()> {
 
 #[test]
 fn what_a_dead_run_left_is_removed_and_what_lives_is_not() -> Result<()> {
-    let live = Lab::new()?;
+    let live = Lab::new(Share::Others)?;
     let [_ns] = live.netns(["live"])?;
     let mut dead = Command::new("true").spawn()?;
     dead.wait()?;

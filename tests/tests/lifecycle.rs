@@ -95,6 +95,34 @@ fn down_leaves_everything_as_it_was_even_after_a_crash() -> Result<()> {
     Ok(())
 }
 
+/// Whoever removes what is left does not know how it was attached.
+#[test]
+fn down_removes_filters_of_a_daemon_that_crashed() -> Result<()> {
+    for foreign in [false, true] {
+        let world = World::with(TunnelKind::Veth).build()?;
+        let _programs = if foreign { install_foreign(&world)? } else { Vec::new() };
+        let before = world.host.snapshot()?;
+        // The second daemon attaches in another way, beside what the first has left.
+        for successor in [None, Some("tcx"), Some("clsact")] {
+            let options = DaemonOptions { attach: Some("clsact"), ..DaemonOptions::default() };
+            let mut daemon = Daemon::start(&world, &world.config(), &options)?;
+            ensure_carries(&world)?;
+            daemon.kill9()?;
+            if successor.is_some() {
+                let options = DaemonOptions { attach: successor, ..DaemonOptions::default() };
+                daemon = Daemon::start(&world, &world.config(), &options)?;
+                assert_eq!(daemon.status()?["problems"], json!([]));
+                ensure_carries(&world)?;
+                daemon.kill9()?;
+            }
+            let down = daemon.client(&["down"])?;
+            ensure!(down.status.success(), "{successor:?}: {}", String::from_utf8_lossy(&down.stderr));
+            ensure_gone(&world, &before).with_context(|| format!("foreign: {foreign}, successor: {successor:?}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// `--pin-dir /sys/fs/bpf` is where others pin, too, and cannot be removed.
 #[test]
 fn others_pins_in_the_pin_directory_stay() -> Result<()> {
@@ -145,7 +173,8 @@ fn sigterm_leaves_the_datapaths_unless_told_otherwise() -> Result<()> {
 /// No packet is lost over a restart, an orderly one or not, and the next daemon finds nothing to do.
 #[test]
 fn a_restart_adopts_what_is_there() -> Result<()> {
-    let world = World::with(TunnelKind::Tun).build()?;
+    // Not tun, whose other end is a thread of this process: its queue overflows when the thread has to wait.
+    let world = World::with(TunnelKind::Veth).build()?;
     for mode_name in MODES {
         let mut daemon = Daemon::start(&world, &world.config(), &mode(mode_name))?;
         ensure_carries(&world)?;

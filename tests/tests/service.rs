@@ -18,7 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping,
+    Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
+    daemon::unit_capabilities,
+    ping,
     plan::{PLAIN_CLIENT, REMOTE},
     traffic::Answer,
 };
@@ -27,7 +29,6 @@ use tunroute_tests::{
 const SOON: Duration = Duration::from_secs(3);
 /// `WATCHDOG_USEC`: with the daemon's look every half second, it says that it is alive as often.
 const WATCHDOG: Duration = Duration::from_millis(1200);
-const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tunroute/systemd/tunroute.service");
 
 /// The service manager's end of `NOTIFY_SOCKET`.
 struct Manager(UnixDatagram);
@@ -196,23 +197,6 @@ fn the_journal_gets_priorities_and_everybody_else_gets_times() -> Result<()> {
     Ok(())
 }
 
-/// Starts the daemon as root with these capabilities and no others, `CAP_NET_ADMIN …` as in the unit.
-fn with_capabilities(capabilities: &str) -> DaemonOptions {
-    let plus: Vec<String> = capabilities
-        .split_whitespace()
-        .map(|capability| format!(",+{}", capability.trim_start_matches("CAP_").to_lowercase()))
-        .collect();
-    let bounding = format!("--bounding-set=-all{}", plus.concat());
-    let under = ["setpriv", "--inh-caps=-all", &bounding].map(str::to_owned).to_vec();
-    DaemonOptions { under, ..DaemonOptions::default() }
-}
-
-fn unit_capabilities() -> Result<String> {
-    let unit = fs::read_to_string(UNIT).context("cannot read the unit")?;
-    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    Ok(line.context("the unit bounds no capabilities")?.to_owned())
-}
-
 /// A configuration with probes, whose raw sockets need a capability of their own.
 fn probed(world: &World) -> String {
     let probe = "probe = { target = \"2001:db8:ee::1\", interval = \"100ms\", timeout = \"90ms\" }";
@@ -225,7 +209,7 @@ fn the_units_capabilities_are_enough_and_none_is_too_many() -> Result<()> {
     let names: Vec<&str> = all.split_whitespace().collect();
     let works = |capabilities: &str| -> Result<String> {
         let world = World::with(TunnelKind::Tun).build()?;
-        let daemon = Daemon::start(&world, &probed(&world), &with_capabilities(capabilities))?;
+        let daemon = Daemon::start(&world, &probed(&world), &DaemonOptions::with_capabilities(capabilities))?;
         let probe = |status: &serde_json::Value| status["tunnels"][0]["probes"][0]["verdict"] == "up";
         let status = match daemon.wait_status(probe, Duration::from_secs(1)) {
             Ok(status) => status,
@@ -255,7 +239,7 @@ fn the_units_capabilities_are_enough_and_none_is_too_many() -> Result<()> {
 fn without_cap_bpf_the_kernel_datapath_carries_on_and_says_so() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;
     for (round, capabilities) in ["CAP_NET_ADMIN", "CAP_NET_ADMIN CAP_BPF"].into_iter().enumerate() {
-        let mut daemon = Daemon::start(&world, &world.config(), &with_capabilities(capabilities))?;
+        let mut daemon = Daemon::start(&world, &world.config(), &DaemonOptions::with_capabilities(capabilities))?;
         let status = daemon.status()?;
         assert_eq!(status["fast_path"]["state"], "off", "{status:#}");
         let reasons = status["fast_path"]["reasons"].to_string();

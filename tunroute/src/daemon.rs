@@ -42,7 +42,7 @@ use crate::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     metrics::{self, Instruments},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
-    plan::{Op, plan, plan_failover},
+    plan::{Op, PlanError, plan, plan_failover},
     privilege,
     service::Service,
     state::StateDir,
@@ -90,6 +90,8 @@ struct Daemon {
     fast_error: Option<String>,
     /// In `ebpf` mode: the programs could not be put in place, so the rules stand in for them.
     fallback: bool,
+    /// What the configuration asks for does not fit the fast path's maps, so it is the kernel's alone.
+    too_large: Option<PlanError>,
     gates: gates::Gates,
     tables: tables::Tables,
     supervisor: Supervisor,
@@ -154,6 +156,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         fast: None,
         fast_error: None,
         fallback: false,
+        too_large: None,
         gates: gates::Gates::default(),
         supervisor: Supervisor::new(Arc::clone(&state)),
         probes: Probes::new(verdicts),
@@ -468,15 +471,7 @@ impl Daemon {
             // Known before anything is changed: rules that are there stay.
             self.fallback = true;
         }
-        let desired = self.desired(&snapshot);
-        let operations = plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state));
-        let operations = match operations {
-            Ok(operations) => operations,
-            Err(error) => {
-                self.snapshot = Some(snapshot);
-                return Err(error.into());
-            }
-        };
+        let (desired, operations) = self.plan(&snapshot)?;
         log_plan(&operations);
         let changed = self.apply(&operations, &snapshot).await;
         // What was planned is not necessarily what is: look.
@@ -518,6 +513,27 @@ impl Daemon {
         self.problems = problems;
         self.snapshot = Some(snapshot);
         Ok(changed)
+    }
+
+    /// What both datapaths are to look like now, and what leads there. A reload is refused if it does not fit the maps; but
+    /// a daemon that starts, or whose host got more prefixes, must not leave everything as it happens to be.
+    fn plan(&mut self, snapshot: &Snapshot) -> Result<(Desired, Vec<Op>), PlanError> {
+        let before = self.too_large.take();
+        let desired = self.desired(snapshot);
+        let fast = self.fast.as_ref().map(datapath::Datapath::state);
+        match plan(&desired, &snapshot.state, fast) {
+            Ok(operations) => return Ok((desired, operations)),
+            Err(error) => {
+                if before != Some(error) {
+                    warn!("the kernel's rules carry all traffic: {error}");
+                }
+                self.too_large = Some(error);
+            }
+        }
+        self.fallback = self.config.datapath == Datapath::Ebpf;
+        let desired = compile(&Inputs { fast: None, ..self.inputs(&self.config, snapshot) });
+        let operations = plan(&desired, &snapshot.state, fast)?;
+        Ok((desired, operations))
     }
 
     /// What both datapaths are to look like now.

@@ -113,7 +113,7 @@ pub struct Link {
     pub mtu: u32,
     /// The largest IPv6 packet, in bytes, where it is less: an advertisement or a setting may lower it.
     pub mtu_v6: Option<u32>,
-    /// Can carry traffic: administratively up and its operational state is UP or UNKNOWN (tun, WireGuard).
+    /// Can carry traffic: administratively up, with a carrier, and neither dormant nor under test.
     pub up: bool,
     /// The device that this one is a port of: a bridge, bond or VRF.
     pub master: Option<IfIndex>,

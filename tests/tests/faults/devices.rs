@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
-use tunroute_tests::{Capture, TUNNELS, TunnelKind};
+use tunroute_tests::{Capture, TUNNELS, TunnelKind, device::ask_neighbours_often};
 
 use crate::scene::{SECOND, Scene, Setting};
 
@@ -73,6 +73,47 @@ fn tunnel_is_renamed() -> Result<()> {
     })
 }
 
+/// Each change comes while the other one is being made.
+#[test]
+fn tunnel_flaps_during_reloads() -> Result<()> {
+    for mode in ["kernel", "both", "ebpf"] {
+        Setting::new(mode).run("tunnel flaps during reloads", |scene| {
+            let more = "\n[[policy]]\nname = \"extra\"\nfrom = [\"2001:db8:e::/48\"]\nvia = [\"sixxs0\", \"sixxs1\"]\n";
+            let configs = [format!("{}{more}", scene.config), scene.config.clone()];
+            let (world, daemon) = (scene.world, &scene.daemon);
+            let reloads = std::thread::scope(|scope| -> Result<usize> {
+                let flapping = scope.spawn(|| -> Result<()> {
+                    for round in 0..20_u64 {
+                        world.set_tunnel(0, false)?;
+                        std::thread::sleep(Duration::from_millis(round % 7));
+                        world.set_tunnel(0, true)?;
+                        std::thread::sleep(Duration::from_millis(round % 5 * 3));
+                    }
+                    Ok(())
+                });
+                let mut reloads = 0;
+                while !flapping.is_finished() {
+                    daemon.write_config(&configs[reloads % 2])?;
+                    // A tunnel that goes at the wrong moment cannot be given a route: then the old configuration stays.
+                    let output = daemon.client(&["reload"])?;
+                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                    ensure!(output.status.success() || said.contains("cannot be applied in full"), "{said}");
+                    reloads += 1;
+                }
+                flapping.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                Ok(reloads)
+            })?;
+            ensure!(reloads > 5, "only {reloads} reloads");
+            scene.flows_again("carried again", SECOND)?;
+            scene.daemon.write_config(&scene.config)?;
+            scene.daemon.reload()?;
+            ensure!(scene.daemon.status()?["problems"] == serde_json::json!([]), "{:#}", scene.daemon.status()?);
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
+}
+
 /// The name is what counts: another device under it is the tunnel.
 #[test]
 fn tunnel_is_recreated() -> Result<()> {
@@ -129,6 +170,7 @@ fn tunnel_moves_to_another_namespace() -> Result<()> {
         scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
         scene.ensure_silence(Duration::from_millis(200))?;
         client.ip(&format!("link set {DEVICE} netns {host}"))?;
+        ask_neighbours_often(&scene.world.host, DEVICE)?;
         let own = TUNNELS[0].host;
         scene.host(&format!(
             "link set {DEVICE} up\naddr add {}/32 dev {DEVICE}\naddr add {}/128 dev {DEVICE} nodad",

@@ -2,6 +2,7 @@
 //! somebody else's rules, routes and programs around. Nothing may leak, go astray, or stay broken, and what is foreign
 //! stays as it was.
 
+mod asleep;
 mod devices;
 mod objects;
 mod programs;

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
-use tunroute_tests::{DaemonOptions, Netns};
+use tunroute_tests::{DaemonOptions, Netns, nft};
 
 use crate::{
     scene::{SECOND, Scene, Setting},
@@ -139,6 +139,34 @@ fn clsact_is_deleted_and_added() -> Result<()> {
     Ok(())
 }
 
+/// Before Linux 6.6 the programs are filters, which go with their qdisc.
+#[test]
+fn clsact_is_deleted_with_the_filters() -> Result<()> {
+    let options = DaemonOptions { attach: Some("clsact"), ..DaemonOptions::default() };
+    let setting = Setting { options, changed: &["clsact", "filter"], ..Setting::new("both") };
+    setting.lossless().run("clsact deleted with the filters", |scene| {
+        let places = [("lan0", "ingress"), ("net0", "egress")];
+        let in_place = |scene: &Scene<'_>| -> Result<bool> {
+            for (device, hook) in places {
+                let filters = scene.world.host.query("tc", &format!("filter show dev {device} {hook}"))?;
+                if !filters.contains(&format!("{hook}_l2")) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        ensure!(in_place(scene)?, "not in place before the fault");
+        let log = scene.log_end();
+        for (device, _) in places {
+            scene.world.host.query("tc", &format!("qdisc del dev {device} clsact"))?;
+        }
+        scene.within("restored", SECOND, in_place)?;
+        let said = scene.said(log, "somebody has detached");
+        ensure!((1..=2).contains(&said), "{said} lines say what happened");
+        scene.flows_again("carried", SECOND)
+    })
+}
+
 #[test]
 fn forwarding_is_switched_off_and_on() -> Result<()> {
     for mode in ["both", "ebpf"] {
@@ -176,10 +204,10 @@ fn reverse_path_filter_is_set() -> Result<()> {
 fn netfilter_chain_is_added_and_removed() -> Result<()> {
     for mode in ["both", "ebpf"] {
         Setting::new(mode).lossless().run("netfilter chain comes and goes", |scene| {
-            tools::add_forward_chain(&scene.world.host)?;
+            scene.world.host.run_in(|| nft::add_chain(nft::INET, Some(nft::FORWARD), &[]))?;
             scene.within("gate closed", SECOND, |scene| Ok(!open(scene, "v6")?))?;
             scene.flows_again("carried by the kernel", SECOND)?;
-            tools::delete_table(&scene.world.host)?;
+            scene.world.host.run_in(|| nft::delete_table(nft::INET))?;
             scene.within("gate open", SECOND, |scene| open(scene, "v6"))?;
             scene.flows_again("carried", SECOND)
         })?;

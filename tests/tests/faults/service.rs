@@ -1,14 +1,18 @@
 //! The daemon itself is stopped, killed, restarted, given another configuration, or deprived of its disk.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use tunroute_common::maps::LAYOUT_VERSION;
-use tunroute_tests::{Daemon, DaemonOptions, TUNNELS};
+use tunroute_tests::{Daemon, DaemonOptions, Earlier, TUNNELS};
 
 use crate::scene::{SECOND, Scene, Setting};
 
@@ -74,12 +78,12 @@ fn changed_while_dead() -> Result<()> {
 #[test]
 fn another_layout_is_replaced() -> Result<()> {
     for mode in ["both", "ebpf"] {
-        Setting::new(mode).lossless().run("upgrade to another layout", |scene| {
-            let pins = scene.world.pin_dir();
+        Setting::new(mode).lossless().run("upgrade from another layout", |scene| {
             scene.daemon.kill9()?;
-            fs::rename(pins.join(format!("v{LAYOUT_VERSION}")), pins.join("v0")).context("cannot rename the maps")?;
+            let earlier = Earlier::take_over(scene.world)?;
+            scene.flows_again("carried by the earlier version", SECOND)?;
             restart(scene, &DaemonOptions::default())?;
-            ensure!(!pins.join("v0").exists(), "the old maps are still there");
+            earlier.ensure_gone(scene.world)?;
             ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "programs");
             scene.flows_again("carried", SECOND)
         })?;
@@ -87,22 +91,57 @@ fn another_layout_is_replaced() -> Result<()> {
     Ok(())
 }
 
-/// Nobody follows the devices when the heartbeat is over: the ingress program steps aside, and the kernel carries on.
+/// The daemon's wall clock jumps by years. What it does goes by clocks that do not.
 #[test]
-fn stopped_for_a_while() -> Result<()> {
-    Setting::new("both").run("SIGSTOP for 12 s, then SIGCONT", |scene| {
-        scene.daemon.signal(Signal::SIGSTOP)?;
-        // The heartbeat is valid for 10 s.
-        std::thread::sleep(Duration::from_secs(12));
-        let arrived = scene.forwarded();
-        scene.flows_again("carried by the kernel", SECOND)?;
-        scene.world.set_tunnel(0, false)?;
-        scene.world.set_tunnel(0, true)?;
-        scene.daemon.signal(Signal::SIGCONT)?;
-        scene.flows_again("caught up", SECOND)?;
-        let decided = scene.daemon.counters()?.packets("tunnel0", "forwarded")?;
-        // Two seconds' worth was left to the kernel; half of it is the margin.
-        ensure!(decided + 2000 < arrived as u64, "the fast path decided {decided} of {arrived} packets");
+fn the_clock_jumps() -> Result<()> {
+    const YEAR: i64 = 365 * 24 * 60 * 60;
+    let library = tempfile::Builder::new().prefix("tr-clock-").tempdir()?;
+    let (preload, offset) = (library.path().join("clock.so"), library.path().join("offset"));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/clock.c");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", source, "-o"]).arg(&preload).output();
+    let built = built.context("cannot start cc, with which cargo links")?;
+    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let variables = [("LD_PRELOAD", &preload), ("WALL_CLOCK_OFFSET", &offset)];
+    let env = variables.map(|(name, path)| (name.to_owned(), path.display().to_string())).to_vec();
+    let options = DaemonOptions { env, ..DaemonOptions::default() };
+    // A tunnel that fails to start, with a limit; and one whose probe must go on being answered.
+    let config = |config: String| {
+        let probe = "probe = { target = \"2001:db8:ee::1\", interval = \"100ms\", timeout = \"90ms\", fail = 5 }";
+        config.replace("[tunnel.sixxs0]", &format!("[tunnel.sixxs0]\n{probe}"))
+            + "\n[tunnel.late0]\nup = [\"false\"]\nstart-limit = { burst = 2, interval = \"600s\" }\n"
+    };
+    fs::write(&offset, "0")?;
+    Setting { options: options.clone(), config, ..Setting::new("both") }.lossless().run("the clock jumps", |scene| {
+        let limited = |scene: &Scene<'_>| {
+            let status = scene.daemon.status()?;
+            let command = &status["tunnels"][2]["command"];
+            Ok(command["starts-in-window"] == 2 && (command["state"] == "limited" || command["state"] == "given-up"))
+        };
+        scene.within("the start limit is reached", Duration::from_secs(4), limited)?;
+        for years in [10, -10, 0, -30, 0] {
+            fs::write(&offset, (years * YEAR).to_string())?;
+            let log = scene.log_end();
+            let decided = scene.daemon.counters()?.packets("tunnel0", "forwarded")?;
+            std::thread::sleep(Duration::from_millis(700));
+            scene.daemon.reload()?;
+            // Its log shows that it lives in that year.
+            let year = scene.daemon.log().get(log..log + 4).and_then(|year| year.parse::<i64>().ok());
+            let now = i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())? / YEAR + 1970;
+            ensure!(year.is_some_and(|year| (year - now - years).abs() <= 1), "{years} years: the log says {year:?}");
+            let more = scene.daemon.counters()?.packets("tunnel0", "forwarded")? - decided;
+            ensure!(more > 500, "{years} years: the fast path decided {more} packets");
+            ensure!(limited(scene)?, "{years} years: {:#}", scene.daemon.status()?["tunnels"]);
+            ensure!(scene.said(log, "does not answer") == 0, "{years} years: a probe has failed");
+        }
+        // A daemon that starts under another clock knows of the starts before.
+        for years in [20, -20] {
+            scene.daemon.kill9()?;
+            fs::write(&offset, (years * YEAR).to_string())?;
+            restart(scene, &options)?;
+            std::thread::sleep(Duration::from_millis(1500));
+            let command = &scene.daemon.status()?["tunnels"][2]["command"];
+            ensure!(command["starts-in-window"] == 2, "{years} years, restarted: {command:#}");
+        }
         Ok(())
     })
 }
@@ -192,21 +231,56 @@ fn reload_is_refused_for_a_taken_table() -> Result<()> {
     Ok(())
 }
 
+/// Policies that do not fit the fast path's map: each inner one is inside each outer one, and every pair is a chain with a
+/// slot of its own.
+fn too_many_policies() -> String {
+    let outer = (0..70).map(|n| (format!("outer{n}"), format!("\"3000:{n:x}::/32\"")));
+    let inner = (0..70).map(|n| {
+        let prefixes: Vec<String> = (0..70).map(|outer| format!("\"3000:{outer:x}:{n:x}::/48\"")).collect();
+        (format!("inner{n}"), prefixes.join(", "))
+    });
+    outer
+        .chain(inner)
+        .map(|(name, from)| format!("\n[[policy]]\nname = \"{name}\"\nfrom = [{from}]\nvia = [\"sixxs1\"]\n"))
+        .collect()
+}
+
 #[test]
 fn reload_is_refused_for_a_full_map() -> Result<()> {
-    // Each inner policy is inside each outer one: every pair is a chain with a slot of its own.
-    let config = |scene: &Scene<'_>| {
-        let outer = (0..70).map(|n| (format!("outer{n}"), format!("\"3000:{n:x}::/32\"")));
-        let inner = (0..70).map(|n| {
-            let prefixes: Vec<String> = (0..70).map(|outer| format!("\"3000:{outer:x}:{n:x}::/48\"")).collect();
-            (format!("inner{n}"), prefixes.join(", "))
-        });
-        let policies = outer
-            .chain(inner)
-            .map(|(name, from)| format!("\n[[policy]]\nname = \"{name}\"\nfrom = [{from}]\nvia = [\"sixxs1\"]\n"));
-        scene.config.clone() + &policies.collect::<String>()
-    };
-    refused("reload that does not fit the map", "both", config, "slots")
+    refused("reload that does not fit the map", "both", |scene| scene.config.clone() + &too_many_policies(), "slots")
+}
+
+/// At a start there is no configuration to go back to: the kernel carries what does not fit, and what happens is followed.
+#[test]
+fn start_that_does_not_fit_the_map() -> Result<()> {
+    for mode in ["both", "ebpf"] {
+        Setting::new(mode).run("start that does not fit the map", |scene| {
+            let carried_by = |scene: &Scene<'_>, carrier: &str| -> Result<bool> {
+                Ok(scene.daemon.status()?["policies"][0]["carried_by"]["v6"] == carrier)
+            };
+            scene.daemon.terminate()?;
+            let good = scene.config.clone();
+            scene.config = good.clone() + &too_many_policies();
+            restart(scene, &DaemonOptions::default())?;
+            scene.flows_again("carried by the kernel", SECOND)?;
+            let status = scene.daemon.status()?;
+            let reasons = status["fast_path"]["reasons"].to_string();
+            ensure!(reasons.contains("slots") && status["problems"] == serde_json::json!([]), "{status:#}");
+            ensure!(carried_by(scene, "kernel")? && scene.own_rules()?.len() > 4900, "{status:#}");
+            scene.world.set_tunnel(0, false)?;
+            scene.within("seen down", SECOND, |scene| scene.tunnel_is("down"))?;
+            scene.ensure_silence(Duration::from_millis(200))?;
+            scene.world.set_tunnel(0, true)?;
+            scene.flows_again("carried again", SECOND)?;
+            scene.daemon.write_config(&good)?;
+            scene.daemon.reload()?;
+            scene.config = good;
+            scene.within("the fast path is back", SECOND, |scene| carried_by(scene, "fast path"))?;
+            ensure!(scene.own_rules()?.is_empty() == (mode == "ebpf"), "rules");
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
 }
 
 /// A small disk of its own for the state directory.

@@ -185,6 +185,7 @@ impl Daemon {
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
         let mut reasons = self.closed_gates();
+        reasons.extend(self.too_large.map(|error| error.to_string()));
         let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
         let missing = desired.attachments.difference(&fast.state().attached);
         reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));

@@ -40,8 +40,8 @@ use crate::{
 /// How long the ingress program goes on deciding after the daemon's last heartbeat.
 pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 
-/// The eBPF object, built by the build script. Empty if it was built with `AYA_BUILD_SKIP=1`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
+/// The eBPF object, built by the build script; public for who loads it in another way, as tests do. Empty if it was built with `AYA_BUILD_SKIP=1`.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
 /// The programs, in the object's terms.
 const PROGRAMS: [&str; 4] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3"];
@@ -329,7 +329,7 @@ impl Datapath {
         for link in links.values() {
             for hook in [Hook::Egress, Hook::Ingress] {
                 let Some(attachment) = Attachment::new(hook, link) else { continue };
-                let is_pinned = self.pins.is_pinned(&attachment);
+                let is_pinned = self.pins.is_pinned(self.method, &attachment);
                 if !is_pinned && !self.links.contains_key(&(hook, link.index)) {
                     continue;
                 }
@@ -453,7 +453,7 @@ impl Datapath {
                 .map_err(map_error(exempt_map(exemption)))?;
             }
             FastOp::Attach(attachment) => self.attach(attachment)?,
-            FastOp::Detach(attachment) => self.detach(attachment)?,
+            FastOp::Detach(attachment) => self.detach(self.method, attachment)?,
             FastOp::SetOpen(open) => {
                 let before = std::mem::replace(&mut self.state.open, *open);
                 self.beat().inspect_err(|_| self.state.open = before)?;
@@ -488,12 +488,12 @@ impl Datapath {
     fn attach(&mut self, attachment: &Attachment) -> Result<()> {
         let name = attachment.program();
         let program_error = |source| DatapathError::Program { program: name, source };
-        let link_error = |source| DatapathError::Link { path: self.pins.path(attachment), source };
+        let link_error = |source| DatapathError::Link { path: self.pins.path(Method::Tcx, attachment), source };
         let program = classifier(&mut self.ebpf, name)?;
         match self.method {
             Method::Tcx => {
                 let key = (attachment.hook, attachment.ifindex);
-                let pinned = self.pins.is_pinned(attachment);
+                let pinned = self.pins.is_pinned(Method::Tcx, attachment);
                 let earlier = match self.links.remove(&key) {
                     None => self.pins.pinned(attachment)?,
                     held => held,
@@ -510,7 +510,7 @@ impl Datapath {
                 let id = match updated {
                     Some(id) => id,
                     None => {
-                        self.pins.unpin(attachment);
+                        self.pins.unpin(Method::Tcx, attachment);
                         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
                         program
                             .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
@@ -548,13 +548,13 @@ impl Datapath {
         Ok(())
     }
 
-    fn detach(&mut self, attachment: &Attachment) -> Result<()> {
-        if self.method == Method::Clsact {
+    fn detach(&mut self, method: Method, attachment: &Attachment) -> Result<()> {
+        match method {
+            Method::Tcx => drop(self.links.remove(&(attachment.hook, attachment.ifindex))),
             // Dropping a filter's handle removes the filter.
-            drop(clsact_filter(attachment)?);
+            Method::Clsact => drop(clsact_filter(attachment)?),
         }
-        self.links.remove(&(attachment.hook, attachment.ifindex));
-        self.pins.unpin(attachment);
+        self.pins.unpin(method, attachment);
         Ok(())
     }
 
@@ -586,8 +586,8 @@ impl Datapath {
         self.pins.remove_other_layouts();
     }
 
-    /// Removes all attachments on these devices, whoever of this project's daemons made them, then the pins, and with
-    /// them what is left of the maps.
+    /// Removes all attachments on these devices, whoever of this project's daemons made them and in whatever way, then the
+    /// pins, and with them what is left of the maps.
     ///
     /// # Errors
     ///
@@ -595,8 +595,10 @@ impl Datapath {
     pub fn remove(mut self, links: &BTreeMap<IfIndex, Link>) -> Result<()> {
         for link in links.values() {
             for attachment in [Hook::Ingress, Hook::Egress].map(|hook| Attachment::new(hook, link)).iter().flatten() {
-                if self.pins.is_pinned(attachment) {
-                    self.detach(attachment)?;
+                for method in [Method::Tcx, Method::Clsact] {
+                    if self.pins.is_pinned(method, attachment) {
+                        self.detach(method, attachment)?;
+                    }
                 }
             }
         }

@@ -20,9 +20,9 @@ use nix::{
 use tracing::info;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
 
-use super::{DatapathError, Result};
+use super::{DatapathError, Method, Result};
 use crate::{
-    fast::{Attachment, Hook},
+    fast::Attachment,
     net::{IfIndex, Link},
 };
 
@@ -58,13 +58,14 @@ impl Pins {
         Ok(())
     }
 
-    fn link_path(&self, hook: Hook, ifindex: IfIndex) -> PathBuf {
-        // A recreated device has another number, so it never meets the link of its predecessor.
-        self.links.join(format!("{hook}-{ifindex}"))
-    }
-
-    pub(super) fn path(&self, attachment: &Attachment) -> PathBuf {
-        self.link_path(attachment.hook, attachment.ifindex)
+    /// A recreated device has another number, so it never meets the link of its predecessor. Links and filters have
+    /// names of their own, so that each is found by a daemon that attaches in the other way.
+    pub(super) fn path(&self, method: Method, attachment: &Attachment) -> PathBuf {
+        let Attachment { hook, ifindex, .. } = attachment;
+        self.links.join(match method {
+            Method::Tcx => format!("{hook}-{ifindex}"),
+            Method::Clsact => format!("filter-{hook}-{ifindex}"),
+        })
     }
 
     /// Are the maps still pinned? Somebody may have removed them, or unmounted bpffs.
@@ -72,13 +73,13 @@ impl Pins {
         names::ALL.iter().all(|name| self.maps.join(name).exists())
     }
 
-    pub(super) fn is_pinned(&self, attachment: &Attachment) -> bool {
-        self.path(attachment).exists()
+    pub(super) fn is_pinned(&self, method: Method, attachment: &Attachment) -> bool {
+        self.path(method, attachment).exists()
     }
 
     /// The link that an earlier daemon has pinned.
     pub(super) fn pinned(&self, attachment: &Attachment) -> Result<Option<FdLink>> {
-        let path = self.path(attachment);
+        let path = self.path(Method::Tcx, attachment);
         if !path.exists() {
             return Ok(None);
         }
@@ -87,20 +88,20 @@ impl Pins {
     }
 
     pub(super) fn pin(&self, attachment: &Attachment, link: FdLink) -> Result<FdLink> {
-        let path = self.path(attachment);
+        let path = self.path(Method::Tcx, attachment);
         Ok(link.pin(&path).map_err(|source| DatapathError::Pin { path, source })?.into())
     }
 
     /// Remembers a filter on a qdisc, which has no link to pin.
     pub(super) fn pin_program(&self, attachment: &Attachment, program: &mut SchedClassifier) -> Result<()> {
-        self.unpin(attachment);
-        let path = self.path(attachment);
+        self.unpin(Method::Clsact, attachment);
+        let path = self.path(Method::Clsact, attachment);
         program.pin(&path).map_err(|source| DatapathError::Pin { path, source })
     }
 
-    pub(super) fn unpin(&self, attachment: &Attachment) {
+    pub(super) fn unpin(&self, method: Method, attachment: &Attachment) {
         // One that is not there is removed.
-        let _gone = fs::remove_file(self.path(attachment));
+        let _gone = fs::remove_file(self.path(method, attachment));
     }
 
     /// Removes what belongs to devices that are gone.

@@ -21,8 +21,8 @@ const IFLA_INET6_CONF: u16 = 2;
 const DEVCONF_MTU6: usize = 2;
 /// `RTEXT_FILTER_SKIP_STATS`: counters are most of a message and of no use here.
 const SKIP_STATS: u32 = 1 << 3;
-/// `IF_OPER_UNKNOWN` and `IF_OPER_UP` in `include/uapi/linux/if.h`.
-const OPERATIONAL: [u8; 2] = [0, 6];
+/// `IF_OPER_TESTING` and `IF_OPER_DORMANT` in `include/uapi/linux/if.h`.
+const WAITING: [u8; 2] = [4, 5];
 
 /// The request for all devices.
 pub(super) fn dump() -> io::Result<Request> {
@@ -46,7 +46,10 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
         up: false,
         master: None,
     };
-    let mut operational = true;
+    // Whether there is a carrier says the flag. The operational state says so, too, but up to a second later, as linkwatch
+    // gets round to it (`net/core/link_watch.c`), and routing does not look at it. tun and WireGuard leave it UNKNOWN.
+    let up = (libc::IFF_UP | libc::IFF_LOWER_UP).cast_unsigned();
+    let mut waiting = false;
     for attribute in attributes(payload, HEADER) {
         let value = value(&attribute);
         match attribute.kind() {
@@ -54,7 +57,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = u32_of(value)?,
             IFLA_MASTER => link.master = u32_of(value).filter(|&master| master != 0),
             IFLA_AF_SPEC => link.mtu_v6 = ipv6_mtu(value),
-            IFLA_OPERSTATE => operational = value.first().is_some_and(|state| OPERATIONAL.contains(state)),
+            IFLA_OPERSTATE => waiting = value.first().is_some_and(|state| WAITING.contains(state)),
             IFLA_LINKINFO => {
                 link.kind = attributes(value, 0)
                     .find(|nested| nested.kind() == IFLA_INFO_KIND)
@@ -63,7 +66,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    link.up = operational && flags & libc::IFF_UP.cast_unsigned() != 0;
+    link.up = flags & up == up && !waiting;
     Some(link)
 }
 

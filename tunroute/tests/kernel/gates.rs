@@ -6,14 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use tunroute::{
     gates::{Gate, GateInput, Probes, gates},
     kernel::{Kernel, Kinds, sysctl},
     net::Family,
 };
 
-use crate::lab::{in_namespace, ip};
+use crate::{
+    lab::{in_namespace, ip},
+    nft,
+};
 
 /// The closed gates of `v0`, IPv4 and IPv6.
 async fn closed() -> [Vec<Gate>; 2] {
@@ -128,64 +130,9 @@ fn foreign_rules() {
     });
 }
 
-/// An attribute of an nftables message.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = u16::try_from(4 + value.len()).unwrap().to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-const NESTED: u16 = 0x8000;
-
-/// Sends messages (type, family and attributes) to nftables as one transaction, as `nft` does.
-fn nft(messages: &[(u16, u8, Vec<u8>)]) {
-    let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
-    socket.bind_auto().unwrap();
-    socket.connect(&SocketAddr::new(0, 0)).unwrap();
-    let mut datagram = Vec::new();
-    let mut push = |kind: u16, flags: u16, family: u8, resource: u16, attributes: &[u8]| {
-        datagram.extend(u32::try_from(20 + attributes.len()).unwrap().to_ne_bytes());
-        datagram.extend(kind.to_ne_bytes());
-        datagram.extend(flags.to_ne_bytes());
-        datagram.extend([0; 8]);
-        datagram.extend([family, 0]);
-        datagram.extend(resource.to_be_bytes());
-        datagram.extend(attributes);
-    };
-    // NFNL_MSG_BATCH_BEGIN and _END name the subsystem; requests are NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE.
-    push(0x10, 1, 0, 10, &[]);
-    for (kind, family, attributes) in messages {
-        push(10 << 8 | kind, 0x405, *family, 0, attributes);
-    }
-    push(0x11, 1, 0, 10, &[]);
-    socket.send(&datagram, 0).unwrap();
-    for _ in messages {
-        let (answer, _) = socket.recv_from_full().unwrap();
-        assert_eq!(answer[16..20], [0; 4], "error {}", i32::from_ne_bytes(answer[16..20].try_into().unwrap()));
-    }
-}
-
-/// Makes a table `t` with a base chain `c` at a hook, or an ordinary chain without one.
-fn base_chain(family: u8, hook: Option<u32>, devices: &[&str]) {
-    let table = attribute(1, b"t\0");
-    let mut chain = [attribute(1, b"t\0"), attribute(3, b"c\0")].concat();
-    if let Some(hook) = hook {
-        let mut nested = [attribute(1, &hook.to_be_bytes()), attribute(2, &0_u32.to_be_bytes())].concat();
-        if !devices.is_empty() {
-            let names: Vec<_> = devices.iter().flat_map(|name| attribute(1, format!("{name}\0").as_bytes())).collect();
-            nested.extend(attribute(4 | NESTED, &names));
-        }
-        chain.extend(attribute(4 | NESTED, &nested));
-        chain.extend(attribute(7, b"filter\0"));
-    }
-    nft(&[(0, family, table), (3, family, chain)]);
-}
-
 #[test]
 fn nftables() {
-    const INET: u8 = 1;
+    use nft::INET;
     const IP: u8 = 2;
     const NETDEV: u8 = 5;
     const BRIDGE: u8 = 7;
@@ -210,11 +157,11 @@ fn nftables() {
             ([1, 1], NETDEV, Some(1), &["v1"]),
             ([0, 0], BRIDGE, Some(2), &[]),
         ] {
-            base_chain(family, hook, devices);
+            nft::add_chain(family, hook, devices).unwrap();
             let found = words().await;
             assert_eq!(found.each_ref().map(Vec::len), closes, "{family} {hook:?} {devices:?}: {found:?}");
             assert!(found.iter().flatten().all(|gate| gate.starts_with("netfilter") && gate.ends_with(" t c")));
-            nft(&[(2, family, attribute(1, b"t\0"))]);
+            nft::delete_table(family).unwrap();
             assert_eq!(words().await, OPEN);
         }
     });
@@ -282,7 +229,7 @@ fn ports() {
 fn a_probe_takes_no_time_and_what_it_is_not_told_closes_gates() {
     in_namespace(async || {
         router();
-        base_chain(1, Some(2), &[]);
+        nft::add_chain(nft::INET, Some(nft::FORWARD), &[]).unwrap();
         let (kernel, _events) = Kernel::connect().unwrap();
         let state = kernel.observe(Kinds::LINKS, None).await.unwrap().state;
         let start = Instant::now();

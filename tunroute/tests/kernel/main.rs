@@ -3,6 +3,9 @@
 
 mod gates;
 mod lab;
+/// Of the integration tests, whose crate depends on this one.
+#[path = "../../../tests/src/nft.rs"]
+mod nft;
 mod query;
 mod watch;
 

@@ -1,0 +1,127 @@
+//! What another version of tunroute leaves to this one: programs at work on maps of another layout, and one where this
+//! version wants none.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, LpmTrie, Map, MapData, MapInfo},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{SchedClassifierLink, TcAttachOptions},
+    },
+};
+use tunroute::datapath::OBJECT;
+use tunroute_common::maps::{
+    Control, ExemptV4, ExemptV6, Ipv4, Ipv6, LAYOUT_VERSION, MAX_PREFIXES, MAX_SLOTS, Slot, Source, names,
+};
+
+use crate::{plan::TUNNELS, world::World};
+
+/// Its number, which no version has had.
+const LAYOUT: &str = "v0";
+
+/// An earlier version at work, without a daemon.
+#[derive(Debug)]
+pub struct Earlier(());
+
+impl Earlier {
+    /// Puts an earlier version in the place of this one, whose daemon must be gone: the same decisions by programs of
+    /// their own, whose maps have other sizes. Beside the programs that there were, it has one on what enters by tunnel 1.
+    ///
+    /// # Errors
+    /// This version has nothing pinned, tunnel 1 is no Ethernet device, or the kernel refuses something.
+    pub fn take_over(world: &World) -> Result<Self> {
+        let (links, old) = (world.pin_dir().join("links"), world.pin_dir().join(LAYOUT));
+        let present = world.pin_dir().join(format!("v{LAYOUT_VERSION}"));
+        fs::create_dir(&old).with_context(|| format!("cannot make {}", old.display()))?;
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(&old);
+        for name in [names::SOURCE_V4, names::SOURCE_V6, names::EXEMPT_V4, names::EXEMPT_V6] {
+            loader.map_max_entries(name, MAX_PREFIXES / 2);
+        }
+        loader.map_max_entries(names::POLICY, MAX_SLOTS * 2).map_max_entries(names::STATS, MAX_SLOTS * 2);
+        let mut ebpf = loader.load(OBJECT).context("cannot load the programs")?;
+        copy_trie::<Ipv4, Source>(&mut ebpf, &present, names::SOURCE_V4)?;
+        copy_trie::<Ipv6, Source>(&mut ebpf, &present, names::SOURCE_V6)?;
+        copy_trie::<ExemptV4, u32>(&mut ebpf, &present, names::EXEMPT_V4)?;
+        copy_trie::<ExemptV6, u32>(&mut ebpf, &present, names::EXEMPT_V6)?;
+        copy_array::<Slot>(&mut ebpf, &present, names::POLICY)?;
+        copy_array::<Control>(&mut ebpf, &present, names::CONTROL)?;
+        let mut replaced = 0;
+        for entry in fs::read_dir(&links)? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let program = classifier(&mut ebpf, if name.starts_with("ingress") { "ingress_l2" } else { "egress_l2" })?;
+            let link: FdLink = PinnedLink::from_pin(entry.path())?.into();
+            program.attach_to_link(SchedClassifierLink::try_from(link)?).with_context(|| name.clone())?;
+            replaced += 1;
+        }
+        ensure!(replaced > 0, "nothing is attached");
+        let device = TUNNELS[1].device;
+        let pin = links.join(format!("ingress-{}", world.host.ifindex(device)?));
+        world.host.run_in(|| {
+            let program = classifier(&mut ebpf, "ingress_l2")?;
+            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let id = program.attach_with_options(device, TcAttachType::Ingress, first)?;
+            FdLink::try_from(program.take_link(id)?)?.pin(pin)?;
+            Ok(())
+        })?;
+        fs::remove_dir_all(&present).context("cannot unpin this version's maps")?;
+        Ok(Self(()))
+    }
+
+    /// A daemon of this version has replaced everything.
+    ///
+    /// # Errors
+    /// Something of the earlier version is there, or something of this one is not.
+    pub fn ensure_gone(self, world: &World) -> Result<()> {
+        let pins = world.pin_dir();
+        ensure!(!pins.join(LAYOUT).exists(), "the old maps are still there");
+        let map = MapInfo::from_pin(pins.join(format!("v{LAYOUT_VERSION}")).join(names::SOURCE_V6))?;
+        ensure!(map.max_entries() == MAX_PREFIXES, "a map has room for {} prefixes", map.max_entries());
+        for (device, hook, expected) in
+            [("lan0", "ingress", 1), ("net0", "egress", 1), (TUNNELS[1].device, "ingress", 0)]
+        {
+            let programs = world.host.tcx(device, hook)?;
+            let ours = programs.iter().filter(|name| name.contains("gress_l")).count();
+            ensure!(ours == expected, "{device} {hook}: {programs:?}");
+        }
+        Ok(())
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program: &mut SchedClassifier =
+        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    // Several links want the same program.
+    if program.fd().is_err() {
+        program.load().with_context(|| format!("cannot load {name}"))?;
+    }
+    Ok(program)
+}
+
+fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
+    ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+}
+
+fn copy_trie<K: Pod, V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
+    let from: LpmTrie<_, K, V> = Map::LpmTrie(MapData::from_pin(from.join(name))?).try_into()?;
+    let mut to: LpmTrie<&mut MapData, K, V> = map(ebpf, name)?.try_into()?;
+    for entry in from.iter() {
+        let (key, value) = entry?;
+        to.insert(&key, value, 0)?;
+    }
+    Ok(())
+}
+
+fn copy_array<V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
+    let from: Array<_, V> = Map::Array(MapData::from_pin(from.join(name))?).try_into()?;
+    let mut to: Array<&mut MapData, V> = map(ebpf, name)?.try_into()?;
+    for index in 0..from.len() {
+        to.set(index, from.get(&index, 0)?, 0)?;
+    }
+    Ok(())
+}
