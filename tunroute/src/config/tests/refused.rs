@@ -306,7 +306,7 @@ fn keys_and_types() {
         ("band = «1.5»", "must be an integer, not a float", "band = 20000"),
         ("bypass-netfilter = «1»", "must be true or false, not an integer", "bypass-netfilter = true"),
         ("datapath = «\"kernle\"»", "`kernle` is no value for `datapath`", "did you mean \"kernel\"?"),
-        ("datapath = «\"none\"»", "`none` is no value", "`both`, `kernel` or `ebpf`"),
+        ("datapath = «\"none\"»", "`none` is no value", "`both`, `kernel`, `ebpf` or `shadow`"),
         ("interfaces = «1979-05-27»", "must be a table, not a datetime", "[interfaces]"),
         ("[interfaces]\nuplink = [«[\"a\"]»]", "must be a list of strings, not a list", "uplink = ["),
         ("[interfaces]\nuplink = «false»", "must be a string or a list of strings, not a boolean", "uplink = ["),
