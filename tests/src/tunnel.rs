@@ -7,7 +7,7 @@ use tunroute::net::Family;
 
 use crate::{
     device::{End, ask_neighbours_often, set_up},
-    lab::Lab,
+    lab::{Lab, Share},
 };
 
 /// What the tunnels are made of.
@@ -97,7 +97,7 @@ impl TunnelKind {
 /// # Errors
 /// There is no place to try: no root, no namespaces.
 pub fn is_available(kind: &str) -> Result<bool> {
-    let [netns] = Lab::new()?.netns(["try"])?;
+    let [netns] = Lab::new(Share::Others)?.netns(["try"])?;
     let parameters = match kind {
         "vrf" => "table 1",
         "sit" | "ipip" | "gre" => "local 192.0.2.1 remote 192.0.2.2",

@@ -321,6 +321,23 @@ fn segments_count_not_the_whole() {
     assert_eq!(decide(100), Fate::Aside(Outcome::TooBig));
 }
 
+/// What the fast path was found to decide wrongly is the kernel's on the way in; the uplink stays guarded.
+#[test]
+fn a_disputed_policy_is_left_to_the_kernel_and_does_not_leak() {
+    let disputed = |egress: Egress| Maps { slots: vec![slot(egress.with(flags::DISPUTED), Slot::NO_NEXT)], ..maps() };
+    for (egress_word, out) in [
+        (Egress::redirect(TUNNEL, 0), Fate::Tunnel(TUNNEL, Outcome::Diverted)),
+        (Egress::down(Action::Reject), Fate::Drop(Outcome::LeakPrevented)),
+        (Egress::down(Action::Blackhole), Fate::Drop(Outcome::LeakPrevented)),
+    ] {
+        for packet in [v4(), v6()] {
+            assert_eq!(ingress(&packet, &disputed(egress_word)), Fate::Aside(Outcome::Closed), "{egress_word:?}");
+            assert_eq!(egress(&packet, &disputed(egress_word)), out, "{egress_word:?}");
+        }
+        assert_eq!(egress_word.with(flags::DISPUTED).without(flags::DISPUTED), egress_word);
+    }
+}
+
 #[test]
 fn where_a_packet_may_come_from() {
     let arriving =

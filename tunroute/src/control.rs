@@ -90,17 +90,6 @@ pub enum Answer {
     Failed(String),
 }
 
-impl Answer {
-    /// [`Answer::Done`], or why not.
-    #[must_use]
-    pub fn of(result: anyhow::Result<()>) -> Self {
-        match result {
-            Ok(()) => Self::Done,
-            Err(error) => Self::Failed(format!("{error:#}")),
-        }
-    }
-}
-
 /// A request with the way back.
 pub type Call = (Request, oneshot::Sender<Answer>);
 

@@ -9,6 +9,7 @@ mod gates;
 mod messages;
 mod preview;
 mod report;
+mod requests;
 mod tables;
 
 use std::{
@@ -34,7 +35,7 @@ use self::{
 use crate::{
     compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
-    control::{self, Answer, Call, Request},
+    control::{self, Answer, Call},
     datapath::{self, Method},
     fast::{FastOp, Hook, Open},
     health::{self, Probes},
@@ -254,45 +255,11 @@ impl Daemon {
             let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
                 change = events.next() => self.follow(&change?).await,
-                Some((request, answer)) = calls.recv() => match request {
-                    Request::Down => return Ok(Exit::Down(Some(answer))),
-                    Request::Status => {
-                        let _nobody_waits = answer.send(Answer::Status(Box::new(self.status())));
+                Some(call) = calls.recv() => {
+                    if let Some(exit) = self.answer(call).await {
+                        return Ok(exit);
                     }
-                    Request::Plan { file } => {
-                        let told = match self.preview(file.as_deref()).await {
-                            Ok(preview) => Answer::Plan(preview),
-                            Err(error) => Answer::Failed(format!("{error:#}")),
-                        };
-                        let _nobody_waits = answer.send(told);
-                    }
-                    Request::Start { tunnel } => {
-                        let told = if self.supervisor.reset(&tunnel) {
-                            Answer::Done
-                        } else {
-                            Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
-                        };
-                        let _nobody_waits = answer.send(told);
-                    }
-                    Request::Explain { source, destination, iif } => {
-                        let told = match self.explain(source, destination, iif.as_deref()) {
-                            Ok(explanation) => Answer::Explanation(Box::new(explanation)),
-                            Err(error) => Answer::Failed(format!("{error:#}")),
-                        };
-                        let _nobody_waits = answer.send(told);
-                    }
-                    Request::Verify { samples } => self.start_verify(samples, answer),
-                    Request::Reload => {
-                        let _nobody_waits = answer.send(Answer::of(self.reload().await));
-                    }
-                    Request::Apply { seconds } => {
-                        let result = self.apply_on_trial(Duration::from_secs(seconds)).await;
-                        let _nobody_waits = answer.send(Answer::of(result));
-                    }
-                    Request::Confirm => {
-                        let _nobody_waits = answer.send(Answer::of(self.confirm()));
-                    }
-                },
+                }
                 Some(verdict) = verdicts.recv() => {
                     self.enter_verdict(verdict);
                     self.reconcile(Kinds::NONE).await;

@@ -64,8 +64,10 @@ impl Field {
     fn destination(&self, family: Family) -> IpAddr {
         let edge = (fastrand::u8(..4) == 0).then(|| fastrand::choice(&self.exempt)).flatten();
         match edge.filter(|prefix| Family::of(prefix) == family) {
-            Some(prefix) => fastrand::choice(around(prefix)).unwrap_or_else(|| inside(prefix)),
-            None => inside(&match family {
+            Some(prefix) if !prefix.addr().is_multicast() => {
+                fastrand::choice(around(prefix)).unwrap_or_else(|| inside(prefix))
+            }
+            _ => inside(&match family {
                 Family::V4 => IpNet::V4(ANYWHERE_V4),
                 Family::V6 => IpNet::V6(ANYWHERE_V6),
             }),
@@ -304,9 +306,11 @@ impl Verification {
         };
         let Self { policies, prefixes, packets, seconds, disagreeing, .. } = self;
         let mut text = format!(
-            "asked both datapaths about {packets} packets\n\
-             from {prefixes} prefixes of {policies} policies and from around them,\n\
+            "asked both datapaths about {packets} packets,\n\
+             from the edges and the insides of {} of {},\n\
              in {seconds:.2} s ({:.0} µs each)\n\n",
+            counted(*prefixes, "prefix", "prefixes"),
+            counted(*policies, "policy", "policies"),
             seconds * 1e6 / (*packets).max(1) as f64
         );
         // Writing to a string does not fail.
@@ -335,6 +339,10 @@ impl Verification {
         }
         text
     }
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 #[cfg(test)]

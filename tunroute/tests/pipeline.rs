@@ -143,13 +143,13 @@ impl World {
                         let missing = of_set.find(|exemption| !self.fast.exempt.contains(exemption));
                         assert_eq!(missing, None, "{operation} before its exemptions");
                     }
-                    self.carry_out_fast(operation);
+                    self.carry_out_fast(operation, desired.fast.as_ref().is_some_and(|fast| fast.shadow));
                 }
             }
         }
     }
 
-    fn carry_out_fast(&mut self, operation: &FastOp) {
+    fn carry_out_fast(&mut self, operation: &FastOp, shadow: bool) {
         let fast = &mut self.fast;
         match operation {
             FastOp::ClearSlot(index) => {
@@ -162,7 +162,11 @@ impl World {
             FastOp::RemoveSource(prefix) => assert!(fast.sources.contains_key(prefix)),
             FastOp::AddExemption(exemption) => assert!(!fast.exempt.contains(exemption)),
             FastOp::RemoveExemption(exemption) => assert!(fast.exempt.contains(exemption)),
-            FastOp::Attach(attachment) => assert!(!fast.attached.contains(attachment)),
+            FastOp::Attach(attachment) => {
+                assert!(!fast.attached.contains(attachment));
+                assert!(fast.shadow || !shadow, "{attachment} acts before it is told to watch");
+            }
+            FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
             FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
         }
@@ -304,14 +308,18 @@ fn policy() -> impl Strategy<Value = String> {
 /// A configuration that holds, and which tunnels are up.
 fn situation() -> impl Strategy<Value = (Config, [bool; 2], bool)> {
     let policies = prop::collection::vec((policy(), 0u8..5), 0..6);
-    (policies, any::<[bool; 2]>(), any::<bool>()).prop_filter_map("valid", |(policies, up, rules)| {
-        let mut text =
-            "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n[tunnel.sixxs0]\n[tunnel.wg0]\n".to_owned();
-        for (policy, name) in policies {
-            text += &format!("[[policy]]\nname = \"p{name}\"\n{policy}");
-        }
-        Some((Config::parse("generated", &text).ok()?, up, rules))
-    })
+    let datapath = prop::sample::select(vec!["both", "shadow"]);
+    (policies, any::<[bool; 2]>(), any::<bool>(), datapath).prop_filter_map(
+        "valid",
+        |(policies, up, rules, datapath)| {
+            let mut text = format!("datapath = \"{datapath}\"\n");
+            text += "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n[tunnel.sixxs0]\n[tunnel.wg0]\n";
+            for (policy, name) in policies {
+                text += &format!("[[policy]]\nname = \"p{name}\"\n{policy}");
+            }
+            Some((Config::parse("generated", &text).ok()?, up, rules))
+        },
+    )
 }
 
 proptest! {

@@ -23,7 +23,7 @@ use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use serde::{Deserialize, Serialize};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Lab, Mac, Netns, TunOptions,
+    Lab, Mac, Netns, Share, TunOptions,
     device::{End, veth},
     netns::BpfFs,
     tun,
@@ -109,7 +109,7 @@ impl Site {
     /// # Errors
     /// Not root, or a device cannot be made.
     pub fn new(generator: &Generator, target: Target) -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::new(Share::Others)?;
         let [host, neighbours] = lab.netns(["host", "neighbours"])?;
         host.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         for (device, macs) in [(INGRESS, LAN_MACS), (UPLINK, NET_MACS)] {

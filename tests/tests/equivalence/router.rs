@@ -16,7 +16,7 @@ use tunroute::{
     plan::{Op, plan},
 };
 use tunroute_tests::{
-    Lab, Mac, Netns, TunOptions, TunPair,
+    Lab, Mac, Netns, Share, TunOptions, TunPair,
     device::{End, veth},
     netns::BpfFs,
 };
@@ -49,7 +49,7 @@ pub fn macs(device: &str) -> [Mac; 2] {
 impl Router {
     /// Makes the namespaces and the devices.
     pub fn new() -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::new(Share::Others)?;
         let [host, far] = lab.netns(["host", "far"])?;
         host.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         let ethernet = DEVICES.into_iter().filter(|(_, layer)| *layer == LinkLayer::Ethernet);

@@ -4,6 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
+use tunroute_common::maps::LAYOUT_VERSION;
 use tunroute_tests::{DaemonOptions, Netns, nft};
 
 use crate::{
@@ -84,7 +85,8 @@ fn bpffs_is_unmounted() -> Result<()> {
         Setting { options, ..Setting::new(mode) }.lossless().run("bpffs unmounted", |scene| {
             let root = format!("/proc/{}/root", scene.daemon.pid()?);
             let pinned = |root: &str| {
-                let maps = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/v1")).map_or(0, Iterator::count);
+                let maps =
+                    fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/v{LAYOUT_VERSION}")).map_or(0, Iterator::count);
                 let links = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/links")).map_or(0, Iterator::count);
                 maps >= 7 && links == 2
             };

@@ -141,18 +141,20 @@ impl Lines {
     }
 }
 
-/// Breaks a text at spaces; what is indented goes on indented.
+/// Breaks a text at spaces; what follows is indented a little more.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let indent = text.len() - text.trim_start().len();
     let mut lines = Vec::new();
     let mut line = " ".repeat(indent);
-    for word in text.split_whitespace() {
-        if line.len() > indent && line.len() + word.len() >= width {
+    let mut fresh = true;
+    for word in text.trim_start().split(' ') {
+        if !fresh && line.len() + word.len() >= width {
             lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
-        } else if !line.trim().is_empty() {
+        } else if !fresh {
             line.push(' ');
         }
         line += word;
+        fresh = false;
     }
     lines.push(line);
     lines

@@ -95,6 +95,7 @@ fn value() -> impl Strategy<Value = String> {
         "10",
         "both",
         "ebpf",
+        "shadow",
         "next",
         "unreachable",
         "é",

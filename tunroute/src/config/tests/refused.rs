@@ -310,7 +310,7 @@ fn keys_and_types() {
         ("metrics = «\"[::1]:0\"»", "`[::1]:0` has no port", "write \"127.0.0.1:9942\""),
         ("metrics = «\"unix:metrics.sock\"»", "does not begin with `/`", "unix:/run/tunroute/metrics.sock"),
         ("datapath = «\"kernle\"»", "`kernle` is no value for `datapath`", "did you mean \"kernel\"?"),
-        ("datapath = «\"none\"»", "`none` is no value", "`both`, `kernel` or `ebpf`"),
+        ("datapath = «\"none\"»", "`none` is no value", "`both`, `kernel`, `ebpf` or `shadow`"),
         ("interfaces = «1979-05-27»", "must be a table, not a datetime", "[interfaces]"),
         ("[interfaces]\nuplink = [«[\"a\"]»]", "must be a list of strings, not a list", "uplink = ["),
         ("[interfaces]\nuplink = «false»", "must be a string or a list of strings, not a boolean", "uplink = ["),

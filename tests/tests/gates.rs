@@ -1,0 +1,119 @@
+//! Gates of a running daemon: each closes and opens without a restart, and `status` says what to do.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, plan::REMOTE};
+
+/// A look at the gates is due twice a second.
+const SOON: Duration = Duration::from_secs(3);
+
+struct Case {
+    name: &'static str,
+    close: fn(&World) -> Result<()>,
+    open: fn(&World) -> Result<()>,
+    family: &'static str,
+    /// In the reason, and in the advice.
+    words: [&'static str; 2],
+}
+
+fn forwarding(world: &World, name: &str, value: &str) -> Result<()> {
+    world.host.sysctl(&[(name, value)])
+}
+
+const CASES: [Case; 6] = [
+    Case {
+        name: "a foreign IPv6 rule",
+        close: |world| world.host.ip("-6 rule add from 2a02::/16 lookup main pref 100"),
+        open: |world| world.host.ip("-6 rule del from 2a02::/16 lookup main pref 100"),
+        family: "v6",
+        words: ["somebody else's IPv6 rule at priority 100 comes first", "ip -6 rule del from 2a02::/16"],
+    },
+    Case {
+        name: "a foreign IPv4 rule for the ingress device",
+        close: |world| world.host.ip("rule add iif lan0 lookup main pref 200"),
+        open: |world| world.host.ip("rule del iif lan0 lookup main pref 200"),
+        family: "v4",
+        words: ["somebody else's IPv4 rule at priority 200 comes first", "ip rule del from all iif lan0"],
+    },
+    Case {
+        name: "IPv4 forwarding",
+        close: |world| forwarding(world, "ipv4/conf/lan0/forwarding", "0"),
+        open: |world| forwarding(world, "ipv4/conf/lan0/forwarding", "1"),
+        family: "v4",
+        words: ["does not forward IPv4 from lan0", "sysctl -w net.ipv4.ip_forward=1"],
+    },
+    Case {
+        name: "IPv6 forwarding",
+        close: |world| forwarding(world, "ipv6/conf/all/forwarding", "0"),
+        open: |world| forwarding(world, "ipv6/conf/all/forwarding", "1"),
+        family: "v6",
+        words: ["does not forward IPv6 from lan0", "sysctl -w net.ipv6.conf.all.forwarding=1"],
+    },
+    Case {
+        name: "a bridge",
+        close: |world| world.host.ip("link add br0 type bridge\nlink set br0 up\nlink set lan0 master br0"),
+        open: |world| world.host.ip("link set lan0 nomaster\nlink del br0"),
+        family: "v6",
+        words: ["lan0 is a port of br0", "name br0 in `ingress` instead"],
+    },
+    Case {
+        name: "a foreign route in a policy's table",
+        close: |world| world.host.ip("-6 route add 2001:db8:ffff::/48 dev net0 table 20000"),
+        open: |world| world.host.ip("-6 route del 2001:db8:ffff::/48 dev net0 table 20000"),
+        family: "v6",
+        words: ["table 20000 has routes of somebody else", "remove them"],
+    },
+];
+
+fn carried_by<'a>(status: &'a Value, family: &str) -> &'a Value {
+    &status["policies"][0]["carried_by"][family]
+}
+
+#[test]
+fn each_closes_and_opens_while_the_daemon_runs() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let daemon = Daemon::start(&world, &world.config(), &DaemonOptions::default())?;
+    for Case { name, close, open, family, words } in CASES {
+        daemon.wait_status(|status| carried_by(status, family) == "fast path", SOON).context(name)?;
+        close(&world).context(name)?;
+        let status = daemon.wait_status(|status| carried_by(status, family) == "kernel", SOON).context(name)?;
+        let reasons = status["fast_path"]["reasons"].as_array().context("no reasons")?;
+        let told = |word: &&str| reasons.iter().filter_map(Value::as_str).any(|reason| reason.contains(*word));
+        ensure!(words.iter().all(told), "{name}: {reasons:?}");
+        // `explain` tells of it, too, and they agree all the same.
+        let client = TUNNELS[0].client;
+        let (source, destination) = match family {
+            "v4" => (client.v4.to_string(), REMOTE.v4.to_string()),
+            _ => (client.v6.to_string(), REMOTE.v6.to_string()),
+        };
+        let output = daemon.client(&["explain", &source, &destination, "--json"])?;
+        let said: Value = serde_json::from_slice(&output.stdout)?;
+        ensure!(output.status.success() && said["gates"].to_string().contains(words[0]), "{name}: {said:#}");
+        open(&world).context(name)?;
+        let status = daemon.wait_status(|status| carried_by(status, family) == "fast path", SOON).context(name)?;
+        ensure!(!status["fast_path"]["reasons"].to_string().contains(words[0]), "{name}: {status:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_of_another_kind_is_left_out_and_the_others_decide() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let config = world.config();
+    let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+    daemon.write_config(&config.replace("ingress = [\"lan0\"]", "ingress = [\"lan0\", \"lo\"]"))?;
+    daemon.reload()?;
+    let status = daemon.wait_status(|status| status["fast_path"]["state"] == "partly", SOON)?;
+    let reasons = status["fast_path"]["reasons"].to_string();
+    ensure!(
+        reasons.contains("lo carries neither Ethernet nor bare IP") && reasons.contains("out of `ingress`"),
+        "{reasons}"
+    );
+    assert_eq!(carried_by(&status, "v6"), "fast path");
+    daemon.write_config(&config)?;
+    daemon.reload()?;
+    daemon.wait_status(|status| status["fast_path"]["state"] == "on", SOON)?;
+    Ok(())
+}
