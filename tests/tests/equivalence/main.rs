@@ -8,6 +8,7 @@
 mod asked;
 mod decided;
 mod expect;
+mod forwarded;
 mod packet;
 mod router;
 mod scenario;

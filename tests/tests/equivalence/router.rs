@@ -93,23 +93,23 @@ impl Router {
         self.host.sysctl(&[("ipv4/conf/all/rp_filter", strict)])
     }
 
-    /// Knows the other end of every route by every Ethernet tunnel's gateway, and of these destinations.
-    pub fn know_neighbours(&self, destinations: &BTreeSet<std::net::IpAddr>) -> Result<()> {
+    /// Has every frame sent at once and nothing held back: neighbours need not be asked for, the gateways are known, and
+    /// what the kernel meters by time it does not send (redirects) or does not meter (other ICMP).
+    pub fn hold_nothing_back(&self) -> Result<()> {
         let mut script = String::new();
         for (device, layer) in DEVICES {
-            if layer != LinkLayer::Ethernet || !self.is_up(device)? {
-                continue;
-            }
-            let gateways = GATEWAYS.iter().filter_map(|gateway| gateway.parse().ok());
-            for address in destinations.iter().copied().chain(gateways) {
-                writeln!(script, "neigh replace {address} lladdr {} dev {device} nud permanent", macs(device)[1])?;
+            self.host.sysctl(&[(&format!("ipv4/conf/{device}/send_redirects"), "0")])?;
+            if layer == LinkLayer::Ethernet {
+                writeln!(script, "link set {device} arp off")?;
             }
         }
-        self.host.ip(&script)
-    }
-
-    fn is_up(&self, device: &str) -> Result<bool> {
-        Ok(self.host.query("ip", &format!("link show {device} up"))?.contains(device))
+        for gateway in GATEWAYS {
+            writeln!(script, "neigh replace {gateway} lladdr {} dev eth1 nud permanent", macs("eth1")[1])?;
+        }
+        self.host.ip(&script)?;
+        // 255: a type that nothing sends.
+        let unmetered = [("ipv4/icmp_ratemask", "0"), ("ipv6/icmp/ratemask", "255")];
+        self.host.sysctl(&[("ipv4/conf/all/send_redirects", "0"), unmetered[0], unmetered[1]])
     }
 
     /// Runs in the router's namespace, with what the daemon would have there.

@@ -239,9 +239,21 @@ impl Scenario {
     fn add_route(&mut self, dst: IpNet, device: &'static str) {
         let tunnel = TUNNELS.iter().position(|name| *name == device).and_then(|index| self.tunnels.get(index));
         let connected = self.addresses.iter().any(|(_, address)| address.trunc() == dst);
+        // IPv6 takes no gateway that a route of the main table leads to by another device
+        // (`ip6_route_check_nh_onlink()` in `net/ipv6/route.c`).
+        let is_gateway = |gateway: &str| gateway.parse::<IpAddr>().is_ok_and(|gateway| dst.contains(&gateway));
+        if dst.prefix_len() > 0 && GATEWAYS.into_iter().any(is_gateway) {
+            return;
+        }
         if tunnel.is_none_or(|tunnel| tunnel.up) && !connected && self.routes.iter().all(|(other, _)| *other != dst) {
             self.routes.push((dst, device));
         }
+    }
+
+    /// A device's MTU in bytes.
+    pub fn mtu_of(&self, device: &str) -> usize {
+        let tunnel = TUNNELS.iter().position(|name| *name == device).and_then(|index| self.tunnels.get(index));
+        tunnel.map_or(MTU, |tunnel| tunnel.mtu) as usize
     }
 
     /// The tables of policies and probes, as the daemon would have allocated them.

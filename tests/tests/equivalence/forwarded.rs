@@ -1,0 +1,184 @@
+//! Real frames through a router, first by the rules alone and then with the programs: what leaves must be the same, by
+//! the same device, byte for byte.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use tunroute::{compile::Desired, config::DevicePattern, net::Family};
+use tunroute_common::maps::Outcome;
+use tunroute_tests::{Capture, Direction, Injector, Seen};
+
+use crate::{
+    expect::{Fate, Situation},
+    packet::{Edges, Oddity, Packet, recipe},
+    router::{Product, Router, is_own, macs},
+    scenario::{DEVICES, Scenario, scenario},
+    seeds::{Draw, Seeds},
+};
+
+/// Random hosts and packets for each, unless told otherwise: see [`Seeds`].
+const HOSTS: u64 = 40;
+const PACKETS: usize = 250;
+/// The largest packet that a wire takes, with a VLAN tag.
+const LONGEST: usize = 1496;
+/// A frame that nobody takes for anything (`ETH_P_802_EX1`): when it has come in, all before it have been dealt with.
+const FENCE: u16 = 0x88b5;
+/// The fence comes at once, or not at all.
+const SOON: Duration = Duration::from_secs(5);
+/// As many frames at a time as wait for the host (`net.core.netdev_max_backlog` is 1000).
+const BATCH: usize = 100;
+
+/// Where ICMP errors come from if there is no address (RFC 7600; `INADDR_DUMMY` in `include/uapi/linux/in.h`).
+const DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
+
+#[test]
+fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
+    let router = Router::new()?;
+    router.hold_nothing_back()?;
+    let seeds = Seeds::from_environment(HOSTS, PACKETS)?;
+    let (left, fast) = router.run(async |product| {
+        // Frames stay in order on one CPU, whose queue the fence closes.
+        let mut cpu = CpuSet::new();
+        cpu.set(0)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        let (scenarios, recipes) = (scenario(), recipe());
+        let wires = Wires::new(&router)?;
+        let mut sum = (0, 0);
+        for seed in seeds.seeds.clone() {
+            let mut draw = Draw::new(seed);
+            let scenario = draw.next(&scenarios);
+            let edges = Edges::of(&scenario);
+            let packets = (0..seeds.packets).map(|_| draw.next(&recipes).cook(&scenario, &edges));
+            let fits = |packet: &Packet| packet.bytes.len() <= scenario.mtu_of(packet.device).min(LONGEST);
+            let packets: Vec<Packet> = packets.filter(fits).map(whole).collect();
+            router.set_up(&scenario)?;
+            let compared = compare(product, &wires, &router, &scenario, &packets).await;
+            let (left, fast) = compared.with_context(|| format!("seed {seed} in {}\n{scenario}", seeds.again()))?;
+            sum = (sum.0 + left, sum.1 + fast);
+        }
+        Ok(sum)
+    })?;
+    println!("{left} frames left, {fast} of them by the programs");
+    ensure!(seeds.seeds.clone().count() < 40 || fast > 200, "too few to prove anything");
+    Ok(())
+}
+
+/// As it is on the wire: cut into segments only by whoever sends it.
+fn whole(packet: Packet) -> Packet {
+    Packet { gso: 0, ..packet }
+}
+
+/// Sends the packets twice. Returns how many frames left, and how many of them by the programs.
+async fn compare(
+    product: &mut Product,
+    wires: &Wires,
+    router: &Router,
+    scenario: &Scenario,
+    packets: &[Packet],
+) -> Result<(usize, u64)> {
+    let kernel = product.observe(scenario).await?.state;
+    let situation = Situation::new(scenario, &kernel);
+    product.reach(&Desired { fast: None, ..situation.desired.clone() }, scenario).await?;
+    let by_rules = wires.send(router, scenario, packets)?;
+    product.reach(&situation.desired, scenario).await?;
+    let before = forwarded(product)?;
+    let with_programs = wires.send(router, scenario, packets)?;
+    let missing: Vec<_> = by_rules.iter().filter(|frame| !with_programs.contains(frame)).take(2).collect();
+    let new: Vec<_> = with_programs.iter().filter(|frame| !by_rules.contains(frame)).take(2).collect();
+    ensure!(by_rules == with_programs, "by the rules alone: {missing:02x?}\nwith the programs: {new:02x?}");
+
+    let fast = forwarded(product)? - before;
+    let attached = |device| scenario.config.interfaces.ingress.iter().any(|name: &DevicePattern| name.matches(device));
+    let is_fast = |packet: &&Packet| attached(packet.device) && matches!(situation.ingress(packet), Fate::Redirect(..));
+    let expected = packets.iter().filter(is_fast).count();
+    ensure!(fast == expected as u64, "{fast} packets by the programs, instead of {expected}");
+    Ok((with_programs.len(), fast))
+}
+
+/// How many packets the ingress programs have forwarded.
+fn forwarded(product: &Product) -> Result<u64> {
+    let counters = product.datapath.counters()?;
+    Ok(counters.values().map(|stats| stats.outcomes[Outcome::Forwarded as usize].packets).sum())
+}
+
+/// The other ends of the router's Ethernet devices.
+struct Wires(Vec<(&'static str, Injector)>);
+
+impl Wires {
+    fn new(router: &Router) -> Result<Self> {
+        let devices = DEVICES.into_iter().map(|(name, _)| name).filter(|name| !name.starts_with("tun"));
+        let injector = |device| {
+            let [near, far] = macs(device);
+            Ok((device, Injector::ethernet(&router.far, device, far, near)?))
+        };
+        Ok(Self(devices.map(injector).collect::<Result<_>>()?))
+    }
+
+    fn send_frame(&self, device: &str, frame: &[u8]) -> Result<()> {
+        let wire = self.0.iter().find(|(name, _)| *name == device);
+        wire.context("no such wire")?.1.send_frame(frame)
+    }
+
+    /// Sends packets to the router and returns what leaves it, in no particular order: the device and the frame.
+    fn send(&self, router: &Router, scenario: &Scenario, packets: &[Packet]) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut capture = Capture::everywhere(&router.host)?;
+        let mut left = Vec::new();
+        for batch in packets.chunks(BATCH) {
+            for packet in batch {
+                self.send_frame(packet.device, &frame(packet)).with_context(|| format!("{packet:?}"))?;
+            }
+            let [near, far] = macs("lan0");
+            self.send_frame("lan0", &[&near.0[..], &far.0, &FENCE.to_be_bytes(), &[0; 46]].concat())?;
+            let is_fence =
+                |seen: &Seen| seen.direction == Direction::In && seen.raw.get(12..14) == Some(&FENCE.to_be_bytes());
+            capture.wait_for(is_fence, SOON)?;
+            let seen = capture.drain()?;
+            left.extend(seen.into_iter().filter_map(|seen| comparable(scenario, seen)));
+        }
+        left.sort();
+        Ok(left)
+    }
+}
+
+/// A packet in its frame.
+fn frame(packet: &Packet) -> Vec<u8> {
+    let [near, far] = macs(packet.device);
+    let to = if packet.oddity == Oddity::ForOthers { far } else { near };
+    // Any VLAN but 0, which is a priority and no VLAN.
+    let tag = if packet.tagged() { vec![0x81, 0, 0, packet.hop_limit | 1] } else { Vec::new() };
+    [&to.0[..], &far.0, &tag, &packet.ethertype.to_be_bytes(), &packet.bytes].concat()
+}
+
+/// What leaves, without what differs from one time to the next.
+fn comparable(scenario: &Scenario, seen: Seen) -> Option<(String, Vec<u8>)> {
+    let own = seen.src.is_some_and(|src| is_own(scenario, src) || src == DUMMY);
+    // What the host says on the link by itself, IPv6 redirects among it, which it sends once a second.
+    let link_local = |src: IpAddr| matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
+    let chatter = seen.src.is_some_and(link_local) || seen.dst.is_some_and(|dst| dst.is_multicast());
+    // "Unreachable" for want of a route, by `ip_error()` in `net/ipv4/route.c`: so many a second for each source.
+    let metered = own && matches!((seen.dst, seen.icmp), (Some(IpAddr::V4(_)), Some((3, 0 | 1 | 13))));
+    // The host finds the way of its ICMP errors before it chooses their source (`icmp_route_lookup()` in
+    // `net/ipv4/icmp.c`). If that is a policy's, rules alone let it out by the uplink, and the guard there does not.
+    let of_policy =
+        |src: IpAddr| scenario.config.policies.iter().flat_map(|policy| &policy.from).any(|net| net.contains(&src));
+    let guarded = own && seen.src.is_some_and(of_policy);
+    if seen.direction != Direction::Out || chatter || metered || guarded {
+        return None;
+    }
+    let mut raw = seen.raw;
+    if own && seen.src.is_some_and(|src| Family::of_addr(&src) == Family::V4) {
+        // The host numbers its packets: identification and checksum.
+        let at = if seen.eth.is_some() { 14 } else { 0 };
+        for field in [at + 4..at + 6, at + 10..at + 12] {
+            raw.get_mut(field)?.fill(0);
+        }
+    }
+    Some((seen.device, raw))
+}
