@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer or CI does here, by one name on every machine.
 
 mod command;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
