@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Context, Result, bail};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    programs::{SchedClassifier, TcAttachType},
+    util::KernelVersion,
+};
 
 use crate::netns::Netns;
 
@@ -53,11 +56,15 @@ impl Netns {
         Ok(Snapshot { sections })
     }
 
-    /// The TCX programs of a device, which `tc` does not show, in the order in which they run.
+    /// The TCX programs of a device, which `tc` does not show, in the order in which they run; none before Linux 6.6, which
+    /// has no TCX.
     ///
     /// # Errors
-    /// The kernel has no TCX, or the device is gone.
+    /// The device is gone.
     pub fn tcx(&self, device: &str, direction: &str) -> Result<Vec<String>> {
+        if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
+            return Ok(Vec::new());
+        }
         let attach_type = if direction == "ingress" { TcAttachType::Ingress } else { TcAttachType::Egress };
         self.run_in(|| {
             let (_, programs) = SchedClassifier::query_tcx(device, attach_type)

@@ -2,6 +2,7 @@
 
 mod bench;
 mod command;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;

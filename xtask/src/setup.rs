@@ -1,6 +1,10 @@
 //! Installs what building and testing needs. Each step looks first, and says one line when it does something.
 
-use std::{env, path::Path, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, bail, ensure};
 
@@ -8,6 +12,8 @@ use crate::command::{cargo, is_installed, is_root, output_of, run, say, workspac
 
 /// Its LLVM must be that of the compiler pinned in rust-toolchain.toml: change the two together.
 const BPF_LINKER: &str = "0.10.3";
+
+const CARGO_FUZZ: &str = "0.13.2";
 
 /// The programs that tests and demo start, and the Debian packages that have them.
 const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
@@ -102,16 +108,27 @@ fn rust_src() -> Result<()> {
     )
 }
 
-/// The linker for eBPF. It goes into the workspace, so that the build has this version and no other.
+/// The linker for eBPF.
 fn bpf_linker() -> Result<()> {
+    tool("bpf-linker", BPF_LINKER).map(drop)
+}
+
+/// What `cargo xtask test --fuzz` starts; returns where it is.
+pub fn for_fuzzing() -> Result<PathBuf> {
+    tool("cargo-fuzz", CARGO_FUZZ)
+}
+
+/// A program from crates.io. It goes into the workspace, so that this version is used and no other. Returns its directory.
+fn tool(name: &str, wanted: &str) -> Result<PathBuf> {
     let tools = workspace()?.join("target/tools");
-    let installed = output_of(Command::new(tools.join("bin/bpf-linker")).arg("--version"));
-    if installed.is_ok_and(|output| version(&output) == Some(BPF_LINKER)) {
-        return Ok(());
+    let programs = tools.join("bin");
+    let installed = output_of(Command::new(programs.join(name)).arg("--version"));
+    if !installed.is_ok_and(|output| version(&output) == Some(wanted)) {
+        say(format_args!("installing {name} {wanted} into target/tools (a minute or two)"));
+        let mut install = cargo(["install", "--quiet", "--locked", "--force", "--version", wanted, "--root"])?;
+        run(install.arg(tools).arg(name), "see what cargo says above")?;
     }
-    say(format_args!("installing bpf-linker {BPF_LINKER} into target/tools (a minute or two)"));
-    let mut install = cargo(["install", "--quiet", "--locked", "--force", "--version", BPF_LINKER, "--root"])?;
-    run(install.arg(tools).arg("bpf-linker"), "see what cargo says above")
+    Ok(programs)
 }
 
 /// The version in the output of `PROGRAM --version`.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
+    fuzz,
     run::build_release,
     setup, vm,
 };
@@ -25,6 +26,9 @@ pub struct Options {
     /// Only a few tests in each virtual machine
     #[arg(long, requires = "vm")]
     smoke: bool,
+    /// Instead, look for inputs that break something, for so many seconds in each place, or 20
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "20", conflicts_with = "vm")]
+    fuzz: Option<u32>,
     /// Arguments for the test binaries, such as a part of a test's name
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -33,9 +37,10 @@ pub struct Options {
 impl Options {
     /// Runs them.
     pub fn run(&self) -> Result<()> {
-        match &self.vm {
-            Some(series) => vm::test(series, self.smoke, &self.args),
-            None => test(&self.args),
+        match (&self.vm, self.fuzz) {
+            (Some(series), _) => vm::test(series, self.smoke, &self.args),
+            (None, Some(seconds)) => fuzz::fuzz(seconds),
+            (None, None) => test(&self.args),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::kernel::Kernel;
 use crate::command::{find_program, output_of, run, say};
 
 /// What a guest's devices and tests need, where it is not built in.
-const MODULES: [&str; 31] = [
+const MODULES: [&str; 23] = [
     "virtio_pci",
     "virtio_console",
     "virtio_rng",
@@ -41,14 +41,6 @@ const MODULES: [&str; 31] = [
     "cls_matchall",
     "sch_ingress",
     "nf_tables",
-    "ip_tables",
-    "ip6_tables",
-    "iptable_filter",
-    "iptable_nat",
-    "iptable_mangle",
-    "ip6table_filter",
-    "ip6table_nat",
-    "ip6table_mangle",
     "xfrm_user",
 ];
 
@@ -66,7 +58,7 @@ pub fn base(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
         return Ok(archive);
     }
     say(format_args!("making a root file system for Linux {}", kernel.release));
-    let tree = Tree::new(dir.join("tree"))?;
+    let tree = Tree::new(dir.join(format!("{}.tree", kernel.release)))?;
     for name in ["proc", "sys", "dev", "tmp", "run", "root"] {
         fs::create_dir_all(tree.0.join(name))?;
     }
@@ -99,8 +91,8 @@ pub fn base(kernel: &Kernel, dir: &Path) -> Result<PathBuf> {
 }
 
 /// `base` with a directory `/payload`: these programs, and a script `run`.
-pub fn with_payload(base: &Path, programs: &[(String, PathBuf)], run: &str, dir: &Path) -> Result<PathBuf> {
-    let tree = Tree::new(dir.join("tree"))?;
+pub fn with_payload(base: &Path, programs: &[(String, PathBuf)], run: &str) -> Result<PathBuf> {
+    let tree = Tree::new(base.with_extension("tree"))?;
     for (name, path) in programs {
         let inside = Path::new("payload").join(name);
         tree.copy(path, &inside)?;
@@ -108,10 +100,10 @@ pub fn with_payload(base: &Path, programs: &[(String, PathBuf)], run: &str, dir:
         tree.libraries(path)?;
     }
     tree.file("payload/run", run.as_bytes(), 0o644)?;
-    let payload = dir.join("payload.cpio");
+    let payload = base.with_extension("payload");
     tree.pack(&payload)?;
 
-    let archive = dir.join("initramfs.cpio");
+    let archive = base.with_extension("initramfs");
     let mut whole = File::create(&archive).with_context(|| format!("cannot make {}", archive.display()))?;
     for part in [base, &payload] {
         let mut part = File::open(part).with_context(|| format!("cannot open {}", part.display()))?;

@@ -39,15 +39,15 @@ struct Suite {
     name: &'static str,
     /// Arguments for the smoke test; it leaves out a suite that has none.
     smoke: Option<&'static [&'static str]>,
-    /// Tests that cannot be run there, by name.
+    /// Tests that cannot be run there, by name: what they need is not there, or they measure time.
     skip: &'static [&'static str],
 }
 
 const SUITES: [Suite; 8] = [
-    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &[] },
-    Suite { name: "kernel", smoke: None, skip: &[] },
+    Suite { name: "tunnels", smoke: Some(&["sit::too_big", "wireguard::enters_by"]), skip: &[] },
     Suite { name: "matrix", smoke: None, skip: &[] },
-    Suite { name: "tunnels", smoke: Some(&["sit::"]), skip: &[] },
+    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &[] },
+    Suite { name: "kernel", smoke: None, skip: &["iptables_legacy", "a_probe_takes_no_time"] },
     Suite { name: "semantics", smoke: None, skip: &[] },
     Suite { name: "lifecycle", smoke: None, skip: &[] },
     Suite { name: "probes", smoke: None, skip: &[] },
@@ -81,7 +81,7 @@ pub fn test(series: &[String], smoke: bool, args: &[OsString]) -> Result<()> {
         let base = initramfs::base(&kernel, &dir)?;
         let accelerator = Accelerator::choose(&kernel, &base, &console);
         let run = script(&suites, smoke, accelerator, args)?;
-        let initramfs = initramfs::with_payload(&base, &programs, &run, &dir)?;
+        let initramfs = initramfs::with_payload(&base, &programs, &run)?;
         say(format_args!("testing on Linux {} ({accelerator})", kernel.release));
         let limit = if smoke { SMOKE_LIMIT } else { SUITE_LIMIT * u32::try_from(suites.len())? };
         let mut results = Results::default();

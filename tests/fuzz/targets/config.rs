@@ -1,0 +1,174 @@
+//! The configuration: whatever is written is refused in words that point at it; or means the same when it is printed and
+//! read again, and compiles to rules, routes and maps in which every reference resolves.
+#![no_main]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use libfuzzer_sys::fuzz_target;
+use toml::{Table, Value};
+use tunroute::{
+    compile::{FastInputs, Inputs, compile},
+    config::{Config, Datapath, OnDown, Probe, ProbeTarget},
+    fast::{FastState, Open},
+    net::{KernelState, Link, LinkLayer},
+    plan::{number_slots, plan},
+};
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> Value {
+    Value::Array(items.into_iter().map(|item| Value::String(item.to_string())).collect())
+}
+
+fn duration(duration: Duration) -> Value {
+    Value::String(format!("{}ns", duration.as_nanos()))
+}
+
+fn table<const N: usize>(entries: [(&str, Option<Value>); N]) -> Value {
+    Value::Table(entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
+}
+
+fn probe(probe: &Probe) -> Value {
+    let target = match probe.target {
+        ProbeTarget::Echo(address) => address.to_string(),
+        ProbeTarget::Tcp(address) => address.to_string(),
+    };
+    table([
+        ("target", Some(target.into())),
+        ("source", probe.source.map(|source| source.to_string().into())),
+        ("interval", Some(duration(probe.interval))),
+        ("timeout", Some(duration(probe.timeout))),
+        ("fail", Some(i64::from(probe.fail).into())),
+        ("rise", Some(i64::from(probe.rise).into())),
+        ("hold-down", Some(duration(probe.hold_down))),
+    ])
+}
+
+/// The configuration as a file.
+fn print(config: &Config) -> String {
+    let tunnels: Table = config
+        .tunnels
+        .iter()
+        .map(|tunnel| {
+            let via = tunnel.via_v4.map(|via| via.to_string()).into_iter().chain(tunnel.via_v6.map(|via| via.to_string()));
+            let via: Vec<String> = via.collect();
+            let limit = tunnel.start_limit;
+            let limit = [("burst", Some(i64::from(limit.burst).into())), ("interval", Some(duration(limit.interval)))];
+            let value = table([
+                ("table", tunnel.table.map(|table| i64::from(table).into())),
+                ("via", (!via.is_empty()).then(|| list(via))),
+                ("up", tunnel.up.as_ref().map(list)),
+                ("down", tunnel.down.as_ref().map(list)),
+                ("start-limit", Some(table(limit))),
+                ("probe", (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into())),
+            ]);
+            (tunnel.name.clone(), value)
+        })
+        .collect();
+    let policies = config.policies.iter().map(|policy| {
+        let on_down = match policy.on_down {
+            OnDown::Unreachable => "unreachable",
+            OnDown::Blackhole => "blackhole",
+            OnDown::Prohibit => "prohibit",
+            OnDown::Next => "next",
+        };
+        let exempt = policy.exempt.iter().map(ToString::to_string);
+        table([
+            ("name", Some(policy.name.clone().into())),
+            ("table", policy.table.map(|table| i64::from(table).into())),
+            ("from", Some(list(&policy.from))),
+            ("via", Some(list(&policy.via))),
+            ("on-down", Some(on_down.into())),
+            ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),
+            // Whoever has written it has been asked whether it is meant.
+            ("allow-default", Some(true.into())),
+        ])
+    });
+    let datapath = match config.datapath {
+        Datapath::Both => "both",
+        Datapath::Kernel => "kernel",
+        Datapath::Ebpf => "ebpf",
+    };
+    let interfaces = table([
+        ("ingress", Some(list(config.interfaces.ingress.iter().map(|pattern| &pattern.0)))),
+        ("uplink", Some(list(config.interfaces.uplink.iter().map(|pattern| &pattern.0)))),
+    ]);
+    let whole = table([
+        ("datapath", Some(datapath.into())),
+        ("band", Some(i64::from(config.band).into())),
+        ("bypass-netfilter", Some(config.bypass_netfilter.into())),
+        ("interfaces", Some(interfaces)),
+        ("tunnel", Some(Value::Table(tunnels))),
+        ("policy", Some(Value::Array(policies.collect()))),
+    ]);
+    toml::to_string(&whole).expect("a table can be printed")
+}
+
+/// A host on which every other tunnel is up.
+fn host(config: &Config) -> KernelState {
+    let names = config.tunnels.iter().map(|tunnel| tunnel.name.as_str()).chain(["lan0", "net0"]);
+    let links = names.zip(1..).map(|(name, index)| {
+        let layer = [LinkLayer::Ip, LinkLayer::Ethernet, LinkLayer::Other][index as usize % 3];
+        let link =
+            Link { index, name: name.to_owned(), layer, kind: None, mtu: 1400, mtu_v6: None, up: index % 2 == 0, master: None };
+        (index, link)
+    });
+    KernelState { links: links.collect(), ..KernelState::default() }
+}
+
+fn check_compiled(config: &Config) {
+    let kernel = host(config);
+    let policies = config.policies.iter().map(|policy| policy.name.clone());
+    let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
+    let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
+    let closed = BTreeSet::new();
+    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false });
+    let failed = BTreeSet::new();
+    let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast };
+    let desired = compile(&inputs);
+
+    let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
+    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none());
+    assert_eq!(policy_rules.clone().count(), prefixes, "a rule for each prefix");
+    for rule in policy_rules {
+        assert_eq!(rule.priority, config.band + 128 - u32::from(rule.from.prefix_len()), "the longest first: {rule:?}");
+    }
+    let fast = desired.fast.as_ref().expect("a fast path was asked for");
+    assert_eq!(fast.sources.len(), prefixes, "an entry for each prefix");
+    for (chain, _) in fast.sources.values() {
+        assert!(fast.slots.contains_key(chain), "a source without a slot");
+    }
+    for slot in fast.slots.values() {
+        assert!(slot.next.is_none_or(|next| fast.slots.contains_key(&next)), "a chain that leads nowhere");
+    }
+    let observed = FastState::default();
+    if number_slots(fast, &observed).is_ok() {
+        assert!(plan(&desired, &kernel, Some(&observed)).is_ok_and(|operations| operations.len() >= prefixes));
+    }
+}
+
+fuzz_target!(|text: &str| match Config::parse("fuzz.toml", text) {
+    Ok(config) => {
+        let printed = print(&config);
+        match Config::parse("printed.toml", &printed) {
+            // Tables of a file have no order; their names do.
+            Ok(mut again) => {
+                let place = |name: &str| config.tunnels.iter().position(|tunnel| tunnel.name == name);
+                again.tunnels.sort_by_key(|tunnel| place(&tunnel.name));
+                assert_eq!(again, config, "{printed}");
+            }
+            Err(error) => panic!("{printed}\n{error}"),
+        }
+        check_compiled(&config);
+    }
+    Err(error) => {
+        assert!(!error.problems().is_empty());
+        let _report = error.render(false);
+        for problem in error.problems() {
+            let (line, column) = problem.position().expect("every problem has a place");
+            assert!(line <= text.matches('\n').count() + 2 && column >= 1, "{error}");
+            assert!(!problem.message().is_empty() && !problem.help().is_empty(), "{error}");
+        }
+    }
+});
