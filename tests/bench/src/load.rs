@@ -82,7 +82,6 @@ pub fn flows(prefixes: Prefixes, pattern: Pattern) -> Vec<Flow> {
 fn destination(family: Family, bits: u128, exit: u32) -> IpAddr {
     match family {
         Family::V4 => {
-            #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
             let low = (bits >> 96) as u32 >> 15;
             Ipv4Addr::from_bits(BENCH_V4 << 17 | low & !EXIT_MASK | exit).into()
         }

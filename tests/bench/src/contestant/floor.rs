@@ -68,6 +68,10 @@ impl Contestant for Floor {
             .then_some("an Ethernet device needs a new header, which a bare redirect does not write")
     }
 
+    fn forwards_only(&self) -> bool {
+        true
+    }
+
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         main_route::BASELINE.install(site, task)?;
         let target = if task.pattern == Pattern::Unmatched { UPLINK } else { TUNNELS[0] };

@@ -62,6 +62,17 @@ pub trait Contestant: Sync {
         false
     }
 
+    /// Does it have to do with forwarded packets only, not with the host's own?
+    fn forwards_only(&self) -> bool {
+        false
+    }
+
+    /// Does it have a rule for each prefix? The kernel finds each new one's place by a walk over those before it
+    /// (`fib_nl_newrule()` in `net/core/fib_rules.c`): ten times as many take a hundred times as long.
+    fn has_rules(&self) -> bool {
+        false
+    }
+
     /// Why it cannot do this, if it cannot.
     fn declines(&self, _task: &Task) -> Option<&'static str> {
         None

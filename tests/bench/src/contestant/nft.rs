@@ -21,7 +21,12 @@ impl Contestant for NftMap {
     }
 
     fn about(&self) -> &'static str {
-        "an nftables interval map from source to mark, and an `ip rule fwmark` for each tunnel"
+        "an nftables interval map from source to mark, and an `ip rule fwmark` for each tunnel, for \
+         forwarded packets"
+    }
+
+    fn forwards_only(&self) -> bool {
+        true
     }
 
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {

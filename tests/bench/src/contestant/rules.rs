@@ -20,6 +20,10 @@ impl Contestant for FlatRules {
         "one `ip rule` for each prefix, written by `ip -batch`"
     }
 
+    fn has_rules(&self) -> bool {
+        true
+    }
+
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         let family = version(task.prefixes.family);
         site.host.ip(&tables(site, task)?)?;

@@ -53,6 +53,10 @@ impl Contestant for Tunroute {
         self.about
     }
 
+    fn has_rules(&self) -> bool {
+        self.datapath != "ebpf"
+    }
+
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         Ok(Box::new(Daemon::start(site, &self.binary, &configuration(site, task, self.datapath)?)?))
     }

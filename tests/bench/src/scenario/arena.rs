@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_packet_lost_or_astray_is_noticed() {
         let before = [Arrived { right: 5, wrong: 1 }; 3];
-        let after = |right, wrong| [before[0], Arrived { right: 5 + right, wrong: 1 + wrong }, before[2]];
+        let after = |right: u64, wrong: u64| [before[0], Arrived { right: 5 + right, wrong: 1 + wrong }, before[2]];
         for (delivery, right, wrong, passes) in [
             (Delivery::Policy, 100, 0, true),
             (Delivery::Policy, 99, 0, false),

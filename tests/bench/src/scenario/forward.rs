@@ -1,6 +1,9 @@
 //! The stages of a run: who is put up with how many prefixes, and what is measured there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use tunroute::net::Family;
@@ -19,12 +22,15 @@ use crate::{
 /// The number of prefixes at which what does not depend on it is looked at.
 const MIDDLE: u32 = 1000;
 
+/// So many rules are put up at most: 50,000 take 25 seconds.
+const MOST_RULES: u32 = 10_000;
+
 /// The stages of a run: sites for a task, and the cases that are measured on them.
 #[must_use]
 pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
     let mut stages = Vec::new();
-    for family in Family::ALL {
-        for &count in prefixes {
+    for &count in prefixes {
+        for family in Family::ALL {
             let plain = Case::new(Scenario::Forward, family, count);
             let mut cases = vec![plain];
             // IPv6 has no such setting.
@@ -39,7 +45,7 @@ pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
             if [MIDDLE, 100_000].contains(&count) && !quick {
                 cases.push(Case { pattern: Pattern::Zipf, ..plain });
             }
-            if count == MIDDLE || !quick && [1, 10_000, 100_000].contains(&count) {
+            if count == MIDDLE || !quick && [1, 100_000].contains(&count) {
                 cases.push(Case { scenario: Scenario::Host, ..plain });
                 cases.push(Case { scenario: Scenario::Latency, ..plain });
             }
@@ -69,13 +75,23 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>]) -> Result<Vec<Measurement>> 
     let contestants = std::mem::take(&mut bench.contestants);
     let mut measurements = Vec::new();
     let mut steps: BTreeMap<(u8, &str), Vec<Step>> = BTreeMap::new();
+    let end = Instant::now() + bench.effort.time;
     for cases in stages {
         let Some(first) = cases.first() else { continue };
+        if Instant::now() > end {
+            bench.progress.note(&format!("no time left for {}", crate::report::table::title(first)));
+            continue;
+        }
         let prefixes = Prefixes { family: first.family(), count: first.prefixes };
         let task = Task { prefixes, target: first.target, pattern: first.pattern };
         bench.progress.say(format!("IPv{}, {} prefixes: setting up", first.ip, first.prefixes));
         let limits = bench.effort.limits;
         let arena = Arena::new(&bench.generator, &contestants, &task, |contestant| {
+            if contestant.has_rules() && first.prefixes > MOST_RULES {
+                return Some(format!(
+                    "stopped after {MOST_RULES}: ten times the rules take a hundred times as long to install"
+                ));
+            }
             limits.stop(steps.get(&(first.ip, contestant.name()))?, first.prefixes)
         })?;
         if !settle(Duration::from_secs(5)) {

@@ -12,6 +12,7 @@ use tunroute::{fast::address_from_words, net::Family};
 
 use super::{Arena, Bench, Place, SENDER_CPU, arena::judge};
 use crate::{
+    contestant::BASELINE,
     generator::{Generator, Sent, pin_to},
     layout::Flow,
     load::flows,
@@ -38,21 +39,22 @@ pub fn measure(bench: &mut Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<M
     let prefixes = Prefixes { family: case.family(), count: case.prefixes };
     let flows = flows(prefixes, case.pattern);
     let unit = Unit::NanosecondsPerPacket;
-    let baseline = arena.baseline()?;
-    let mut lost: Vec<Option<String>> = vec![None; arena.places.len()];
+    let places: Vec<&Place<'_>> = arena.places.iter().filter(|place| !place.contestant.forwards_only()).collect();
+    let baseline = places.iter().position(|place| place.contestant.name() == BASELINE);
+    let baseline = baseline.context("the baseline must take part")?;
+    let mut lost: Vec<Option<String>> = vec![None; places.len()];
     let mut ways = Vec::new();
-    for place in &arena.places {
-        // Rules alone make 10,000 packets take seconds.
+    for place in &places {
         ways.push(place.site.host.run_in(|| {
             flows.iter().take(SOURCES).map(|flow| open(case.family(), flow)).collect::<Result<Vec<Way>>>()
         })?);
     }
     let generator = &bench.generator;
-    let values = interleave(arena.places.len(), bench.effort.rounds, &mut bench.rng, |who| {
+    let values = interleave(places.len(), bench.effort.rounds, &mut bench.rng, |who| {
         if lost[who].is_some() {
             return Ok(None);
         }
-        match slice(generator, &arena.places[who], &ways[who])? {
+        match slice(generator, places[who], &ways[who])? {
             Ok(sent) => Ok(Some(sent.nanoseconds_each())),
             Err(why) => {
                 lost[who] = Some(why);
@@ -61,7 +63,7 @@ pub fn measure(bench: &mut Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<M
         }
     })?;
     let mut measurements = arena.not_there(case, unit);
-    for ((place, mine), lost) in arena.places.iter().zip(&values).zip(lost) {
+    for ((place, mine), lost) in places.iter().zip(&values).zip(lost) {
         let name = place.contestant.name();
         measurements.push(match lost {
             Some(why) => Measurement::none(case, name, unit, Outcome::Disqualified(why)),

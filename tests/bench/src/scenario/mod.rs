@@ -24,6 +24,8 @@ pub struct Effort {
     pub slice: Duration,
     /// What is bearable.
     pub limits: Limits,
+    /// What has not begun after this time is left out.
+    pub time: Duration,
     /// Less of everything.
     pub quick: bool,
 }

@@ -31,7 +31,10 @@ pub fn memory(arena: &Arena<'_>, case: Case) -> Vec<Measurement> {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
         let resident = number(&status, "VmRSS:").unwrap_or(0.0) * 1024.0;
         measurements.push(Measurement::of(case, name, "daemon", Unit::Bytes, vec![resident]));
-        measurements.push(Measurement::of(case, name, "maps", Unit::Bytes, vec![maps(process)]));
+        let maps = maps(process);
+        if maps > 0.0 {
+            measurements.push(Measurement::of(case, name, "maps", Unit::Bytes, vec![maps]));
+        }
     }
     measurements
 }
