@@ -26,7 +26,7 @@ use crate::{
     datapath::Place,
     explain::examiner::{Examiner, Sighting, Subject},
     kernel::{Kinds, Oracle},
-    net::{IfIndex, KernelState},
+    net::{Family, IfIndex, KernelState},
     verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
 };
 
@@ -296,6 +296,10 @@ impl Daemon {
         let names = Names(kernel.links.values().map(|link| (link.index, link.name.clone())).collect());
         let mut new = false;
         for (subject, sighting) in disagreements {
+            // Where a gate is closed, the uplink's program is meant to stop what others' rules send there.
+            if !self.gates.open().family(Family::of_addr(&subject.source)) {
+                continue;
+            }
             let policies = self.policies_of(sighting.program.maps.slots.keys().copied());
             let policies: Vec<String> =
                 policies.into_iter().map(|policy| self.config.policies[policy].name.clone()).collect();

@@ -129,8 +129,8 @@ impl Seen {
                 libc::RTA_OIF => seen.oif = u32_of(value),
                 libc::RTA_GATEWAY => seen.gateway = address(family, value),
                 RTA_VIA | libc::RTA_MULTIPATH => seen.other_hops = true,
-                // Ages and the like, there for every IPv6 route.
-                libc::RTA_CACHEINFO => {}
+                // Ages and the like, there for every IPv6 route; and the device that was asked about.
+                libc::RTA_CACHEINFO | libc::RTA_IIF => {}
                 // `ICMPV6_ROUTER_PREF_MEDIUM`: the default.
                 RTA_PREF if value == [0] => {}
                 _ => seen.other = true,
