@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
+#![expect(clippy::cast_possible_truncation, reason = "a helper that returns a small number in a wide register")]
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},

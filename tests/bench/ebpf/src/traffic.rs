@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
+#![expect(clippy::cast_possible_truncation, reason = "the halves of words that are wanted")]
 
 mod layout;
 
