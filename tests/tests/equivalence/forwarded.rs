@@ -86,6 +86,7 @@ async fn compare(
     let kernel = product.observe(scenario).await?.state;
     let situation = Situation::new(scenario, &kernel);
     product.reach(&Desired { fast: None, ..situation.desired.clone() }, scenario).await?;
+    router.wait_until_bare()?;
     let by_rules = wires.send(router, scenario, packets)?;
     product.reach(&situation.desired, scenario).await?;
     let before = forwarded(product)?;

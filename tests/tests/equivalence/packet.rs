@@ -222,7 +222,7 @@ impl Recipe {
             bytes: Vec::new(),
         };
         // Recognisable, and with something in every field that a protocol might have there.
-        let payload = (0..length).map(|at| (at % 251) as u8 ^ self.hop_limit);
+        let payload = (0..=250).cycle().take(length).map(|byte: u8| byte ^ self.hop_limit);
         match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 packet.write_v4(source.octets(), destination.octets(), payload);
@@ -255,7 +255,7 @@ impl Packet {
         let mut header =
             Ipv4Header::new(length, self.hop_limit, number, source, destination).expect("a length that fits");
         header.identification = u16::from(self.hop_limit) << 5;
-        header.dont_fragment = self.hop_limit % 2 == 0;
+        header.dont_fragment = self.hop_limit.is_multiple_of(2);
         if let Oddity::Fragment(offset, more) = self.oddity {
             header.dont_fragment = false;
             header.more_fragments = more;

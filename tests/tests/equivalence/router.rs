@@ -112,6 +112,20 @@ impl Router {
         self.host.sysctl(&[("ipv4/conf/all/send_redirects", "0"), unmetered[0], unmetered[1]])
     }
 
+    /// Waits until no program is left on a device: the kernel lets go of a link some time after its pin has gone
+    /// (`bpf_free_inode()` in `kernel/bpf/inode.c`, `bpf_link_put()` in `kernel/bpf/syscall.c`).
+    pub fn wait_until_bare(&self) -> Result<()> {
+        let deadline = Instant::now() + SETTLED;
+        let hooks = [("lan0", "ingress"), ("lan1", "ingress"), ("net0", "egress")];
+        for (device, hook) in hooks.into_iter().filter(|_| Method::detect() == Method::Tcx) {
+            while !self.host.tcx(device, hook)?.is_empty() {
+                ensure!(Instant::now() < deadline, "a program is still on {device}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
     /// Runs in the router's namespace, with what the daemon would have there.
     pub fn run<T: Send>(&self, work: impl AsyncFnOnce(&mut Product) -> Result<T> + Send) -> Result<T> {
         self.host.run_in(|| {
