@@ -23,7 +23,7 @@ const TURN: usize = 64;
 const BUFFER: usize = 65535 + 10;
 /// Packets that wait in a device for the thread: a second at 100,000 packets per second, since a wire does not lose
 /// packets because the machine is busy.
-const QUEUE: u32 = 100_000;
+const QUEUE: u32 = 10_000;
 
 /// How a pair of tun devices is made.
 #[derive(Clone, Copy, Debug)]

@@ -31,16 +31,13 @@ pub enum TunnelKind {
     Ip6gre,
     /// WireGuard over IPv4.
     Wireguard,
-    /// A wire to the broker, from Linux 6.7 on.
-    Netkit,
 }
 
 impl TunnelKind {
     /// Those that every kernel here has, for loops over them.
     pub const ALL: [Self; 3] = [Self::Tun, Self::Vxlan, Self::Veth];
     /// Those that a kernel may lack.
-    pub const OPTIONAL: [Self; 7] =
-        [Self::Sit, Self::Ipip, Self::Ip6tnl, Self::Gre, Self::Ip6gre, Self::Wireguard, Self::Netkit];
+    pub const OPTIONAL: [Self; 6] = [Self::Sit, Self::Ipip, Self::Ip6tnl, Self::Gre, Self::Ip6gre, Self::Wireguard];
 
     /// The kernel's name for it, which `ip link` takes.
     #[must_use]
@@ -55,14 +52,13 @@ impl TunnelKind {
             Self::Gre => "gre",
             Self::Ip6gre => "ip6gre",
             Self::Wireguard => "wireguard",
-            Self::Netkit => "netkit",
         }
     }
 
     /// Needs a gateway: it is an Ethernet device.
     #[must_use]
     pub const fn needs_gateway(self) -> bool {
-        matches!(self, Self::Vxlan | Self::Veth | Self::Netkit)
+        matches!(self, Self::Vxlan | Self::Veth)
     }
 
     /// The families of the packets that it carries.
@@ -167,19 +163,4 @@ pub(crate) fn wireguard(a: (End<'_>, Ipv4Addr), b: (End<'_>, Ipv4Addr), number: 
         set_up(end)?;
     }
     Ok(())
-}
-
-/// Makes a netkit pair in its usual mode; both ends are up.
-pub(crate) fn netkit(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
-    // Older versions of `ip` know none of its options; the other end has a name of the kernel's choice.
-    a.netns.ip(&format!("link add {} mtu {mtu} type netkit", a.device))?;
-    let links = a.netns.query("ip", "-o link show type netkit")?;
-    let other =
-        links.lines().find_map(|line| line.split(": ").nth(1)?.split_once('@').filter(|(name, _)| *name != a.device));
-    let (other, _) = other.with_context(|| format!("no other end of {}: {links}", a.device))?;
-    a.netns.ip(&format!("link set {other} mtu {mtu} netns {} name {}", b.netns.name(), b.device))?;
-    [a, b].into_iter().try_for_each(|end| {
-        ask_neighbours_often(end.netns, end.device)?;
-        set_up(end)
-    })
 }

@@ -54,7 +54,7 @@ use crate::{
         REMOTE_ISP_DEVICE, TUNNELS, TunnelPlan, UPLINK, mac_broker, mac_tunnel, mac_wire,
     },
     tun::{TunOptions, TunPair},
-    tunnel::{TunnelKind, encapsulating, netkit, wireguard},
+    tunnel::{TunnelKind, encapsulating, wireguard},
 };
 
 /// The MTU of all links but the tunnels, in bytes.
@@ -290,7 +290,6 @@ impl World {
                 self.tuns()[index] = Some(pair);
             }
             TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
-            TunnelKind::Netkit => netkit(ends[0], ends[1], mtu)?,
             TunnelKind::Wireguard => wireguard((ends[0], HOST.v4), (ends[1], plan.underlay.v4), number, mtu)?,
             kind => {
                 let underlay = [HOST, plan.underlay].map(|addrs| addrs.of(kind.underlay()));
@@ -365,12 +364,7 @@ impl World {
     #[must_use]
     pub fn macs(&self, index: usize) -> Option<(Mac, Mac)> {
         let number = u8::try_from(index).ok()?;
-        match self.options.kind {
-            // In its usual mode it has an Ethernet header in which nothing is written (`netkit_new_link()` in
-            // drivers/net/netkit.c).
-            TunnelKind::Netkit => Some((Mac([0; 6]), Mac([0; 6]))),
-            kind => kind.needs_gateway().then(|| (mac_tunnel(number), mac_broker(number))),
-        }
+        self.options.kind.needs_gateway().then(|| (mac_tunnel(number), mac_broker(number)))
     }
 
     /// What the tunnels are made of.

@@ -18,7 +18,7 @@ use super::kernel::Kernel;
 use crate::command::{find_program, output_of, run, say};
 
 /// What a guest's devices and tests need, where it is not built in.
-const MODULES: [&str; 23] = [
+const MODULES: [&str; 22] = [
     "virtio_pci",
     "virtio_console",
     "virtio_rng",
@@ -29,7 +29,6 @@ const MODULES: [&str; 23] = [
     "ipip",
     "wireguard",
     "vrf",
-    "netkit",
     "dummy",
     "veth",
     "vxlan",
