@@ -46,8 +46,7 @@ struct Suite {
 const SUITES: [Suite; 4] = [
     Suite { name: "tunnels", smoke: Some(&["enters_by"]), skip: &[] },
     Suite { name: "matrix", smoke: None, skip: &[] },
-    // The daemon's heartbeat is written once for all of its packets, which take longer than that is good for.
-    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &["the_programs_decide_as"] },
+    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &[] },
     Suite { name: "kernel", smoke: None, skip: &["iptables_legacy", "a_probe_takes_no_time"] },
 ];
 
