@@ -301,8 +301,8 @@ impl Daemon {
                 continue;
             }
             let policies = self.policies_of(sighting.program.maps.slots.keys().copied());
-            let policies: Vec<String> =
-                policies.into_iter().map(|policy| self.config.policies[policy].name.clone()).collect();
+            let name = |policy| Some(self.config.policies.get(policy)?.name.clone());
+            let policies: Vec<String> = policies.into_iter().filter_map(name).collect();
             for policy in policies {
                 if self.checker.is_disputed(&policy) {
                     continue;
