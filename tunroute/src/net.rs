@@ -300,6 +300,9 @@ pub struct ObservedRule {
     pub rule: Option<Rule>,
     /// Looks up [`TABLE_LOCAL`] for every packet, as the kernel's own rule at priority 0 does.
     pub looks_up_local: bool,
+    /// The `l3mdev` selector: such a rule, which the kernel makes with the first VRF, matches only what enters by a VRF's
+    /// port or is bound to one (`l3mdev_fib_rule_match()` in `net/l3mdev/l3mdev.c`).
+    pub l3mdev: bool,
     /// The `iif` selector.
     pub iif: Option<String>,
     /// The `oif` selector: such a rule never matches a packet that is being forwarded.

@@ -98,6 +98,7 @@ impl World {
             ours: true,
             rule: Some(rule.clone()),
             looks_up_local: false,
+            l3mdev: false,
             iif: None,
             oif: rule.oif.clone(),
             text: rule.to_string(),

@@ -301,7 +301,7 @@ impl Daemon {
                 continue;
             }
             let policies = self.policies_of(sighting.program.maps.slots.keys().copied());
-            let name = |policy| Some(self.config.policies.get(policy)?.name.clone());
+            let name = |policy: usize| Some(self.config.policies.get(policy)?.name.clone());
             let policies: Vec<String> = policies.into_iter().filter_map(name).collect();
             for policy in policies {
                 if self.checker.is_disputed(&policy) {

@@ -208,6 +208,8 @@ fn comes_first(rule: &ObservedRule, family: Family, device: &str, band_end: u32)
         && rule.priority <= band_end
         // Local destinations are not the fast path's.
         && !rule.looks_up_local
+        // What enters by a VRF's port is a gate of its own.
+        && !rule.l3mdev
         // Only the host's own packets have chosen a device before the rules are asked.
         && rule.oif.is_none()
         && rule.iif.as_ref().is_none_or(|iif| iif == device)

@@ -89,6 +89,7 @@ struct Seen {
     goto: Option<u32>,
     mark: Option<u32>,
     mask: Option<u32>,
+    l3mdev: bool,
     iif: Option<String>,
     oif: Option<String>,
     /// The other selectors, in `ip rule` syntax.
@@ -113,6 +114,7 @@ impl Seen {
             goto: None,
             mark: None,
             mask: None,
+            l3mdev: false,
             iif: None,
             oif: None,
             selectors: String::new(),
@@ -168,7 +170,10 @@ impl Seen {
                 self.iif = Some(name);
             }
             RuleAttribute::Oifname(name) => self.oif = Some(name),
-            RuleAttribute::L3MDev(_) => self.selector(format_args!("l3mdev")),
+            RuleAttribute::L3MDev(_) => {
+                self.selector(format_args!("l3mdev"));
+                self.l3mdev = true;
+            }
             RuleAttribute::TunId(id) => self.selector(format_args!("tun_id {id}")),
             RuleAttribute::UidRange(range) => self.selector(format_args!("uidrange {}-{}", range.start, range.end)),
             RuleAttribute::IpProtocol(protocol) => self.selector(format_args!("ipproto {}", u8::from(protocol))),
@@ -207,6 +212,7 @@ impl Seen {
             priority: self.priority,
             ours,
             looks_up_local: plain && header.src_len == 0 && self.oif.is_none() && self.table == TABLE_LOCAL,
+            l3mdev: self.l3mdev && !inverted,
             // `not iif eth0` matches everything but: it restricts nothing that can be relied on.
             iif: self.iif.filter(|_| !inverted),
             oif: self.oif.filter(|_| !inverted),
