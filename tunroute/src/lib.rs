@@ -25,4 +25,5 @@ pub mod service;
 pub mod state;
 pub mod status;
 pub mod supervise;
+pub mod text;
 pub mod verify;

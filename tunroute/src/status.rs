@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, health, net::Family};
+use crate::{config::Datapath, health, net::Family, text::wrapped};
 
 /// What `status` prints fits a terminal of this many columns.
 const WIDTH: usize = 80;
@@ -124,6 +124,11 @@ pub struct KernelStatus {
     pub routes: usize,
 }
 
+/// A line, continued further in where it is too long.
+fn paragraph(line: &str) -> String {
+    wrapped(line, WIDTH, 4).join("\n") + "\n"
+}
+
 impl Status {
     /// The status as a person reads it.
     #[must_use]
@@ -163,32 +168,20 @@ impl Status {
         for policy in &self.policies {
             for (outcome, counter) in policy.outcomes.iter().filter(|(_, counter)| counter.packets > 0) {
                 if let Some(what) = in_words(outcome) {
-                    text += &wrapped(&format!("{}: {} packets {what}", policy.name, counter.packets));
+                    text += &paragraph(&format!("{}: {} packets {what}", policy.name, counter.packets));
                 }
             }
         }
         let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
         let FastPathStatus { state, attached, reasons, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
-        let mut paragraph = |line: &str| text += &wrapped(line);
-        paragraph(&format!("fast path: {state}{attached}"));
-        reasons.iter().for_each(|reason| paragraph(&format!("  {reason}")));
-        self.problems.iter().for_each(|problem| paragraph(&format!("problem: {problem}")));
-        self.hints.iter().for_each(|hint| paragraph(&format!("hint: {hint}")));
+        let mut add = |line: &str| text += &paragraph(line);
+        add(&format!("fast path: {state}{attached}"));
+        reasons.iter().for_each(|reason| add(&format!("  {reason}")));
+        self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));
+        self.hints.iter().for_each(|hint| add(&format!("hint: {hint}")));
         text
     }
-}
-
-/// A line, continued further in where it is too long.
-fn wrapped(line: &str) -> String {
-    let indent = line.len() - line.trim_start().len();
-    let (first, rest) = (" ".repeat(indent), " ".repeat(indent + 4));
-    // The other algorithm evens the lines out, and so makes more of them.
-    let options = textwrap::Options::new(WIDTH)
-        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit)
-        .initial_indent(&first)
-        .subsequent_indent(&rest);
-    textwrap::fill(line.trim_start(), options) + "\n"
 }
 
 /// What happened to packets that were not handed to the tunnel.

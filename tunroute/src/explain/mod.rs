@@ -12,6 +12,7 @@ use crate::{
     config::{Datapath, OnDown},
     fast::Hook,
     net::Family,
+    text::wrapped,
 };
 
 /// Everything about one packet. The names are those of `--json`.
@@ -129,7 +130,7 @@ struct Lines(String);
 impl Lines {
     fn add(&mut self, label: &str, text: &str) {
         let mut label = label;
-        for line in wrapped(text, COLUMNS - LABELS) {
+        for line in wrapped(text, COLUMNS - LABELS, 2) {
             // Writing to a string does not fail.
             let _infallible = writeln!(self.0, "{}", format!("{label:<LABELS$}{line}").trim_end());
             label = "";
@@ -139,25 +140,6 @@ impl Lines {
     fn gap(&mut self) {
         self.0.push('\n');
     }
-}
-
-/// Breaks a text at spaces; what follows is indented a little more.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let indent = text.len() - text.trim_start().len();
-    let mut lines = Vec::new();
-    let mut line = " ".repeat(indent);
-    let mut fresh = true;
-    for word in text.trim_start().split(' ') {
-        if !fresh && line.len() + word.len() >= width {
-            lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
-        } else if !fresh {
-            line.push(' ');
-        }
-        line += word;
-        fresh = false;
-    }
-    lines.push(line);
-    lines
 }
 
 impl Explanation {
