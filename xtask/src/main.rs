@@ -2,6 +2,7 @@
 
 mod bench;
 mod command;
+mod dist;
 mod fuzz;
 mod lint;
 mod run;
@@ -39,6 +40,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Build a stripped binary and a Debian package, in target/dist
+    Dist,
     /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
     Lint,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Run { args } => run::run(&args),
         Task::Test(options) => options.run(),
         Task::Bench { args } => bench::bench(&args),
+        Task::Dist => dist::dist().map(drop),
         Task::Lint => lint::lint(),
     };
     match done {

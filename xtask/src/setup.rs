@@ -31,6 +31,12 @@ const FOR_VIRTUAL_MACHINES: &[(&str, &str)] = &[
     ("strip", "binutils"),
 ];
 
+/// What makes a Debian package.
+const FOR_PACKAGING: &[(&str, &str)] =
+    &[("dpkg-deb", "dpkg"), ("dpkg-shlibdeps", "dpkg-dev"), ("strip", "binutils"), ("gzip", "gzip")];
+/// What makes a clean Debian to install it in.
+const FOR_CLEAN_ROOTS: &[(&str, &str)] = &[("debootstrap", "debootstrap"), ("tar", "tar"), ("chroot", "coreutils")];
+
 /// All steps.
 pub fn everything() -> Result<()> {
     for_building()?;
@@ -55,6 +61,16 @@ pub fn for_testing() -> Result<()> {
 pub fn for_virtual_machines() -> Result<()> {
     for_testing()?;
     install(FOR_VIRTUAL_MACHINES)
+}
+
+/// What `cargo xtask dist` starts.
+pub fn for_packaging() -> Result<()> {
+    install(FOR_PACKAGING)
+}
+
+/// What `cargo xtask test --dist` starts besides.
+pub fn for_clean_roots() -> Result<()> {
+    install(FOR_CLEAN_ROOTS)
 }
 
 /// What the bench starts.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
-    fuzz,
+    dist, fuzz,
     run::build_release,
     setup, vm,
 };
@@ -29,6 +29,9 @@ pub struct Options {
     /// Instead, look for inputs that break something, for so many seconds in each place, or 20
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "20", conflicts_with = "vm")]
     fuzz: Option<u32>,
+    /// Instead, install the Debian package in a clean Debian root, and run the story there
+    #[arg(long, conflicts_with_all = ["vm", "fuzz"])]
+    dist: bool,
     /// Arguments for the test binaries, such as a part of a test's name
     #[arg(last = true)]
     args: Vec<OsString>,
@@ -38,6 +41,7 @@ impl Options {
     /// Runs them.
     pub fn run(&self) -> Result<()> {
         match (&self.vm, self.fuzz) {
+            _ if self.dist => dist::test(&self.args),
             (Some(series), _) => vm::test(series, self.smoke, &self.args),
             (None, Some(seconds)) => fuzz::fuzz(seconds),
             (None, None) => test(&self.args),

@@ -4,10 +4,12 @@
 //! an error, so that one run shows everything.
 
 mod check;
+pub mod keys;
 mod load;
 mod parse;
 mod prefix;
 mod report;
+mod schema;
 mod section;
 mod source;
 #[cfg(test)]
@@ -24,6 +26,7 @@ use std::{
 use ipnet::IpNet;
 pub use load::Loaded;
 pub use report::{ConfigError, Problem};
+pub use schema::schema;
 use serde::{Deserialize, Serialize};
 
 /// Which datapath carries the traffic.

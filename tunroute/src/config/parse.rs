@@ -8,9 +8,11 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, prefix,
+    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
+    prefix,
     report::{Finding, Findings, Span, quote},
-    section::{Field, Key, Section},
+    section::{Field, Section},
     values,
 };
 use crate::net::Family;
@@ -19,48 +21,6 @@ use crate::net::Family;
 const DEFAULT_BAND: u32 = 20000;
 /// More often, a probe would be a load of its own.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
-
-const TOP: &[Key] = &[
-    Key { name: "datapath", example: "datapath = \"both\"" },
-    Key { name: "band", example: "band = 20000" },
-    Key { name: "bypass-netfilter", example: "bypass-netfilter = true" },
-    Key { name: "metrics", example: "metrics = \"127.0.0.1:9942\"" },
-    Key { name: "interfaces", example: "[interfaces]" },
-    Key { name: "tunnel", example: "[tunnel.sixxs0]" },
-    Key { name: "policy", example: "[[policy]], with two brackets" },
-];
-const INTERFACES: &[Key] = &[
-    Key { name: "ingress", example: "ingress = [\"lan0\", \"br-*\"]" },
-    Key { name: "uplink", example: "uplink = [\"net0\"]" },
-];
-const TUNNEL: &[Key] = &[
-    Key { name: "table", example: "table = 200" },
-    Key { name: "via", example: "via = [\"10.9.0.1\", \"fe80::1\"]" },
-    Key { name: "up", example: "up = [\"aiccu\", \"start\", \"/etc/aiccu/tunnel0.conf\"]" },
-    Key { name: "down", example: "down = [\"aiccu\", \"stop\", \"/etc/aiccu/tunnel0.conf\"]" },
-    Key { name: "start-limit", example: "start-limit = { burst = 4, interval = \"60s\" }" },
-    Key { name: "probe", example: "probe = { target = \"2001:db8::1\", interval = \"5s\" }" },
-];
-const START_LIMIT: &[Key] =
-    &[Key { name: "burst", example: "burst = 4" }, Key { name: "interval", example: "interval = \"60s\"" }];
-const PROBE: &[Key] = &[
-    Key { name: "target", example: "target = \"2001:db8::1\"" },
-    Key { name: "source", example: "source = \"2001:db8::2\"" },
-    Key { name: "interval", example: "interval = \"5s\"" },
-    Key { name: "timeout", example: "timeout = \"1s\"" },
-    Key { name: "fail", example: "fail = 3" },
-    Key { name: "rise", example: "rise = 2" },
-    Key { name: "hold-down", example: "hold-down = \"30s\"" },
-];
-const POLICY: &[Key] = &[
-    Key { name: "name", example: "name = \"tunnel0\"" },
-    Key { name: "table", example: "table = 200" },
-    Key { name: "from", example: "from = [\"2a02:578:85a0::/48\"]" },
-    Key { name: "via", example: "via = [\"sixxs0\", \"wg0\"]" },
-    Key { name: "on-down", example: "on-down = \"unreachable\"" },
-    Key { name: "exempt", example: "exempt = [\"connected\", \"10.0.0.0/8\"]" },
-    Key { name: "allow-default", example: "allow-default = true" },
-];
 
 /// Where the parts of a configuration stand, index by index.
 #[derive(Debug, Default)]

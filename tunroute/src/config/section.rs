@@ -8,15 +8,10 @@ use toml::{
 };
 
 use super::{
+    keys::Key,
     report::{Finding, Findings, Refusal, Span, quote},
     values,
 };
-
-/// A key that a table may have, and how it is written.
-pub(super) struct Key {
-    pub(super) name: &'static str,
-    pub(super) example: &'static str,
-}
 
 /// A value and where it stands.
 pub(super) type Item<'t> = Spanned<DeValue<'t>>;
@@ -124,7 +119,7 @@ impl<'a, 't> Field<'a, 't> {
 
     /// Notes that the value, or one in it, is of a wrong type.
     pub(super) fn mistyped(&self, item: &Item<'_>, expected: &str, findings: &mut Findings) {
-        let Key { name, example } = self.key;
+        let Key { name, example, .. } = self.key;
         let message = format!("`{name}` must be {expected}, not {}", type_of(item.get_ref()));
         findings.error(Finding::new(&item.span(), message, format!("write it like this: {example}")));
     }
@@ -214,7 +209,7 @@ impl<'a, 't> Field<'a, 't> {
     /// As [`Field::one_or_more`], but an empty list is an error.
     pub(super) fn at_least_one(&self, findings: &mut Findings) -> Option<Vec<(&'a str, Span)>> {
         if self.value().as_array().is_some_and(|items| items.is_empty()) {
-            let Key { name, example } = self.key;
+            let Key { name, example, .. } = self.key;
             let (message, help) = (format!("`{name}` is empty"), format!("write at least one: {example}"));
             findings.error(Finding::new(&self.span(), message, help));
             return None;

@@ -4,6 +4,9 @@ mod accepted;
 mod invariants;
 mod refused;
 mod reports;
+mod schema;
+
+use std::sync::LazyLock;
 
 use super::{Config, ConfigError, Loaded, Problem};
 
@@ -21,9 +24,18 @@ fn refuse(text: &str) -> ConfigError {
     Config::parse("t.toml", text).expect_err(text)
 }
 
+/// What the parser takes, the schema takes, too.
 #[track_caller]
 fn take(text: &str) -> Loaded {
+    assert!(valid(text), "the schema refuses {text}");
     Loaded::parse("t.toml", text).unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+/// Does the schema take it?
+fn valid(text: &str) -> bool {
+    static VALIDATOR: LazyLock<jsonschema::Validator> =
+        LazyLock::new(|| jsonschema::draft202012::new(&super::schema()).expect("the schema is one"));
+    toml::from_str::<serde_json::Value>(text).is_ok_and(|file| VALIDATOR.is_valid(&file))
 }
 
 /// A file with one policy, with this `from` and further lines.
