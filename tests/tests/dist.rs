@@ -113,7 +113,7 @@ fn the_package_runs_the_story_and_leaves_nothing_behind() -> Result<()> {
     pings(&Answer::Reply)?;
 
     let status: Value = serde_json::from_str(&installed.output(&["tunroute", "status", "--json"])?)?;
-    ensure!(status["fast-path"]["active"] == true, "the fast path is not on: {status:#}");
+    ensure!(status["fast_path"]["state"] == "on", "the fast path is not on: {status:#}");
     let (source, remote) = (TUNNELS[0].client.v6.to_string(), REMOTE.v6.to_string());
     let explained = installed.output(&["tunroute", "explain", &source, &remote])?;
     ensure!(explained.contains("they agree"), "{explained}");

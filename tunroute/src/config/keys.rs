@@ -160,7 +160,7 @@ pub(super) const TUNNEL: &[Key] = &[
         "start-limit",
         "start-limit = { burst = 4, interval = \"60s\" }",
         Kind::Table(START_LIMIT),
-        "How often `up` is started at most, also over restarts of the daemon and of the host.",
+        "How often `up` is started at most, also over restarts of the daemon.",
     ),
     key(
         "probe",
@@ -173,8 +173,9 @@ pub(super) const TUNNEL: &[Key] = &[
 
 /// `start-limit`
 pub(super) const START_LIMIT: &[Key] = &[
-    key("burst", "burst = 4", Kind::Number(1, u32::MAX), "This many starts at most").or("4"),
-    key("interval", "interval = \"60s\"", Kind::Duration, "in any span of this length.").or("\"60s\""),
+    key("burst", "burst = 4", Kind::Number(1, u32::MAX), "At most this many starts in any `interval`.").or("4"),
+    key("interval", "interval = \"60s\"", Kind::Duration, "The time in which `burst` starts are allowed.")
+        .or("\"60s\""),
 ];
 
 /// `probe`
