@@ -18,6 +18,7 @@ use tunroute::{
         keys::{Key, Kind, TOP},
         schema,
     },
+    status,
 };
 
 const MANUAL: &str = "Source-based policy routing";
@@ -42,7 +43,10 @@ const FILES: &[(&str, &str)] = &[
 const STATUSES: &[(&str, &str)] = &[
     ("0", "Done. For plan: nothing to do. For explain and verify: the datapaths agree."),
     ("1", "Failed. For explain and verify: the datapaths differ."),
-    ("2", "Wrong usage. For plan: there is something to do. For explain and verify: they could not be asked."),
+    (
+        "2",
+        "Wrong usage. For plan and doctor: there is something to do. For explain and verify: they could not be asked.",
+    ),
     ("77", "Not permitted: CAP_NET_ADMIN is missing."),
 ];
 
@@ -62,7 +66,8 @@ fn main() -> Result<()> {
         clap_complete::generate_to(shell, &mut Cli::command(), "tunroute", directory)
             .with_context(|| format!("cannot write the completions for {shell}"))?;
     }
-    write(directory, "tunroute.schema.json", format!("{:#}\n", schema()).as_bytes())
+    write(directory, "tunroute.schema.json", format!("{:#}\n", schema()).as_bytes())?;
+    write(directory, "status.schema.json", format!("{:#}\n", status::schema()).as_bytes())
 }
 
 fn write(directory: &Path, name: &str, content: &[u8]) -> Result<()> {

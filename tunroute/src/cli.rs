@@ -26,10 +26,40 @@ pub enum Command {
     #[command(after_help = "Example: tunroute run --config /etc/tunroute/tunroute.toml")]
     Run(Run),
     /// Check a configuration file: exit status 0 if it is good, 1 if not.
+    ///
+    /// All errors are shown at once; warnings are about what is allowed, and probably wrong.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml")]
     Check {
         /// The configuration file.
         file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for what on this host keeps a configuration from working, what that breaks, and what mends it.
+    ///
+    /// Exit status 0 if nothing is found, 2 if something, 1 if it cannot be told.
+    #[command(after_help = "Example: tunroute doctor --fix")]
+    Doctor {
+        /// The configuration file.
+        #[arg(default_value = "/etc/tunroute/tunroute.toml")]
+        file: PathBuf,
+        /// Mend what a setting of the kernel mends, until the next boot.
+        #[arg(long)]
+        fix: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a configuration that does what rules and routes made by hand do now.
+    ///
+    /// It goes to standard output, with comments for what could not be expressed, and with the commands that remove what
+    /// was made by hand. Nothing is changed.
+    #[command(after_help = "Example: tunroute import > new.toml && tunroute plan new.toml")]
+    Import {
+        /// Read the `ip` commands of a script, and not what is there.
+        #[arg(long, value_name = "FILE")]
+        from_script: Option<PathBuf>,
     },
     /// Show tunnels, policies and counters of the running daemon.
     #[command(after_help = "Example: tunroute status --json | jq .policies")]

@@ -41,8 +41,9 @@ pub struct Change {
 }
 
 /// What `status` says of one probe.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "ProbeStatus")]
 pub struct Status {
     /// The tunnel's name.
     pub tunnel: String,

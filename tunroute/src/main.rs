@@ -7,15 +7,17 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::sync::oneshot;
 use tunroute::{
     cli::{AttachArg, Cli, Command, Plan, Run},
-    config::Config,
+    config::{Config, ConfigError, Loaded},
     control::{Answer, ControlError, Request, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
-    log, privilege,
+    doctor::{self, Observation, examine},
+    import, log, privilege,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
@@ -61,7 +63,9 @@ fn print(text: &str) {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(arguments) => run(arguments).await,
-        Command::Check { file } => Ok(check(&file)),
+        Command::Check { file, json } => check(&file, json),
+        Command::Doctor { file, fix, json } => doctor(&file, fix, json).await,
+        Command::Import { from_script } => import(from_script.as_deref()),
         Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
         Command::Plan(arguments) => plan(arguments).await,
         Command::Explain { source, destination, iif, runtime, json } => {
@@ -129,12 +133,87 @@ fn load(file: &Path) -> Option<Config> {
     }
 }
 
-fn check(file: &Path) -> ExitCode {
-    let Some(config) = load(file) else { return ExitCode::FAILURE };
-    let (tunnels, policies) = (config.tunnels.len(), config.policies.len());
-    let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
-    print(&format!("{}: good: {tunnels} tunnels, {policies} policies, {prefixes} prefixes\n", file.display()));
-    ExitCode::SUCCESS
+/// `1 policy`, `2 policies`
+fn count(number: usize, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
+}
+
+fn check(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let loaded = Loaded::load(file);
+    let code = if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if json {
+        let (good, omitted) = (loaded.is_ok(), loaded.as_ref().map_or_else(ConfigError::omitted, |_| 0));
+        let problems = loaded.as_ref().map_or_else(ConfigError::problems, |loaded| &loaded.warnings);
+        let value = serde_json::json!({ "good": good, "problems": problems, "omitted": omitted });
+        print(&format!("{value:#}\n"));
+        return Ok(code);
+    }
+    let colour = colour(&io::stderr());
+    match loaded {
+        Err(error) => log::complain(&error.render(colour)),
+        Ok(Loaded { config, warnings }) => {
+            warnings.iter().for_each(|warning| log::complain(&warning.render(colour)));
+            let prefixes = config.policies.iter().map(|policy| policy.from.len()).sum();
+            let warned = if warnings.is_empty() {
+                String::new()
+            } else {
+                format!("; {}", count(warnings.len(), "warning", "warnings"))
+            };
+            print(&format!(
+                "{}: good: {}, {}, {}{warned}\n",
+                file.display(),
+                count(config.tunnels.len(), "tunnel", "tunnels"),
+                count(config.policies.len(), "policy", "policies"),
+                count(prefixes, "prefix", "prefixes"),
+            ));
+        }
+    }
+    Ok(code)
+}
+
+async fn doctor(file: &Path, fix: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let Some(config) = load(file) else { return Ok(ExitCode::FAILURE) };
+    let mut findings = examine(&config, &Observation::take(&config).await?);
+    let mut mended = Vec::new();
+    if fix {
+        for setting in findings.iter().filter_map(|finding| finding.setting.clone()) {
+            setting.apply().with_context(|| format!("cannot set {setting}"))?;
+            mended.push(setting);
+        }
+        findings = examine(&config, &Observation::take(&config).await?);
+    }
+    if json {
+        let mended: Vec<String> = mended.iter().map(ToString::to_string).collect();
+        print(&format!("{:#}\n", serde_json::json!({ "findings": findings, "mended": mended })));
+    } else {
+        let colour = colour(&io::stdout());
+        print(&doctor::report(&findings, &mended, colour));
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CHANGES) })
+}
+
+fn import(script: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let setup = match script {
+        Some(file) => {
+            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            import::parse(&text, import::table_names())
+        }
+        None => import::live()?,
+    };
+    let draft = import::draft(&setup);
+    let (policies, prefixes) = draft.counts();
+    if draft.is_empty() {
+        draft.notes().iter().for_each(|note| log::complain(&format!("  {note}")));
+        anyhow::bail!("no rule sends a source prefix to a table with a default route: there is nothing to import");
+    }
+    print(&draft.write());
+    let left = match draft.notes().len() {
+        0 => String::new(),
+        notes => format!("; {} not expressed: see the end of the file", count(notes, "thing is", "things are")),
+    };
+    let (policies, prefixes) = (count(policies, "policy", "policies"), count(prefixes, "prefix", "prefixes"));
+    log::complain(&format!("tunroute: {policies} with {prefixes}{left}"));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Home, and all below it erased: what stays the same does not flicker.

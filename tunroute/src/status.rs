@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, health, net::Family, text::wrapped};
+use crate::{config::Datapath, health, net::Family, supervise, text::wrapped};
 
 /// What `status` prints fits a terminal of this many columns.
 const WIDTH: usize = 80;
 
 /// Everything about a running daemon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
@@ -37,7 +38,7 @@ pub struct Status {
 }
 
 /// A tunnel.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TunnelStatus {
     /// The device's name.
     pub name: String,
@@ -51,6 +52,7 @@ pub struct TunnelStatus {
     pub failed: Vec<Family>,
     /// Its supervised command, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<supervise::Status>")]
     pub command: Option<serde_json::Value>,
     /// Its probes.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -58,7 +60,7 @@ pub struct TunnelStatus {
 }
 
 /// A policy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
     /// The policy's name.
     pub name: String,
@@ -79,7 +81,7 @@ pub struct PolicyStatus {
 }
 
 /// A counter.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct OutcomeStatus {
     /// Packets; a GSO packet is one.
     pub packets: u64,
@@ -88,7 +90,7 @@ pub struct OutcomeStatus {
 }
 
 /// The fast path.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FastPathStatus {
     /// `on`, `partly` or `off`.
     pub state: String,
@@ -105,7 +107,7 @@ pub struct FastPathStatus {
 }
 
 /// How full a map is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct MapStatus {
     /// The map's name.
     pub name: String,
@@ -116,12 +118,18 @@ pub struct MapStatus {
 }
 
 /// The kernel datapath.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KernelStatus {
     /// Installed rules.
     pub rules: usize,
     /// Installed routes.
     pub routes: usize,
+}
+
+/// The JSON Schema of `tunroute status --json`, for those who read it by program.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<Status>().to_value()
 }
 
 /// A line, continued further in where it is too long.

@@ -24,13 +24,15 @@ use crate::{
 };
 
 /// What `status` says of a tunnel's command.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "CommandStatus")]
 pub struct Status {
     /// Where it stands.
     pub state: machine::Phase,
     /// When it is started (again) unless the device comes up before.
     #[serde(rename = "next-start-ms", serialize_with = "from_now")]
+    #[schemars(with = "Option<u64>")]
     pub next_start: Option<BootTime>,
     /// Starts within the interval of the start limit, counting those of earlier daemons.
     pub starts_in_window: usize,

@@ -11,7 +11,7 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    Config, check, parse,
+    Config, check, doubts, parse,
     report::{ConfigError, Finding, Findings, Problem, quote},
 };
 
@@ -89,6 +89,9 @@ impl Loaded {
         }
         let (config, spans) = parse::document(root.get_ref(), &mut findings);
         check::check(&config, &spans, &mut findings);
+        if findings.is_good() {
+            doubts::doubts(&config, &spans, &mut findings);
+        }
         let warnings = findings.finish(name, text.as_bytes())?;
         Ok(Self { config, warnings })
     }

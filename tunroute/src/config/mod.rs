@@ -4,6 +4,7 @@
 //! an error, so that one run shows everything.
 
 mod check;
+mod doubts;
 pub mod keys;
 mod load;
 mod parse;
@@ -30,7 +31,7 @@ pub use schema::schema;
 use serde::{Deserialize, Serialize};
 
 /// Which datapath carries the traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Datapath {
     /// Rules and tables, with the fast path ahead of them.

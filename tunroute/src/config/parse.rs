@@ -45,6 +45,7 @@ pub(super) struct PolicySpans {
     pub(super) table: Option<Span>,
     pub(super) from: Vec<Span>,
     pub(super) via: Vec<Span>,
+    pub(super) on_down: Option<Span>,
     pub(super) exempt: Vec<Span>,
 }
 
@@ -300,7 +301,9 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
     let (from, from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
     let via = section.require("via", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
     let (via, via_spans) = via.into_iter().map(|(name, span)| (name.to_owned(), span)).unzip();
+    let mut on_down_span = None;
     let on_down = section.get("on-down").and_then(|field| {
+        on_down_span = Some(field.span());
         let choices = [
             ("unreachable", OnDown::Unreachable),
             ("blackhole", OnDown::Blackhole),
@@ -334,6 +337,7 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
         table: table_span,
         from: from_spans,
         via: via_spans,
+        on_down: on_down_span,
         exempt: exempt_spans,
     };
     (policy, spans)

@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, Severity};
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::source::{Source, printable};
 
@@ -104,6 +105,11 @@ impl Findings {
         }
     }
 
+    /// Is nothing wrong so far?
+    pub(super) fn is_good(&self) -> bool {
+        self.errors.is_empty()
+    }
+
     /// The value, or none and an error at the span.
     pub(super) fn accept<T>(&mut self, value: Result<T, Refusal>, span: &Span) -> Option<T> {
         value.map_err(|refusal| self.error(refusal.at(span))).ok()
@@ -185,7 +191,7 @@ impl Problem {
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100);
+        let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(80);
         let mut report = String::new();
         match handler.render_report(&mut report, self) {
             Ok(()) => report,
@@ -201,6 +207,20 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.source.name())?;
         }
         f.write_str(&self.message)
+    }
+}
+
+/// As a program reads it.
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (line, column) = self.position().unzip();
+        let mut problem = serializer.serialize_struct("Problem", 5)?;
+        problem.serialize_field("severity", if self.severity == Severity::Error { "error" } else { "warning" })?;
+        problem.serialize_field("message", &self.message)?;
+        problem.serialize_field("help", &self.help)?;
+        problem.serialize_field("line", &line)?;
+        problem.serialize_field("column", &column)?;
+        problem.end()
     }
 }
 

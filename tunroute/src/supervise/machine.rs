@@ -56,7 +56,7 @@ pub enum Action {
 }
 
 /// Where a tunnel stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Not started by tunroute: its device is up already, or not looked at yet.

@@ -17,6 +17,7 @@ pub const FILES: &[(From, &str, u32)] = &[
     (From::Workspace("README.md"), "usr/share/doc/tunroute/README.md", 0o644),
     (From::Workspace("tunroute/examples/tunroute.toml"), "usr/share/doc/tunroute/examples/tunroute.toml", 0o644),
     (From::Documents("tunroute.schema.json"), "usr/share/tunroute/tunroute.schema.json", 0o644),
+    (From::Documents("status.schema.json"), "usr/share/tunroute/status.schema.json", 0o644),
     (From::Documents("tunroute.bash"), "usr/share/bash-completion/completions/tunroute", 0o644),
     (From::Documents("_tunroute"), "usr/share/zsh/vendor-completions/_tunroute", 0o644),
     (From::Documents("tunroute.fish"), "usr/share/fish/vendor_completions.d/tunroute.fish", 0o644),

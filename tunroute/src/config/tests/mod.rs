@@ -1,6 +1,7 @@
 //! What is refused and how that is said, and what is taken.
 
 mod accepted;
+mod doubts;
 mod invariants;
 mod refused;
 mod reports;

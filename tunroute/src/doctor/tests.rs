@@ -1,0 +1,189 @@
+//! Observations in, findings out.
+
+use std::net::IpAddr;
+
+use super::{Finding, Observation, Settings, Severity, examine, report};
+use crate::{
+    config::Config,
+    gates::Gate,
+    net::{Family, Handle, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
+};
+
+const CONFIG: &str = r#"
+[interfaces]
+ingress = ["lan0"]
+uplink = ["net0"]
+[tunnel.wg0]
+[[policy]]
+name = "p"
+from = ["192.0.2.0/24", "2001:db8::/32"]
+via = "wg0"
+"#;
+
+fn config(change: impl Fn(&str) -> String) -> Config {
+    Config::parse("t.toml", &change(CONFIG)).unwrap()
+}
+
+fn link(index: u32, name: &str, kind: Option<&str>, mtu: u32) -> (u32, Link) {
+    let kind = kind.map(str::to_owned);
+    let link =
+        Link { index, name: name.to_owned(), layer: LinkLayer::Ip, kind, mtu, mtu_v6: None, up: true, master: None };
+    (index, link)
+}
+
+/// A host on which nothing is wrong.
+fn healthy() -> Observation {
+    let main = |dst: &str, oif: u32| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link: false };
+    let kernel = KernelState {
+        links: [link(2, "lan0", None, 1500), link(3, "net0", None, 1500), link(4, "wg0", Some("wireguard"), 1420)]
+            .into(),
+        main: vec![main("0.0.0.0/0", 3), main("::/0", 3), main("10.0.0.0/24", 2)],
+        ..KernelState::default()
+    };
+    let settings = [("ipv6/conf/all/forwarding", 1), ("ipv6/conf/net0/accept_ra", 1), ("core/bpf_jit_enable", 1)];
+    Observation {
+        kernel,
+        gates: Vec::new(),
+        settings: settings.map(|(path, value)| (path.to_owned(), value)).into(),
+        addresses: vec![("net0".to_owned(), "198.51.100.7".parse().unwrap())],
+        bpffs: true,
+        networkd: None,
+    }
+}
+
+fn rule(priority: u32, text: &str) -> ObservedRule {
+    ObservedRule {
+        handle: Handle(0),
+        family: Family::V4,
+        priority,
+        ours: false,
+        rule: None,
+        looks_up_local: false,
+        l3mdev: false,
+        iif: None,
+        oif: None,
+        text: text.to_owned(),
+    }
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    assert_eq!(examine(&config(str::to_owned), &healthy()), []);
+    assert!(report(&[], &[], false).starts_with("nothing found"));
+}
+
+/// What is found after one thing went wrong.
+fn found(break_it: impl Fn(&mut Observation)) -> Finding {
+    let mut seen = healthy();
+    break_it(&mut seen);
+    let findings = examine(&config(str::to_owned), &seen);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    findings.into_iter().next().unwrap()
+}
+
+#[test]
+fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
+    type Break = fn(&mut Observation);
+    let set = |seen: &mut Observation, path: &str, value| Settings::insert(&mut seen.settings, path.to_owned(), value);
+    let cases: &[(Break, Severity, &str, &str)] = &[
+        (
+            |seen| seen.gates.push(Gate::Forwarding { family: Family::V4, device: "lan0".to_owned() }),
+            Severity::Problem,
+            "the kernel does not forward IPv4 from lan0",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ),
+        (|seen| seen.gates.push(Gate::Xfrm), Severity::Warning, "IPsec policies", "ip xfrm policy"),
+        (|seen| drop(seen.kernel.links.remove(&2)), Severity::Warning, "no ingress device lan0", "ip -brief link"),
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "0.0.0.0/1".parse().unwrap(), oif: Some(2), on_link: true }),
+            Severity::Problem,
+            "the main table has 0.0.0.0/1 by lan0",
+            "write `uplink = [\"net0\", \"lan0\"]`",
+        ),
+        (
+            |seen| seen.kernel.rules.push(rule(5210, "from all fwmark 0x80000/0xff0000 lookup main pref 5210")),
+            Severity::Problem,
+            "which looks like Tailscale's",
+            "write `band = 5081`",
+        ),
+        (
+            |seen| seen.kernel.rules.push(rule(100, "from all to 10.0.0.0/8 lookup 7 pref 100")),
+            Severity::Problem,
+            "somebody else's IPv4 rule at priority 100: from all",
+            "ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
+        ),
+        (
+            |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1500)]),
+            Severity::Warning,
+            "with 60 bytes of wireguard do not fit net0 (1500)",
+            "ip link set dev wg0 mtu 1440",
+        ),
+        (
+            |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1200)]),
+            Severity::Problem,
+            "the MTU of wg0 is 1200 bytes",
+            "mtu 1280",
+        ),
+        (
+            |seen| seen.addresses.push(("net0".to_owned(), IpAddr::from([192, 0, 2, 9]))),
+            Severity::Problem,
+            "the address 192.0.2.9 of the uplink net0 is in 192.0.2.0/24 of the policy p",
+            "`exempt` of p",
+        ),
+        (
+            |seen| seen.kernel.main.retain(|route| route.dst != Family::V6.default_prefix()),
+            Severity::Warning,
+            "net0 has no IPv6 default route",
+            "sysctl -w net.ipv6.conf.net0.accept_ra=2",
+        ),
+        (|seen| seen.bpffs = false, Severity::Warning, "no bpf file system", "mount -t bpf bpf /sys/fs/bpf"),
+        (
+            |seen| *seen.settings.entry("core/bpf_jit_enable".to_owned()).or_default() = 0,
+            Severity::Warning,
+            "does not compile eBPF",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        (
+            |seen| seen.networkd = Some("systemd-networkd removes rules: write this".to_owned()),
+            Severity::Problem,
+            "systemd-networkd removes rules",
+            "write this",
+        ),
+    ];
+    for (break_it, severity, what, mend) in cases {
+        let finding = found(break_it);
+        assert_eq!(finding.severity, *severity, "{finding:?}");
+        assert!(finding.what.contains(what) && finding.mend.contains(mend), "{finding:?}");
+        assert_eq!(finding.setting.is_some(), finding.mend.starts_with("sysctl"), "{finding:?}");
+        let text = report(&[finding], &[], false);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+    // The reverse path filter asks the rules, where there are any.
+    let mut seen = healthy();
+    set(&mut seen, "ipv4/conf/wg0/rp_filter", 0);
+    set(&mut seen, "ipv4/conf/all/rp_filter", 1);
+    assert_eq!(examine(&config(str::to_owned), &seen), []);
+    let findings = examine(&config(|text| format!("datapath = \"ebpf\"\n{text}")), &seen);
+    assert_eq!(findings[0].mend, "sysctl -w net.ipv4.conf.wg0.rp_filter=2");
+}
+
+#[test]
+fn what_is_fine_is_no_finding() {
+    let changes: [(fn(&mut Observation), &str); 3] = [
+        (|seen| seen.kernel.rules.push(rule(30_000, "from all lookup 9 pref 30000")), "asked later"),
+        (|seen| seen.addresses.push(("wg0".to_owned(), IpAddr::from([192, 0, 2, 9]))), "a tunnel's own address"),
+        (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "nobody knows what it puts before packets"),
+    ];
+    for (change, why) in changes {
+        let mut seen = healthy();
+        change(&mut seen);
+        assert_eq!(examine(&config(str::to_owned), &seen), [], "{why}");
+    }
+}
+
+#[test]
+fn a_setting_of_a_device_with_a_dot_is_written_with_slashes() {
+    let setting = |path: &str| super::Setting { path: path.to_owned(), value: 2 }.to_string();
+    assert_eq!(setting("ipv4/conf/eth0.7/rp_filter"), "net/ipv4/conf/eth0.7/rp_filter=2");
+    assert_eq!(setting("ipv4/conf/wg0/rp_filter"), "net.ipv4.conf.wg0.rp_filter=2");
+}
