@@ -12,14 +12,14 @@ const HEAD: &str = "\
 #   tunroute plan FILE    what would it change? (Nothing is changed yet.)
 #
 # and then put it to /etc/tunroute/tunroute.toml and start the daemon. Its rules
-# and tables come beside those made by hand, so traffic goes on without a gap. At
-# the end of this file are the commands that remove what was made by hand.
+# and tables come beside those made by hand, so traffic goes on without a gap.
+# At the end of this file are the commands that remove what was made by hand.
 ";
 const ADVICE: &str = "\
 # Two things are as they were, and better otherwise:
 #
-# on-down = \"next\" sends a policy's packets by the main table while its tunnel is
-# down, as a table without a route does. The provider drops them there at best.
+# on-down = \"next\" sends a policy's packets by the main table while its tunnel
+# is down, as a table without a route does. The provider drops them at best.
 # \"unreachable\" keeps them from leaving.
 #
 # exempt = [] sends by the tunnel what is for the networks on the ingress
