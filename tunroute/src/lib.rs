@@ -26,4 +26,5 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod text;
+pub mod trie;
 pub mod verify;
