@@ -2,16 +2,16 @@
 
 use crate::{
     maps::Source,
-    trie::{Entry, Key, Words, find},
+    trie::{Entry, Key, Step, Words, find, step},
 };
 
 /// The first words say where the rest is.
 pub mod header {
-    /// The root of the IPv4 sources, whose numbers are places in the table of [`Source`](crate::maps::Source)s.
+    /// The root of the IPv4 sources, whose numbers are places in the table.
     pub const SOURCES_V4: u64 = 0;
     /// The root of the IPv6 sources.
     pub const SOURCES_V6: u64 = 1;
-    /// Where the table of sources begins. Each is one word: the slot, and in the upper half the device.
+    /// Where the table of sources begins, of one word each; it has none with the number 0. It ends where the sets begin.
     pub const TABLE: u64 = 2;
     /// Where the exemption sets begin, and in the upper half their number less one; the number is a power of 2.
     pub const SETS: u64 = 3;
@@ -42,16 +42,60 @@ pub enum Root {
     V6 = 1,
 }
 
+/// As many steps [`source_near`] takes: enough for most.
+const STEPS_NEAR: u32 = 3;
+
 /// What is known of the longest source prefix that holds an address.
 #[inline(always)]
 pub fn source<W: Words + ?Sized>(words: &W, family: Root, address: Key) -> Option<Source> {
-    let root = Entry(words.word(header::SOURCES_V4 + family as u64)?);
-    let number = find(words, root, address)?;
+    numbered(words, find(words, source_root(words, family)?, address)?)
+}
+
+/// The same, if a few steps lead there; else `deep` is asked.
+#[inline(always)]
+pub fn source_near<W: Words + ?Sized>(
+    words: &W,
+    family: Root,
+    address: Key,
+    deep: impl FnOnce() -> Option<Source>,
+) -> Option<Source> {
+    let (mut entry, mut around) = (source_root(words, family)?, 0);
+    for _ in 0..STEPS_NEAR {
+        match step(words, entry, around, address)? {
+            Step::Found(number) => return numbered(words, number),
+            Step::On(next, number) => (entry, around) = (next, number),
+        }
+    }
+    deep()
+}
+
+#[inline(always)]
+fn source_root<W: Words + ?Sized>(words: &W, family: Root) -> Option<Entry> {
+    words.word(header::SOURCES_V4 + family as u64).map(Entry)
+}
+
+#[inline(always)]
+fn numbered<W: Words + ?Sized>(words: &W, number: u64) -> Option<Source> {
     if number == 0 {
         return None;
     }
-    let source = words.word(words.word(header::TABLE)? + number)?;
-    Some(Source { slot: source as u32, arrives_by: (source >> 32) as u32 })
+    Some(unpack(words.word(words.word(header::TABLE)? + number)?))
+}
+
+/// Set in the table where there is a source.
+const PRESENT: u32 = 1 << 31;
+
+/// A word of the table. It is not 0.
+#[must_use]
+pub const fn pack(Source { slot, arrives_by }: Source) -> u64 {
+    (slot | PRESENT) as u64 | (arrives_by as u64) << 32
+}
+
+/// The source that a word of the table stands for.
+#[inline(always)]
+#[must_use]
+pub const fn unpack(word: u64) -> Source {
+    Source { slot: word as u32 & !PRESENT, arrives_by: (word >> 32) as u32 }
 }
 
 /// Does an exemption set hold an address?
@@ -68,7 +112,7 @@ pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key
 pub fn root_of_set<W: Words + ?Sized>(words: &W, set: u32) -> Option<u64> {
     let sets = words.word(header::SETS)?;
     let (first, mask) = (sets & 0xffff_ffff, sets >> 32);
-    for probe in 0..core::hint::black_box(SET_PROBES) {
+    for probe in 0..SET_PROBES {
         let place = first + ((u64::from(set) + probe) & mask) * SET_WORDS;
         let found = words.word(place)?;
         if found == u64::from(set) | SET_PRESENT {

@@ -174,44 +174,54 @@ impl Entry {
     }
 }
 
-/// The number of the longest prefix that holds the key; 0 if there is none. `None` if the array is not well-formed.
+/// Where a lookup has got to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// This number matches; 0 is none.
+    Found(u64),
+    /// To this entry, and the number of the part around it.
+    On(Entry, u64),
+}
+
+/// One step of a lookup, from an entry on. `None` if the array is not well-formed.
 ///
 /// All arithmetic is in 64 bits: the eBPF verifier would lose track of what is narrowed in between.
 #[inline(always)]
+pub fn step<W: Words + ?Sized>(words: &W, entry: Entry, around: u64, key: Key) -> Option<Step> {
+    let (number, place) = (entry.number(), entry.place());
+    let next = match entry.kind() {
+        Kind::Number => return Some(Step::Found(number)),
+        Kind::Near => return Some(Step::Found(if entry.index(key) == place { number } else { around })),
+        Kind::Path => return Some(Step::Found(if entry.on_path(key, words.word(place)?) { number } else { around })),
+        Kind::Table => place + entry.index(key),
+        Kind::Sparse => {
+            let (bitmap, cell) = (words.word(place)?, entry.cell(key));
+            if bitmap >> cell & 1 == 0 {
+                return Some(Step::Found(number));
+            }
+            place + 1 + u64::from((bitmap & ((1 << cell) - 1)).count_ones())
+        }
+        Kind::Runs => {
+            let begun = words.word(place)? & (u64::MAX >> (63 - entry.cell(key)));
+            let bit = u64::from(begun.count_ones()) << entry.width();
+            let word = words.word(place + 1 + (bit >> 6))?;
+            return Some(Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1)));
+        }
+        Kind::Skip if entry.on_path(key, words.word(place)?) => place + 1,
+        Kind::Skip => return Some(Step::Found(number)),
+    };
+    Some(Step::On(Entry(words.word(next)?), number))
+}
+
+/// The number of the longest prefix that holds the key; 0 if there is none. `None` if the array is not well-formed.
+#[inline(always)]
 pub fn find<W: Words + ?Sized>(words: &W, root: Entry, key: Key) -> Option<u64> {
-    let mut entry = root;
-    // That of the part around.
-    let mut around = 0;
-    // The compiler would write the loop out, which makes a large eBPF program.
-    for _ in 0..core::hint::black_box(MAX_DEPTH) {
-        let (number, place) = (entry.number(), entry.place());
-        entry = match entry.kind() {
-            Kind::Number => return Some(number),
-            Kind::Near => return Some(if entry.index(key) == place { number } else { around }),
-            Kind::Path => return Some(if entry.on_path(key, words.word(place)?) { number } else { around }),
-            Kind::Table => Entry(words.word(place + entry.index(key))?),
-            Kind::Sparse => {
-                let (bitmap, cell) = (words.word(place)?, entry.cell(key));
-                if bitmap >> cell & 1 == 0 {
-                    return Some(number);
-                }
-                let before = bitmap & ((1 << cell) - 1);
-                Entry(words.word(place + 1 + u64::from(before.count_ones()))?)
-            }
-            Kind::Runs => {
-                let begun = words.word(place)? & (u64::MAX >> (63 - entry.cell(key)));
-                let bit = u64::from(begun.count_ones()) << entry.width();
-                let word = words.word(place + 1 + (bit >> 6))?;
-                return Some(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
-            }
-            Kind::Skip => {
-                if !entry.on_path(key, words.word(place)?) {
-                    return Some(number);
-                }
-                Entry(words.word(place + 1)?)
-            }
-        };
-        around = number;
+    let (mut entry, mut around) = (root, 0);
+    for _ in 0..MAX_DEPTH {
+        match step(words, entry, around, key)? {
+            Step::Found(number) => return Some(number),
+            Step::On(next, number) => (entry, around) = (next, number),
+        }
     }
     None
 }

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod fast;
 pub mod gates;
 pub mod health;
+pub mod index;
 pub mod instance;
 pub mod kernel;
 pub mod log;

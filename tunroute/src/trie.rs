@@ -261,7 +261,10 @@ impl Sites {
             let (position, width) = (u32::try_from(entry.position()).ok()?, u32::try_from(entry.width()).ok()?);
             let around = u32::try_from(entry.number()).ok()?;
             match entry.kind() {
-                Kind::Skip if length > position && (half(start, position) ^ words.word(entry.place())?) >> (63 - position % HALF) == 0 => {
+                Kind::Skip
+                    if length > position
+                        && (half(start, position) ^ words.word(entry.place())?) >> (63 - position % HALF) == 0 =>
+                {
                     let inner = entry.place() + 1;
                     sites = Self { places: inner..inner + 1, depth: position + 1, around };
                 }

@@ -20,6 +20,7 @@ use proptest::{
 use tunroute::{
     datapath::{Datapath, Method},
     fast::{Exemption, FastOp, FastState, Open, address_words},
+    index,
     model::Model,
     net::Family,
 };
@@ -63,7 +64,7 @@ fn isolated(test: impl FnOnce(&Path) + Send) {
 fn the_verifier_has_room_to_spare() {
     isolated(|pins| {
         let start = Instant::now();
-        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         println!("loaded in {:.1?}", start.elapsed());
         for (program, instructions) in datapath.verified_instructions().unwrap() {
             println!("{program}: the verifier went through {instructions} instructions");
@@ -76,14 +77,14 @@ fn the_verifier_has_room_to_spare() {
 #[test]
 fn another_daemon_finds_what_one_has_left() {
     isolated(|pins| {
-        let mut first = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut first = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         let state = example();
         for operation in filling(&state) {
             first.apply(&operation).unwrap();
         }
         assert_eq!(first.state(), &state);
         drop(first);
-        let mut second = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut second = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         assert_eq!(second.state(), &state);
 
         for prefix in state.sources.keys() {
@@ -98,7 +99,7 @@ fn another_daemon_finds_what_one_has_left() {
         }
         second.apply(&FastOp::SetOpen(Open::default())).unwrap();
         drop(second);
-        let third = Datapath::open(pins, Method::Tcx).unwrap();
+        let third = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         assert_eq!(third.state(), &FastState::default());
         third.remove(&std::collections::BTreeMap::new()).unwrap();
         assert!(!pins.exists());
@@ -270,7 +271,7 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
     isolated(|pins| {
         let state = example();
         let model = Model::from(&state);
-        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         for operation in filling(&state) {
             datapath.apply(&operation).unwrap();
         }

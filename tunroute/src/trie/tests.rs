@@ -48,8 +48,7 @@ fn change(family: Family, words: &mut Vec<u64>, prefixes: &Prefixes, (start, len
     let first = start & mask(sites.depth.min(length));
     for (index, place) in sites.places.clone().enumerate() {
         let start = if sites.depth == 0 { 0 } else { first + ((index as u128) << (128 - sites.depth)) };
-        let part =
-            Part { depth: sites.depth, around: sites.around, cover: longest(prefixes, start, sites.depth) };
+        let part = Part { depth: sites.depth, around: sites.around, cover: longest(prefixes, start, sites.depth) };
         let mut builder = Builder::new(words.len());
         let entry = builder.build(family, part, &within(prefixes, start, sites.depth));
         words.extend(builder.into_words());
