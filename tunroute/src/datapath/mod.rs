@@ -33,9 +33,10 @@ use self::error::chain;
 pub use self::{
     error::DatapathError,
     trial::{Place, Trial, Trialled},
+    words::{Index, WordMap},
 };
 use crate::{
-    datapath::{adopt::Loaded, pins::Pins, words::Index},
+    datapath::{adopt::Loaded, pins::Pins},
     fast::{Attachment, FastOp, FastState, Hook, Open},
     index::{self, Content},
     net::{IfIndex, Link},
@@ -50,8 +51,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// The programs, in the object's terms.
 const PROGRAMS: [&str; 4] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3"];
 
-/// The programs' constant that says how many words the map of prefixes has.
-const WORD_COUNT: &str = "WORD_COUNT";
+/// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
+pub const WORD_COUNT: &str = "WORD_COUNT";
 
 /// Where the filters stand on a clsact qdisc, so that a later daemon finds them again: ahead of the priorities that
 /// others let the kernel choose (49152 and down).

@@ -95,7 +95,7 @@ fn raw_fd(map: &MapData) -> u32 {
 }
 
 /// A map whose one element is words, in memory.
-pub(super) struct WordMap {
+pub struct WordMap {
     map: MapData,
     memory: NonNull<AtomicU64>,
     count: usize,
@@ -113,6 +113,15 @@ impl WordMap {
         let value_size =
             value_size.ok_or_else(|| DatapathError::Words { source: io::ErrorKind::OutOfMemory.into() })?;
         Self::new(create(WORDS, TYPE_ARRAY, value_size, MMAPABLE, 0)?)
+    }
+
+    /// The published one of those pinned in a directory.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it cannot be mapped.
+    pub fn pinned(directory: &Path) -> Result<Self> {
+        Self::new(MapData::from_pin(directory.join(WORDS)).map_err(map_error(names::INDEX))?)
     }
 
     fn new(map: MapData) -> Result<Self> {
@@ -175,7 +184,7 @@ impl Published {
 }
 
 /// Both maps.
-pub(super) struct Index {
+pub struct Index {
     /// The array of one map.
     index: MapData,
     published: Published,
@@ -186,7 +195,11 @@ pub(super) struct Index {
 
 impl Index {
     /// Those that are pinned in the directory, or new ones, if there are none or they have no room for so many words.
-    pub(super) fn open(directory: &Path, words: u64) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no such maps or no memory for them, or they cannot be pinned.
+    pub fn open(directory: &Path, words: u64) -> Result<Self> {
         if let Some((index, published)) = Self::pinned(directory)
             && published.length() >= words
         {
@@ -214,13 +227,12 @@ impl Index {
     /// Both, if what is pinned is what is published: a daemon may have died in between.
     fn pinned(directory: &Path) -> Option<(MapData, WordMap)> {
         let index = MapData::from_pin(directory.join(names::INDEX)).ok()?;
-        let words = MapData::from_pin(directory.join(WORDS)).ok()?;
+        let words = WordMap::pinned(directory).ok()?;
         let mut id = 0u32;
         // SAFETY: the attributes of this command; key and value live until it returns. From user space the value is the
         // inner map's number (`bpf_fd_array_map_lookup_elem()` in `kernel/bpf/arraymap.c`).
         unsafe { bpf(MAP_LOOKUP_ELEM, &element(&index, (&raw mut id).cast())) }.ok()?;
-        (words.info().ok()?.id() == id).then_some(())?;
-        Some((index, WordMap::new(words).ok()?))
+        (words.map.info().ok()?.id() == id).then_some((index, words))
     }
 
     pub(super) fn published(&self) -> Published {
@@ -228,7 +240,8 @@ impl Index {
     }
 
     /// As many words as the map has.
-    pub(super) fn length(&self) -> u64 {
+    #[must_use]
+    pub fn length(&self) -> u64 {
         self.published.words().length()
     }
 
@@ -256,7 +269,11 @@ impl Index {
     }
 
     /// Publishes a new map.
-    pub(super) fn renew(&mut self, content: Content<'_>) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for so much, or the kernel refuses another map.
+    pub fn renew(&mut self, content: Content<'_>) -> Result<()> {
         self.damaged = true;
         let image = Image::compile(content);
         let words = WordMap::create(self.length())?;
