@@ -41,6 +41,13 @@ impl Estimate {
         Self::of(&ratios)
     }
 
+    /// Of the differences of values that were measured in the same rounds.
+    #[must_use]
+    pub fn of_difference(values: &[f64], baseline: &[f64]) -> Option<Self> {
+        let differences: Vec<f64> = values.iter().zip(baseline).map(|(value, base)| value - base).collect();
+        Self::of(&differences)
+    }
+
     /// Does the interval contain this?
     #[must_use]
     pub fn contains(&self, value: f64) -> bool {

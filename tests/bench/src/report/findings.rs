@@ -2,19 +2,14 @@
 
 use tunroute::net::Family;
 
-use super::table::{amount, thousands};
+use super::table::{amount, place, thousands, title};
 use crate::{
-    contestant::{BASELINE, NULL},
+    contestant::{BASELINE, FLAT_RULES as RULES, NFT, NULL, TUNROUTE_BOTH as BOTH, TUNROUTE_EBPF as EBPF},
     load::Pattern,
     record::{Case, Measurement, Outcome, Record, Scenario, Unit},
     site::Target,
     stats::Estimate,
 };
-
-/// The fast path as most will have it.
-const BOTH: &str = "tunroute-both";
-const EBPF: &str = "tunroute-ebpf";
-const RULES: &str = "ip-rules";
 
 /// What the fast path wins: against flat rules and forwarding without policy, in 64-byte packets into tun devices.
 #[must_use]
@@ -23,7 +18,7 @@ pub fn gains(record: &Record) -> Vec<String> {
     for case in plain_cases(record) {
         let Some(fast) = record.find(&case, BOTH).or_else(|| record.find(&case, EBPF)) else { continue };
         let mut sentence = format!("{}: {} takes {}", place(&case), fast.contestant, median(fast));
-        for other in [RULES, "nft-map", "subtree", BASELINE] {
+        for other in [RULES, NFT, "subtree", BASELINE] {
             if let Some(ratio) = record.find(&case, other).and_then(|other| ratio(fast, other)) {
                 sentence += &format!("; {}", against(other, &ratio));
             }
@@ -77,7 +72,7 @@ pub fn losses(record: &Record) -> Vec<String> {
         // Wherever the kernel alone, or what one would use instead, is faster beyond doubt.
         for name in [BOTH, EBPF] {
             let Some(fast) = find(name) else { continue };
-            for other in [RULES, "nft-map", "subtree", BASELINE] {
+            for other in [RULES, NFT, "subtree", BASELINE] {
                 let special = case.pattern == Pattern::Unmatched || case.target == Target::Vxlan;
                 if special && other == BASELINE {
                     continue;
@@ -85,12 +80,7 @@ pub fn losses(record: &Record) -> Vec<String> {
                 if let Some(ratio) = find(other).and_then(|other| ratio(fast, other))
                     && ratio.low > 1.0
                 {
-                    said.push(format!(
-                        "Slower than {other} ({}, {}): {name}, {}.",
-                        place(&case),
-                        details(&case),
-                        against(other, &ratio)
-                    ));
+                    said.push(format!("Slower than {other}: {name} ({}), {}.", title(&case), against(other, &ratio)));
                 }
             }
         }
@@ -121,14 +111,11 @@ pub fn doubts(record: &Record) -> Vec<String> {
         record.measurements.iter().filter(|measurement| measurement.estimate.is_some()).count(),
         super::table::TOO_WIDE * 100.0
     ));
+    said.extend(record.machine.notes.iter().cloned());
     for measurement in &record.measurements {
         if let Outcome::Disqualified(why) = &measurement.outcome {
             let name = &measurement.contestant;
-            said.push(format!(
-                "Disqualified: {name} ({}, {}): {why}.",
-                place(&measurement.case),
-                details(&measurement.case)
-            ));
+            said.push(format!("Disqualified: {name} ({}): {why}.", title(&measurement.case)));
         }
     }
     said
@@ -173,18 +160,6 @@ fn plain_cases(record: &Record) -> Vec<Case> {
         .collect()
 }
 
-fn place(case: &Case) -> String {
-    let count = thousands(f64::from(case.prefixes));
-    format!("IPv{}, {count} {}", case.ip, if case.prefixes == 1 { "prefix" } else { "prefixes" })
-}
-
-fn details(case: &Case) -> String {
-    format!(
-        "{:?}, {} sources, {} bytes into {}, sysctls {}",
-        case.scenario, case.pattern, case.size, case.target, case.sysctls
-    )
-}
-
 fn median(measurement: &Measurement) -> String {
     measurement.estimate.map_or_else(String::new, |estimate| amount(Unit::NanosecondsPerPacket, estimate.median))
 }
@@ -219,7 +194,7 @@ mod tests {
         let of = |&(name, value): &(&str, f64)| {
             Measurement::of(case, name, "", Unit::NanosecondsPerPacket, vec![value; 10]).relative_to(&[500.0; 10])
         };
-        Record { machine: Machine::observe(Vec::new()), measurements: figures.iter().map(of).collect() }
+        Record { machine: Machine::observe(Vec::new(), Vec::new()), measurements: figures.iter().map(of).collect() }
     }
 
     #[test]
@@ -237,8 +212,10 @@ mod tests {
         let loses = record(case, &[(BASELINE, 500.0), (RULES, 5000.0), (BOTH, 750.0)]);
         assert_eq!(
             losses(&loses),
-            ["Slower than main-route (IPv4, 1,000 prefixes, Forward, uniform sources, 64 bytes into tun, sysctls \
-              default): tunroute-both, 1.50 times the time of main-route (1.50 to 1.50)."]
+            [
+                "Slower than main-route: tunroute-both (Forwarding: IPv4, 1,000 prefixes, uniform sources, 64-byte frames \
+              into tun), 1.50 times the time of main-route (1.50 to 1.50)."
+            ]
         );
     }
 

@@ -1,10 +1,14 @@
 //! What is measured, and under which circumstances.
 
 mod arena;
-pub mod forward;
+mod change;
+mod failover;
 mod host;
 mod latency;
-mod upkeep;
+mod memory;
+mod program;
+pub mod stages;
+mod throughput;
 
 use std::time::Duration;
 

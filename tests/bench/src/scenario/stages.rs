@@ -1,0 +1,177 @@
+//! The stages of a run: who is put up with how many prefixes, and what is measured there.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tunroute::net::Family;
+
+use super::{Arena, Bench, change, failover, host, latency, memory, program, throughput};
+use crate::{
+    contestant::{Contestant, Task},
+    generator::Frame,
+    limits::Step,
+    load::{Pattern, flows},
+    machine::settle,
+    prefixes::Prefixes,
+    record::{Case, Measurement, Outcome, Scenario, Unit},
+    report::table::title,
+    site::{Sysctls, Target},
+};
+
+/// The number of prefixes at which what does not depend on it is looked at.
+const MIDDLE: u32 = 1000;
+const MANY: u32 = 100_000;
+
+/// The stages of a run: sites for a task, and the cases that are measured on them.
+#[must_use]
+pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
+    let largest = prefixes.iter().copied().max().unwrap_or(0);
+    let mut stages = Vec::new();
+    for &count in prefixes {
+        for family in Family::ALL {
+            let plain = Case::new(Scenario::Forward, family, count);
+            let scenario = |scenario| Case { scenario, ..plain };
+            let mut cases = vec![plain];
+            // IPv6 has no such setting.
+            if family == Family::V4 && (!quick || count >= MIDDLE) {
+                cases.push(Case { sysctls: Sysctls::AcceptLocal, ..plain });
+            }
+            if count == MIDDLE && !quick {
+                cases.push(Case { pattern: Pattern::ManyDestinations, ..plain });
+                cases.push(Case { pattern: Pattern::OneFlow, ..plain });
+                cases.push(Case { size: 1400, ..plain });
+            }
+            if [MIDDLE, MANY].contains(&count) && !quick {
+                cases.push(Case { pattern: Pattern::Zipf, ..plain });
+            }
+            if count == MIDDLE || !quick && count == MANY {
+                cases.push(scenario(Scenario::Host));
+                cases.push(scenario(Scenario::Latency));
+            }
+            if count == MIDDLE {
+                cases.push(Case { scenario: Scenario::Cores, cpus: 2, ..plain });
+                cases.push(scenario(Scenario::Throughput));
+                cases.push(scenario(Scenario::Counted));
+            }
+            if count == 1 || count >= MIDDLE {
+                cases.push(scenario(Scenario::Decision));
+            }
+            cases.push(scenario(Scenario::Memory));
+            if count >= MIDDLE {
+                cases.push(scenario(Scenario::Change));
+            }
+            // Last, since it takes the tunnel's routes away from those who do not put them back.
+            if count == MIDDLE || !quick && count == largest {
+                cases.push(scenario(Scenario::Failover));
+            }
+            stages.push(cases);
+            if count == MIDDLE {
+                stages.push(vec![Case { pattern: Pattern::Unmatched, ..plain }]);
+                let vxlan = Case { target: Target::Vxlan, ..plain };
+                stages.push(if quick { vec![vxlan] } else { vec![vxlan, Case { size: 1400, ..vxlan }] });
+            }
+        }
+    }
+    stages
+}
+
+/// What is known of each family's contestants so far.
+type Steps = BTreeMap<(Family, &'static str), Vec<Step>>;
+
+/// Runs stages in the order of their numbers of prefixes, and stops a contestant where it becomes unbearable. What is said
+/// about the run goes to `notes`.
+///
+/// # Errors
+/// A site cannot be made, or packets cannot be sent.
+pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> Result<Vec<Measurement>> {
+    let contestants = std::mem::take(&mut bench.contestants);
+    let mut measurements = Vec::new();
+    let mut steps = Steps::new();
+    let end = Instant::now() + bench.effort.time;
+    for cases in stages {
+        let Some(first) = cases.first() else { continue };
+        let family = first.family();
+        if Instant::now() > end {
+            notes.push(format!("No time was left for {}.", title(first)));
+            continue;
+        }
+        if first.prefixes > MIDDLE {
+            pilot(bench, &contestants, family, &mut steps)?;
+        }
+        let prefixes = Prefixes { family, count: first.prefixes };
+        let task = Task { prefixes, target: first.target, pattern: first.pattern };
+        bench.progress.say(format!("{family}, {} prefixes: setting up", first.prefixes));
+        let limits = bench.effort.limits;
+        let arena = Arena::new(&bench.generator, &contestants, &task, |contestant| {
+            limits.stop(steps.get(&(family, contestant.name()))?, first.prefixes, contestant.growth())
+        })?;
+        if !settle(Duration::from_secs(5)) {
+            notes.push(format!("The machine was busy with something else before {}.", title(first)));
+        }
+        for case in cases {
+            if Instant::now() > end {
+                notes.push(format!("No time was left for {}.", title(case)));
+                continue;
+            }
+            bench.progress.say(title(case));
+            measurements.extend(match case.scenario {
+                Scenario::Host => host::measure(bench, &arena, *case)?,
+                Scenario::Latency => latency::measure(bench, &arena, *case)?,
+                Scenario::Throughput => throughput::measure(bench, &arena, *case)?,
+                Scenario::Decision => program::decisions(bench, &arena, *case)?,
+                Scenario::Counted => program::counted(bench, &arena, *case)?,
+                Scenario::Failover => failover::measure(bench, &arena, *case)?,
+                Scenario::Change => change::measure(bench, &arena, &task, *case)?,
+                Scenario::Memory => memory::measure(&arena, *case),
+                Scenario::Forward | Scenario::Cores | Scenario::Install => bench.measure(&arena, *case)?,
+            });
+            bench.progress.done(1);
+        }
+        if *first == Case::new(Scenario::Forward, family, first.prefixes) {
+            installed(&arena, *first, &mut measurements, &mut steps);
+        }
+    }
+    bench.contestants = contestants;
+    Ok(measurements)
+}
+
+/// Notes how long it took to put everybody up.
+fn installed(arena: &Arena<'_>, plain: Case, measurements: &mut Vec<Measurement>, steps: &mut Steps) {
+    let case = Case { scenario: Scenario::Install, ..plain };
+    for place in arena.places.iter().filter(|place| place.contestant.scales()) {
+        let name = place.contestant.name();
+        measurements.push(Measurement::of(case, name, "", Unit::Seconds, vec![place.took.as_secs_f64()]));
+        let packet = measurements.iter().find(|measurement| {
+            measurement.case == plain && measurement.contestant == name && measurement.outcome == Outcome::Measured
+        });
+        if let Some(estimate) = packet.and_then(|measurement| measurement.estimate) {
+            let packet = Duration::from_secs_f64(estimate.median / 1e9);
+            let step = Step { prefixes: plain.prefixes, install: place.took, packet };
+            steps.entry((plain.family(), name)).or_default().push(step);
+        }
+    }
+}
+
+/// Finds out how those begin of whom it is known that they grow fast, where a run begins with many prefixes.
+fn pilot(bench: &Bench, contestants: &[Box<dyn Contestant>], family: Family, steps: &mut Steps) -> Result<()> {
+    let unknown =
+        |contestant: &dyn Contestant| contestant.growth() > 1.0 && !steps.contains_key(&(family, contestant.name()));
+    if !contestants.iter().any(|contestant| unknown(contestant.as_ref())) {
+        return Ok(());
+    }
+    let prefixes = Prefixes { family, count: MIDDLE };
+    let task = Task { prefixes, target: Target::Tun, pattern: Pattern::Uniform };
+    let arena = Arena::new(&bench.generator, contestants, &task, |contestant| {
+        (!unknown(contestant)).then(|| "it needs no pilot".to_owned())
+    })?;
+    bench.generator.set_flows(&flows(prefixes, Pattern::Uniform))?;
+    for place in &arena.places {
+        let packet = Duration::from_secs_f64(bench.nanoseconds_each(place, Frame { family, size: 64 })? / 1e9);
+        let step = Step { prefixes: MIDDLE, install: place.took, packet };
+        steps.entry((family, place.contestant.name())).or_default().push(step);
+    }
+    Ok(())
+}
