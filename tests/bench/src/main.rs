@@ -130,7 +130,10 @@ fn run(effort: Effort, contestants: Vec<Box<dyn Contestant>>) -> Result<Record> 
     let mut notes = Vec::new();
     let measurements = stages::run(&mut bench, &stages, &mut notes)?;
     bench.progress.finish();
-    Ok(Record { machine: Machine::observe(site::SETTINGS.map(str::to_owned).to_vec(), notes), measurements })
+    let mut record =
+        Record { machine: Machine::observe(site::SETTINGS.map(str::to_owned).to_vec(), notes), measurements };
+    record.widen();
+    Ok(record)
 }
 
 /// Tells what has changed.

@@ -1,6 +1,7 @@
 //! What was measured: one line of JSON each.
 
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
@@ -11,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use tunroute::net::Family;
 
 use crate::{
-    contestant::{BASELINE, FLOOR},
+    contestant::{BASELINE, FLOOR, NULL},
     load::Pattern,
     machine::Machine,
     site::{Sysctls, Target},
-    stats::Estimate,
+    stats::{Estimate, place_noise},
 };
 
 /// One line of a record.
@@ -258,6 +259,44 @@ impl Record {
             text.write_all(b"\n").with_context(what)?;
         }
         fs::write(path, text).with_context(what)
+    }
+
+    /// By how much ratios of a scenario are off because contestants stand in different places: [`place_noise`] of the
+    /// scenario's null pairs, or of all where these are few.
+    #[must_use]
+    pub fn noise(&self, scenario: Scenario) -> f64 {
+        const FEW: usize = 3;
+        let nulls = |wanted: Option<Scenario>| -> Vec<Estimate> {
+            let pairs = self.measurements.iter().filter(|measurement| {
+                measurement.contestant == NULL && wanted.is_none_or(|wanted| measurement.case.scenario == wanted)
+            });
+            pairs
+                .filter_map(|null| Estimate::of_ratio(&null.values, &self.find(&null.case, BASELINE)?.values))
+                .collect()
+        };
+        let own = nulls(Some(scenario));
+        place_noise(&if own.len() < FEW { nulls(None) } else { own })
+    }
+
+    /// Makes the intervals of all ratios as wide as the places' noise demands. For a run that has just ended.
+    pub fn widen(&mut self) {
+        let mut noise = BTreeMap::new();
+        for scenario in self.measurements.iter().map(|measurement| measurement.case.scenario) {
+            noise.entry(scenario).or_insert_with(|| self.noise(scenario));
+        }
+        for measurement in &mut self.measurements {
+            if let Some(ratio) = &mut measurement.ratio
+                && measurement.contestant != measurement.case.scenario.baseline()
+            {
+                *ratio = ratio.widened(noise[&measurement.case.scenario]);
+            }
+        }
+    }
+
+    /// The ratio of what two contestants took in the same case.
+    #[must_use]
+    pub fn ratio(&self, of: &Measurement, to: &Measurement) -> Option<Estimate> {
+        Some(Estimate::of_ratio(&of.values, &to.values)?.widened(self.noise(of.case.scenario)))
     }
 
     /// What a contestant did in a case, if it was measured.

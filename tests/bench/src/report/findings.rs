@@ -19,7 +19,7 @@ pub fn gains(record: &Record) -> Vec<String> {
         let Some(fast) = record.find(&case, BOTH).or_else(|| record.find(&case, EBPF)) else { continue };
         let mut sentence = format!("{}: {} takes {}", place(&case), fast.contestant, median(fast));
         for other in [RULES, NFT, "subtree", BASELINE] {
-            if let Some(ratio) = record.find(&case, other).and_then(|other| ratio(fast, other)) {
+            if let Some(ratio) = record.find(&case, other).and_then(|other| record.ratio(fast, other)) {
                 sentence += &format!("; {}", against(other, &ratio));
             }
         }
@@ -37,7 +37,7 @@ pub fn losses(record: &Record) -> Vec<String> {
         let Some(baseline) = find(BASELINE) else { continue };
         if case.pattern == Pattern::Unmatched {
             for name in [BOTH, EBPF, RULES] {
-                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, ratio(m, baseline)?))) {
+                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
                         "Packets that no policy is about ({}): with {name} they take {}, {}.",
                         place(&case),
@@ -48,7 +48,7 @@ pub fn losses(record: &Record) -> Vec<String> {
             }
         } else if case.target == Target::Vxlan {
             for name in [BOTH, EBPF] {
-                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, ratio(m, baseline)?))) {
+                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
                         "Into vxlan, encapsulation included ({}): {name} takes {}, {}.",
                         place(&case),
@@ -59,7 +59,7 @@ pub fn losses(record: &Record) -> Vec<String> {
             }
         } else if case.prefixes == 1
             && case == Case::new(Scenario::Forward, case.family(), 1)
-            && let Some((rules, ratio)) = find(RULES).and_then(|m| Some((m, ratio(m, baseline)?)))
+            && let Some((rules, ratio)) = find(RULES).and_then(|m| Some((m, record.ratio(m, baseline)?)))
         {
             said.push(format!(
                 "The first rule ({}): with a single one a packet takes {}, {}. As `datapath = \"both\"` has rules, what its \
@@ -77,7 +77,7 @@ pub fn losses(record: &Record) -> Vec<String> {
                 if special && other == BASELINE {
                     continue;
                 }
-                if let Some(ratio) = find(other).and_then(|other| ratio(fast, other))
+                if let Some(ratio) = find(other).and_then(|other| record.ratio(fast, other))
                     && ratio.low > 1.0
                 {
                     said.push(format!("Slower than {other}: {name} ({}), {}.", title(&case), against(other, &ratio)));
@@ -101,9 +101,11 @@ pub fn doubts(record: &Record) -> Vec<String> {
     let worst = nulls.iter().filter_map(|null| null.ratio).map(|ratio| (ratio.median - 1.0).abs()).fold(0.0, f64::max);
     said.push(format!(
         "The baseline took part twice, in two places: in {within} of {} cases the interval of their ratio contains 1, and \
-         the ratio is never further from it than {:.1} %. Differences of that size are noise.",
+         the ratio is never further from it than {:.1} %. What the rounds do not explain of it, {:.1} % for forwarded \
+         packets, is due to the places, and part of the intervals of all ratios.",
         nulls.len(),
-        worst * 100.0
+        worst * 100.0,
+        record.noise(Scenario::Forward) * 100.0
     ));
     let wide = record.measurements.iter().filter(|measurement| super::table::is_uncertain(measurement)).count();
     said.push(format!(
@@ -162,11 +164,6 @@ fn plain_cases(record: &Record) -> Vec<Case> {
 
 fn median(measurement: &Measurement) -> String {
     measurement.estimate.map_or_else(String::new, |estimate| amount(Unit::NanosecondsPerPacket, estimate.median))
-}
-
-/// Of one to the other, round by round.
-fn ratio(of: &Measurement, to: &Measurement) -> Option<Estimate> {
-    Estimate::of_ratio(&of.values, &to.values)
 }
 
 /// A ratio in words: as the quotient that is above 1.
