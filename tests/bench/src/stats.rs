@@ -136,10 +136,21 @@ mod tests {
     /// For 1 to 101 the order statistics' binomial interval is 41 to 61: the bootstrap's must be close to it.
     #[test]
     fn the_interval_of_known_values() {
-        let values: Vec<f64> = (1..=101).map(f64::from).collect();
+        let mut values: Vec<f64> = (1..=101).map(f64::from).collect();
+        Rng::with_seed(2).shuffle(&mut values);
         let Estimate { median, low, high } = Estimate::of(&values).expect("there are values");
         assert_eq!(median, 51.0);
         assert!((38.0..=44.0).contains(&low) && (58.0..=64.0).contains(&high), "{low} to {high}");
+    }
+
+    /// In this order neighbours are alike, and 101 rounds tell less than they seem to.
+    #[test]
+    fn the_interval_is_wider_where_neighbouring_rounds_are_alike() {
+        let mut values: Vec<f64> = (1..=101).map(f64::from).collect();
+        let alike = Estimate::of(&values).expect("there are values");
+        Rng::with_seed(2).shuffle(&mut values);
+        let shuffled = Estimate::of(&values).expect("there are values");
+        assert!(alike.uncertainty() > 1.4 * shuffled.uncertainty(), "{alike:?} {shuffled:?}");
     }
 
     /// 95 of 100 intervals should contain the true median; 90 is far from chance for a method that is right.

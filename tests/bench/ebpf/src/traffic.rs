@@ -6,6 +6,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "the halves of words that are wanted")]
 
 mod layout;
+mod licence;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
@@ -243,14 +244,4 @@ fn wanted_exit<const OFFSET: usize>(context: &TcContext, protocol: u32) -> Optio
         None
     };
     last.map(|last| last & EXIT_MASK)
-}
-
-/// The licence that the kernel reads.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }
