@@ -27,9 +27,9 @@ struct Cli {
     /// Less of everything: under two minutes.
     #[arg(long)]
     quick: bool,
-    /// Leave out what has not begun after so many minutes.
-    #[arg(long, value_name = "N", default_value_t = 11)]
-    minutes: u64,
+    /// Leave out what has not begun after so many seconds: 600 unless told, or 100 with `--quick`.
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
     /// Where the record goes, as lines of JSON.
     #[arg(long, value_name = "FILE", default_value = "target/bench.jsonl")]
     output: PathBuf,
@@ -77,7 +77,7 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
         rounds: if cli.quick { 12 } else { 30 },
         slice: Duration::from_millis(if cli.quick { 8 } else { 12 }),
         limits,
-        time: Duration::from_mins(cli.minutes),
+        time: Duration::from_secs(cli.seconds.unwrap_or(if cli.quick { 100 } else { 600 })),
         quick: cli.quick,
     };
     // Read first: a record that cannot be read is better known now than after minutes.

@@ -14,10 +14,11 @@ use crate::{
     site::INGRESS,
 };
 
-/// Who takes longer to install all prefixes is asked to change one only.
-const QUICK: Duration = Duration::from_secs(1);
-/// How often there and back.
-const TIMES: usize = 2;
+/// Where there are more, one of them is changed only.
+const FEW: u32 = 1000;
+/// How often there and back, unless that has taken long already.
+const TIMES: usize = 3;
+const LONG: Duration = Duration::from_secs(1);
 /// For packets to follow.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -32,20 +33,22 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Res
     let mut measurements = Vec::new();
     for place in arena.places.iter().filter(|place| place.contestant.scales()) {
         let name = place.contestant.name();
-        for (figure, count) in [("one", 1), ("all", case.prefixes)] {
-            if count > 1 && place.took > QUICK {
-                let why = format!("stopped: installing them took {:.1?} already", place.took);
-                measurements.push(Measurement {
-                    figure: figure.to_owned(),
-                    ..Measurement::none(case, name, Unit::Seconds, Outcome::Stopped(why))
-                });
-                continue;
-            }
-            let mut values = Vec::new();
-            let changed = (0..TIMES).flat_map(|_| [false, true]).try_for_each(|back| {
-                values.push(change(bench, place, task, frame, count, back)?.as_secs_f64());
+        for (figure, count) in
+            [("one", 1), ("all", case.prefixes)].into_iter().take(if case.prefixes > FEW { 1 } else { 2 })
+        {
+            let (mut values, start) = (Vec::new(), Instant::now());
+            let mut there_and_back = || {
+                for time in 0..TIMES {
+                    if time > 0 && start.elapsed() > LONG {
+                        break;
+                    }
+                    for back in [false, true] {
+                        values.push(change(bench, place, task, frame, count, back)?.as_secs_f64());
+                    }
+                }
                 anyhow::Ok(())
-            });
+            };
+            let changed = there_and_back();
             let measured = Measurement::of(case, name, figure, Unit::Seconds, values);
             measurements.push(match changed {
                 Ok(()) => measured,

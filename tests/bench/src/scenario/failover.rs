@@ -23,11 +23,11 @@ use crate::{
 };
 
 /// How long the packets are sent.
-const FLOW: Duration = Duration::from_millis(100);
+const FLOW: Duration = Duration::from_millis(60);
 /// After so much of it the tunnel goes down.
 const BEFORE: Duration = Duration::from_millis(10);
 /// For the daemon to find the tunnel up again.
-const BACK: Duration = Duration::from_millis(100);
+const BACK: Duration = Duration::from_millis(50);
 /// `IFF_UP` in `include/uapi/linux/if.h`, as wide as the flags of an ifreq.
 const UP: i16 = 1;
 
@@ -49,7 +49,7 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<Measu
     let first = Prefixes { family: case.family(), count: 1 };
     bench.generator.set_flows(&flows(first, case.pattern))?;
     let frame = Frame { family: case.family(), size: case.size };
-    let failures = if bench.effort.quick { 5 } else { 11 };
+    let failures = if bench.effort.quick { 5 } else { 9 };
     let mut measurements = Vec::new();
     for place in arena.places.iter().filter(|place| place.installed.process().is_some()) {
         let name = place.contestant.name();

@@ -25,57 +25,67 @@ use crate::{
 const MIDDLE: u32 = 1000;
 const MANY: u32 = 100_000;
 
-/// The stages of a run: sites for a task, and the cases that are measured on them.
+/// The stages of a run: sites for a task, and the cases that are measured on them. What matters most comes first, by growing
+/// numbers of prefixes.
 #[must_use]
 pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
-    let largest = prefixes.iter().copied().max().unwrap_or(0);
     let mut stages = Vec::new();
     for &count in prefixes {
-        for family in Family::ALL {
-            let plain = Case::new(Scenario::Forward, family, count);
-            let scenario = |scenario| Case { scenario, ..plain };
-            let mut cases = vec![plain];
-            // IPv6 has no such setting.
-            if family == Family::V4 && (!quick || count >= MIDDLE) {
-                cases.push(Case { sysctls: Sysctls::AcceptLocal, ..plain });
-            }
-            if count == MIDDLE && !quick {
-                cases.push(Case { pattern: Pattern::ManyDestinations, ..plain });
-                cases.push(Case { pattern: Pattern::OneFlow, ..plain });
-                cases.push(Case { size: 1400, ..plain });
-            }
-            if [MIDDLE, MANY].contains(&count) && !quick {
-                cases.push(Case { pattern: Pattern::Zipf, ..plain });
-            }
-            if count == MIDDLE || !quick && count == MANY {
-                cases.push(scenario(Scenario::Host));
-                cases.push(scenario(Scenario::Latency));
-            }
-            if count == MIDDLE {
-                cases.push(Case { scenario: Scenario::Cores, cpus: 2, ..plain });
-                cases.push(scenario(Scenario::Throughput));
-                cases.push(scenario(Scenario::Counted));
-            }
-            if count == 1 || count >= MIDDLE {
-                cases.push(scenario(Scenario::Decision));
-            }
-            cases.push(scenario(Scenario::Memory));
-            if count >= MIDDLE {
-                cases.push(scenario(Scenario::Change));
-            }
-            // Last, since it takes the tunnel's routes away from those who do not put them back.
-            if count == MIDDLE || !quick && count == largest {
-                cases.push(scenario(Scenario::Failover));
-            }
+        stages.extend(Family::ALL.map(|family| main_stage(prefixes, family, count, quick)));
+    }
+    for family in Family::ALL.into_iter().filter(|&family| !quick || family == Family::V4) {
+        let plain = Case::new(Scenario::Forward, family, MIDDLE);
+        let vxlan = Case { target: Target::Vxlan, ..plain };
+        if prefixes.contains(&MIDDLE) {
+            stages.push(vec![Case { pattern: Pattern::Unmatched, ..plain }]);
+            stages.push(vec![vxlan]);
+        }
+        if quick {
+            continue;
+        }
+        if prefixes.contains(&MIDDLE) {
+            let patterns = [Pattern::ManyDestinations, Pattern::OneFlow, Pattern::Zipf];
+            let mut cases = patterns.map(|pattern| Case { pattern, ..plain }).to_vec();
+            cases.push(Case { size: 1400, ..plain });
             stages.push(cases);
-            if count == MIDDLE {
-                stages.push(vec![Case { pattern: Pattern::Unmatched, ..plain }]);
-                let vxlan = Case { target: Target::Vxlan, ..plain };
-                stages.push(if quick { vec![vxlan] } else { vec![vxlan, Case { size: 1400, ..vxlan }] });
-            }
+            stages.push(vec![Case { size: 1400, ..vxlan }]);
+        }
+        if prefixes.contains(&MANY) {
+            stages.push(vec![Case { pattern: Pattern::Zipf, prefixes: MANY, ..plain }]);
         }
     }
     stages
+}
+
+fn main_stage(prefixes: &[u32], family: Family, count: u32, quick: bool) -> Vec<Case> {
+    let plain = Case::new(Scenario::Forward, family, count);
+    let scenario = |scenario| Case { scenario, ..plain };
+    let mut cases = vec![plain];
+    // IPv6 has no such setting.
+    if family == Family::V4 && (!quick || count >= MIDDLE) {
+        cases.push(Case { sysctls: Sysctls::AcceptLocal, ..plain });
+    }
+    if count == 1 || count >= MIDDLE {
+        cases.push(scenario(Scenario::Decision));
+    }
+    if count == MIDDLE || !quick && count == MANY {
+        cases.push(scenario(Scenario::Host));
+        cases.push(scenario(Scenario::Latency));
+    }
+    if count == MIDDLE {
+        cases.push(Case { scenario: Scenario::Cores, cpus: 2, ..plain });
+        cases.push(scenario(Scenario::Throughput));
+        cases.push(scenario(Scenario::Counted));
+    }
+    cases.push(scenario(Scenario::Memory));
+    if count >= MIDDLE {
+        cases.push(scenario(Scenario::Change));
+    }
+    // Last, since it takes the tunnel's routes away from those who do not put them back.
+    if count == MIDDLE || !quick && prefixes.iter().max() == Some(&count) {
+        cases.push(scenario(Scenario::Failover));
+    }
+    cases
 }
 
 /// What is known of each family's contestants so far.
@@ -85,7 +95,7 @@ type Steps = BTreeMap<(Family, &'static str), Vec<Step>>;
 /// about the run goes to `notes`.
 ///
 /// # Errors
-/// A site cannot be made, or packets cannot be sent.
+/// A site cannot be made.
 pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> Result<Vec<Measurement>> {
     let contestants = std::mem::take(&mut bench.contestants);
     let mut measurements = Vec::new();
@@ -117,17 +127,11 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> 
                 continue;
             }
             bench.progress.say(title(case));
-            measurements.extend(match case.scenario {
-                Scenario::Host => host::measure(bench, &arena, *case)?,
-                Scenario::Latency => latency::measure(bench, &arena, *case)?,
-                Scenario::Throughput => throughput::measure(bench, &arena, *case)?,
-                Scenario::Decision => program::decisions(bench, &arena, *case)?,
-                Scenario::Counted => program::counted(bench, &arena, *case)?,
-                Scenario::Failover => failover::measure(bench, &arena, *case)?,
-                Scenario::Change => change::measure(bench, &arena, &task, *case)?,
-                Scenario::Memory => memory::measure(&arena, *case),
-                Scenario::Forward | Scenario::Cores | Scenario::Install => bench.measure(&arena, *case)?,
-            });
+            match measure(bench, &arena, &task, *case) {
+                Ok(measured) => measurements.extend(measured),
+                // What has been measured so far is not lost for that.
+                Err(error) => notes.push(format!("{} could not be measured: {error:#}.", title(case))),
+            }
             bench.progress.done(1);
         }
         if *first == Case::new(Scenario::Forward, family, first.prefixes) {
@@ -136,6 +140,20 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> 
     }
     bench.contestants = contestants;
     Ok(measurements)
+}
+
+fn measure(bench: &mut Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Result<Vec<Measurement>> {
+    match case.scenario {
+        Scenario::Host => host::measure(bench, arena, case),
+        Scenario::Latency => latency::measure(bench, arena, case),
+        Scenario::Throughput => throughput::measure(bench, arena, case),
+        Scenario::Decision => program::decisions(bench, arena, case),
+        Scenario::Counted => program::counted(bench, arena, case),
+        Scenario::Failover => failover::measure(bench, arena, case),
+        Scenario::Change => change::measure(bench, arena, task, case),
+        Scenario::Memory => Ok(memory::measure(arena, case)),
+        Scenario::Forward | Scenario::Cores | Scenario::Install => bench.measure(arena, case),
+    }
 }
 
 /// Notes how long it took to put everybody up.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// So many bytes are a slice.
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The device at the far end.
 const FAR: &str = "far0";
@@ -58,7 +58,7 @@ pub fn measure(bench: &mut Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<M
             connections.push(connection.ok());
         }
     }
-    let values = interleave(places.len(), bench.effort.rounds, &mut bench.rng, |who| {
+    let values = interleave(places.len(), bench.effort.rounds / 2, &mut bench.rng, |who| {
         let Some(connection) = &connections[who] else { return Ok(None) };
         match transfer(connection) {
             Ok(time) => Ok(Some(time.as_secs_f64() / (BYTES as f64 / 1e9))),
