@@ -45,7 +45,7 @@ pub struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    /// Puts up everybody who can do it. `stop` says who is not asked, and why.
+    /// Puts up everybody who can do it. `stop` says who is not asked, and why; `told` hears who begins.
     ///
     /// # Errors
     /// A site cannot be made. A contestant that cannot be installed is disqualified.
@@ -54,6 +54,7 @@ impl<'a> Arena<'a> {
         contestants: &'a [Box<dyn Contestant>],
         task: &Task,
         stop: impl Fn(&dyn Contestant) -> Option<String>,
+        told: impl Fn(&str),
     ) -> Result<Self> {
         let mut arena = Self { places: Vec::new(), absent: Vec::new() };
         for contestant in contestants {
@@ -68,6 +69,7 @@ impl<'a> Arena<'a> {
             }
             let site = Site::new(generator, task.target)?;
             let ingress = site.host.ifindex(INGRESS)?;
+            told(contestant.name());
             let before = kernel_memory();
             let start = Instant::now();
             match contestant.install(&site, task) {

@@ -17,7 +17,7 @@ use crate::{
     machine::settle,
     prefixes::Prefixes,
     record::{Case, Measurement, Outcome, Scenario, Unit},
-    report::table::title,
+    report::table::{place, title},
     site::{Sysctls, Target},
 };
 
@@ -113,11 +113,18 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> 
         }
         let prefixes = Prefixes { family, count: first.prefixes };
         let task = Task { prefixes, target: first.target, pattern: first.pattern };
-        bench.progress.say(format!("{family}, {} prefixes: setting up", first.prefixes));
-        let limits = bench.effort.limits;
-        let arena = Arena::new(&bench.generator, &contestants, &task, |contestant| {
+        let (limits, progress) = (bench.effort.limits, &bench.progress);
+        let stop = |contestant: &dyn Contestant| {
             limits.stop(steps.get(&(family, contestant.name()))?, first.prefixes, contestant.growth())
-        })?;
+        };
+        let told = |name: &str| progress.say(format!("Setting up: {}, {name}", place(first)));
+        let arena = match Arena::new(&bench.generator, &contestants, &task, stop, told) {
+            Ok(arena) => arena,
+            Err(error) => {
+                notes.push(format!("{} could not be set up: {error:#}.", title(first)));
+                continue;
+            }
+        };
         if !settle(Duration::from_secs(5)) {
             notes.push(format!("The machine was busy with something else before {}.", title(first)));
         }
@@ -182,9 +189,8 @@ fn pilot(bench: &Bench, contestants: &[Box<dyn Contestant>], family: Family, ste
     }
     let prefixes = Prefixes { family, count: MIDDLE };
     let task = Task { prefixes, target: Target::Tun, pattern: Pattern::Uniform };
-    let arena = Arena::new(&bench.generator, contestants, &task, |contestant| {
-        (!unknown(contestant)).then(|| "it needs no pilot".to_owned())
-    })?;
+    let stop = |contestant: &dyn Contestant| (!unknown(contestant)).then(|| "it needs no pilot".to_owned());
+    let arena = Arena::new(&bench.generator, contestants, &task, stop, |_| ())?;
     bench.generator.set_flows(&flows(prefixes, Pattern::Uniform))?;
     for place in &arena.places {
         let packet = Duration::from_secs_f64(bench.nanoseconds_each(place, Frame { family, size: 64 })? / 1e9);
