@@ -61,7 +61,8 @@ fn pinned(world: &World, name: &str) -> Result<MapData> {
 fn remove_exemptions(world: &World) -> Result<usize> {
     let words = WordMap::pinned(&world.pin_dir().join(format!("v{LAYOUT_VERSION}")))?;
     let (sources, mut exempt) = index::read(&words).context("the map of prefixes is damaged")?;
-    let removals: Vec<_> = exempt.extract_if(.., |exemption| exemption.prefix.addr().is_ipv6()).map(FastOp::RemoveExemption).collect();
+    let removals: Vec<_> =
+        exempt.extract_if(.., |exemption| exemption.prefix.addr().is_ipv6()).map(FastOp::RemoveExemption).collect();
     let content = Content { sources: &sources, exempt: &exempt };
     ensure!(index::change(&words, content, &removals.iter().collect::<Vec<_>>()), "no room");
     Ok(removals.len())

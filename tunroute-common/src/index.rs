@@ -48,7 +48,7 @@ const STEPS_NEAR: u32 = 3;
 /// What is known of the longest source prefix that holds an address.
 #[inline(always)]
 pub fn source<W: Words + ?Sized>(words: &W, family: Root, address: Key) -> Option<Source> {
-    numbered(words, find(words, source_root(words, family)?, address)?)
+    numbered(words, find(words, source_root(words, family), address))
 }
 
 /// The same, if a few steps lead there; else `deep` is asked.
@@ -59,9 +59,9 @@ pub fn source_near<W: Words + ?Sized>(
     address: Key,
     deep: impl FnOnce() -> Option<Source>,
 ) -> Option<Source> {
-    let (mut entry, mut around) = (source_root(words, family)?, 0);
+    let (mut entry, mut around) = (source_root(words, family), 0);
     for _ in 0..STEPS_NEAR {
-        match step(words, entry, around, address)? {
+        match step(words, entry, around, address) {
             Step::Found(number) => return numbered(words, number),
             Step::On(next, number) => (entry, around) = (next, number),
         }
@@ -70,8 +70,8 @@ pub fn source_near<W: Words + ?Sized>(
 }
 
 #[inline(always)]
-fn source_root<W: Words + ?Sized>(words: &W, family: Root) -> Option<Entry> {
-    words.word(header::SOURCES_V4 + family as u64).map(Entry)
+fn source_root<W: Words + ?Sized>(words: &W, family: Root) -> Entry {
+    Entry(words.word(header::SOURCES_V4 + family as u64))
 }
 
 #[inline(always)]
@@ -79,7 +79,7 @@ fn numbered<W: Words + ?Sized>(words: &W, number: u64) -> Option<Source> {
     if number == 0 {
         return None;
     }
-    Some(unpack(words.word(words.word(header::TABLE)? + number)?))
+    unpack(words.word(words.word(header::TABLE) + number))
 }
 
 /// Set in the table where there is a source.
@@ -91,30 +91,30 @@ pub const fn pack(Source { slot, arrives_by }: Source) -> u64 {
     (slot | PRESENT) as u64 | (arrives_by as u64) << 32
 }
 
-/// The source that a word of the table stands for.
+/// The source that a word of the table stands for. None, if it is 0.
 #[inline(always)]
 #[must_use]
-pub const fn unpack(word: u64) -> Source {
-    Source { slot: word as u32 & !PRESENT, arrives_by: (word >> 32) as u32 }
+pub const fn unpack(word: u64) -> Option<Source> {
+    if word as u32 & PRESENT == 0 {
+        return None;
+    }
+    Some(Source { slot: word as u32 & !PRESENT, arrives_by: (word >> 32) as u32 })
 }
 
 /// Does an exemption set hold an address?
 #[inline(always)]
 pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key) -> bool {
-    root_of_set(words, set)
-        .and_then(|place| words.word(place + family as u64))
-        .and_then(|root| find(words, Entry(root), address))
-        .is_some_and(|number| number != 0)
+    root_of_set(words, set).is_some_and(|place| find(words, Entry(words.word(place + family as u64)), address) != 0)
 }
 
 /// The place of a set's roots.
 #[inline(always)]
 pub fn root_of_set<W: Words + ?Sized>(words: &W, set: u32) -> Option<u64> {
-    let sets = words.word(header::SETS)?;
+    let sets = words.word(header::SETS);
     let (first, mask) = (sets & 0xffff_ffff, sets >> 32);
     for probe in 0..SET_PROBES {
         let place = first + ((u64::from(set) + probe) & mask) * SET_WORDS;
-        let found = words.word(place)?;
+        let found = words.word(place);
         if found == u64::from(set) | SET_PRESENT {
             return Some(place + 1);
         }

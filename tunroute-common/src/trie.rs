@@ -14,13 +14,13 @@ pub const CHUNK: u32 = 6;
 
 /// An array of words, wherever it is.
 pub trait Words {
-    /// One word. `None` past the end, which a well-formed trie never asks for.
-    fn word(&self, index: u64) -> Option<u64>;
+    /// One word. 0 past the end, which a well-formed trie never asks for: there, nothing matches.
+    fn word(&self, index: u64) -> u64;
 }
 
 impl Words for [u64] {
-    fn word(&self, index: u64) -> Option<u64> {
-        self.get(usize::try_from(index).ok()?).copied()
+    fn word(&self, index: u64) -> u64 {
+        usize::try_from(index).ok().and_then(|index| self.get(index)).copied().unwrap_or_default()
     }
 }
 
@@ -183,45 +183,45 @@ pub enum Step {
     On(Entry, u64),
 }
 
-/// One step of a lookup, from an entry on. `None` if the array is not well-formed.
+/// One step of a lookup, from an entry on.
 ///
 /// All arithmetic is in 64 bits: the eBPF verifier would lose track of what is narrowed in between.
 #[inline(always)]
-pub fn step<W: Words + ?Sized>(words: &W, entry: Entry, around: u64, key: Key) -> Option<Step> {
+pub fn step<W: Words + ?Sized>(words: &W, entry: Entry, around: u64, key: Key) -> Step {
     let (number, place) = (entry.number(), entry.place());
     let next = match entry.kind() {
-        Kind::Number => return Some(Step::Found(number)),
-        Kind::Near => return Some(Step::Found(if entry.index(key) == place { number } else { around })),
-        Kind::Path => return Some(Step::Found(if entry.on_path(key, words.word(place)?) { number } else { around })),
+        Kind::Number => return Step::Found(number),
+        Kind::Near => return Step::Found(if entry.index(key) == place { number } else { around }),
+        Kind::Path => return Step::Found(if entry.on_path(key, words.word(place)) { number } else { around }),
         Kind::Table => place + entry.index(key),
         Kind::Sparse => {
-            let (bitmap, cell) = (words.word(place)?, entry.cell(key));
+            let (bitmap, cell) = (words.word(place), entry.cell(key));
             if bitmap >> cell & 1 == 0 {
-                return Some(Step::Found(number));
+                return Step::Found(number);
             }
             place + 1 + u64::from((bitmap & ((1 << cell) - 1)).count_ones())
         }
         Kind::Runs => {
-            let begun = words.word(place)? & (u64::MAX >> (63 - entry.cell(key)));
+            let begun = words.word(place) & (u64::MAX >> (63 - entry.cell(key)));
             let bit = u64::from(begun.count_ones()) << entry.width();
-            let word = words.word(place + 1 + (bit >> 6))?;
-            return Some(Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1)));
+            let word = words.word(place + 1 + (bit >> 6));
+            return Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
         }
-        Kind::Skip if entry.on_path(key, words.word(place)?) => place + 1,
-        Kind::Skip => return Some(Step::Found(number)),
+        Kind::Skip if entry.on_path(key, words.word(place)) => place + 1,
+        Kind::Skip => return Step::Found(number),
     };
-    Some(Step::On(Entry(words.word(next)?), number))
+    Step::On(Entry(words.word(next)), number)
 }
 
-/// The number of the longest prefix that holds the key; 0 if there is none. `None` if the array is not well-formed.
+/// The number of the longest prefix that holds the key; 0 if there is none.
 #[inline(always)]
-pub fn find<W: Words + ?Sized>(words: &W, root: Entry, key: Key) -> Option<u64> {
+pub fn find<W: Words + ?Sized>(words: &W, root: Entry, key: Key) -> u64 {
     let (mut entry, mut around) = (root, 0);
     for _ in 0..MAX_DEPTH {
-        match step(words, entry, around, key)? {
-            Step::Found(number) => return Some(number),
+        match step(words, entry, around, key) {
+            Step::Found(number) => return number,
             Step::On(next, number) => (entry, around) = (next, number),
         }
     }
-    None
+    0
 }

@@ -90,10 +90,7 @@ fn destination(addresses: &Addresses) -> (Root, Key) {
 
 #[inline(always)]
 fn deep_source(family: Root, Key { high, low }: Key) -> Option<Source> {
-    match find_source(family as u64, high, low) {
-        0 => None,
-        source => Some(index::unpack(source)),
-    }
+    index::unpack(find_source(family as u64, high, low))
 }
 
 /// A whole lookup, as a function that the verifier goes through by itself, and not once more for each place it is called

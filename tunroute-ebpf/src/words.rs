@@ -44,8 +44,11 @@ impl MapWords {
 
 impl Words for MapWords {
     #[inline(always)]
-    fn word(&self, index: u64) -> Option<u64> {
+    fn word(&self, index: u64) -> u64 {
+        if index >= self.count {
+            return 0;
+        }
         // SAFETY: within the element. Words are written whole.
-        (index < self.count).then(|| unsafe { ptr::read_volatile(self.words.add(index as usize)) })
+        unsafe { ptr::read_volatile(self.words.add(index as usize)) }
     }
 }

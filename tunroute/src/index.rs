@@ -215,7 +215,7 @@ fn rebuild<M: Memory + ?Sized>(
     if sites.places.end - sites.places.start > MAX_SITES {
         return None;
     }
-    let (used, recorded) = (memory.word(header::USED)?, memory.word(header::RECORD)?);
+    let (used, recorded) = (memory.word(header::USED), memory.word(header::RECORD));
     let mut builder = Builder::new(usize::try_from(used).ok()?);
     let mut entries = Vec::new();
     let first = start & mask(sites.depth);
@@ -254,8 +254,8 @@ fn rebuild<M: Memory + ?Sized>(
 #[must_use]
 pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(BTreeMap<IpNet, Source>, BTreeSet<Exemption>)> {
     let (mut sources, mut exempt) = (BTreeMap::new(), BTreeSet::new());
-    let count = memory.word(header::RECORD)?;
-    let mut words = (0..count).map(|index| memory.word(memory.length().checked_sub(1 + index)?));
+    let count = memory.word(header::RECORD);
+    let mut words = (1..=count).map(|index| Some(memory.word(memory.length().checked_sub(index)?)));
     while let Some(word) = words.next() {
         let first = word?;
         let mut next = || words.next().flatten();
@@ -274,7 +274,7 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(BTreeMap<IpNet, Source>, 
         let prefix = IpNet::new(address, length).ok()?;
         match (is_source, number) {
             (true, 0) => drop(sources.remove(&prefix)),
-            (true, _) => drop(sources.insert(prefix, unpack(memory.word(memory.word(header::TABLE)? + number)?))),
+            (true, _) => drop(sources.insert(prefix, unpack(memory.word(memory.word(header::TABLE) + number))?)),
             (false, 0) => drop(exempt.remove(&Exemption { set: low, prefix })),
             (false, _) => drop(exempt.insert(Exemption { set: low, prefix })),
         }
@@ -284,7 +284,7 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(BTreeMap<IpNet, Source>, 
 
 /// As many words of an array as are used.
 pub fn used<M: Memory + ?Sized>(memory: &M) -> u64 {
-    memory.word(header::USED).unwrap_or_default() + memory.word(header::RECORD).unwrap_or_default()
+    memory.word(header::USED) + memory.word(header::RECORD)
 }
 
 /// The kinds of a record's entries, in the highest bits of their first word.
@@ -349,10 +349,10 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 
 /// The number of a source in the table, which it is added to if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
-    let table = memory.word(header::TABLE)?;
-    let end = memory.word(header::SETS)? & 0xffff_ffff;
+    let table = memory.word(header::TABLE);
+    let end = memory.word(header::SETS) & 0xffff_ffff;
     for place in table + 1..end {
-        let word = memory.word(place)?;
+        let word = memory.word(place);
         if word == 0 {
             memory.write(place, pack(source));
         }

@@ -257,13 +257,13 @@ impl Sites {
     pub fn find<W: Words + ?Sized>(words: &W, root: u64, start: u128, length: u32) -> Option<Self> {
         let mut sites = Self { places: root..root + 1, depth: 0, around: 0 };
         loop {
-            let entry = Entry(words.word(sites.places.start)?);
+            let entry = Entry(words.word(sites.places.start));
             let (position, width) = (u32::try_from(entry.position()).ok()?, u32::try_from(entry.width()).ok()?);
             let around = u32::try_from(entry.number()).ok()?;
             match entry.kind() {
                 Kind::Skip
                     if length > position
-                        && (half(start, position) ^ words.word(entry.place())?) >> (63 - position % HALF) == 0 =>
+                        && (half(start, position) ^ words.word(entry.place())) >> (63 - position % HALF) == 0 =>
                 {
                     let inner = entry.place() + 1;
                     sites = Self { places: inner..inner + 1, depth: position + 1, around };

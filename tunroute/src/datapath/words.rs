@@ -149,8 +149,9 @@ impl WordMap {
 }
 
 impl Words for WordMap {
-    fn word(&self, index: u64) -> Option<u64> {
-        Some(self.words().get(usize::try_from(index).ok()?)?.load(Ordering::Acquire))
+    fn word(&self, index: u64) -> u64 {
+        let word = usize::try_from(index).ok().and_then(|index| self.words().get(index));
+        word.map_or(0, |word| word.load(Ordering::Acquire))
     }
 }
 
