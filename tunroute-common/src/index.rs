@@ -83,22 +83,22 @@ fn numbered<W: Words + ?Sized>(words: &W, number: u64) -> Option<Source> {
 }
 
 /// Set in the table where there is a source.
-const PRESENT: u32 = 1 << 31;
+const PRESENT: u64 = 1 << 31;
 
 /// A word of the table. It is not 0.
 #[must_use]
 pub const fn pack(Source { slot, arrives_by }: Source) -> u64 {
-    (slot | PRESENT) as u64 | (arrives_by as u64) << 32
+    slot as u64 | PRESENT | (arrives_by as u64) << 32
 }
 
 /// The source that a word of the table stands for. None, if it is 0.
 #[inline(always)]
 #[must_use]
 pub const fn unpack(word: u64) -> Option<Source> {
-    if word as u32 & PRESENT == 0 {
+    if word & PRESENT == 0 {
         return None;
     }
-    Some(Source { slot: word as u32 & !PRESENT, arrives_by: (word >> 32) as u32 })
+    Some(Source { slot: (word & 0x7fff_ffff) as u32, arrives_by: (word >> 32) as u32 })
 }
 
 /// Does an exemption set hold an address?

@@ -2,6 +2,10 @@
 //!
 //! Besides the tries it has a *record*, from which a later daemon learns what stands in it: a journal of what was put and
 //! removed, from the end of the array on downwards. A whole new array begins with a short one.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "words are cut into their fields, and a place in memory fits a usize"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -408,3 +412,6 @@ pub fn key(address: IpAddr) -> (Root, Key) {
         IpAddr::V6(address) => (Root::V6, crate::trie::key(address.to_bits())),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,7 @@ pub struct Prefix {
 
 /// The key of an address that begins in the highest place.
 #[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "the other half")]
 pub const fn key(address: u128) -> Key {
     Key { high: (address >> HALF) as u64, low: address as u64 }
 }

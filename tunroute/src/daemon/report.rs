@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use ipnet::IpNet;
 use tracing::warn;
-use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
@@ -212,19 +211,8 @@ fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {
     let fast = datapath.state();
     let (used, words) = datapath.words();
     let number = |number| usize::try_from(number).unwrap_or(usize::MAX);
-    let of = |family, prefixes: &mut dyn Iterator<Item = &IpNet>| {
-        prefixes.filter(|prefix| Family::of(prefix) == family).count()
-    };
-    let exempt = || fast.exempt.iter().map(|exemption| &exemption.prefix);
-    [
-        ("SOURCE_V4", of(Family::V4, &mut fast.sources.keys()), number(MAX_PREFIXES.into())),
-        ("SOURCE_V6", of(Family::V6, &mut fast.sources.keys()), number(MAX_PREFIXES.into())),
-        ("EXEMPT_V4", of(Family::V4, &mut exempt()), number(MAX_PREFIXES.into())),
-        ("EXEMPT_V6", of(Family::V6, &mut exempt()), number(MAX_PREFIXES.into())),
-        (names::INDEX, number(used), number(words)),
-        (names::POLICY, fast.slots.len(), number(MAX_SLOTS.into())),
-    ]
-    .into_iter()
-    .map(|(name, entries, capacity)| MapStatus { name: name.to_owned(), entries, capacity })
-    .collect()
+    [(names::INDEX, number(used), number(words)), (names::POLICY, fast.slots.len(), number(MAX_SLOTS.into()))]
+        .into_iter()
+        .map(|(name, entries, capacity)| MapStatus { name: name.to_owned(), entries, capacity })
+        .collect()
 }

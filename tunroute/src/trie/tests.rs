@@ -61,7 +61,7 @@ fn edges(family: Family, prefixes: &Prefixes) -> Vec<u128> {
     let unit = 1u128 << (128 - bits_of(family));
     let edges = prefixes.keys().flat_map(|(start, length)| {
         let last = start | !mask(*length) & mask(bits_of(family));
-        [*start, start.wrapping_sub(unit), last, last.wrapping_add(unit), start | (last ^ start) / 2]
+        [*start, start.wrapping_sub(unit), last, last.wrapping_add(unit), start | ((last ^ start) / 2)]
     });
     edges.map(|address| address & mask(bits_of(family))).chain([0, mask(bits_of(family))]).collect()
 }
