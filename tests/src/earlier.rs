@@ -6,17 +6,18 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, LpmTrie, Map, MapData, MapInfo},
+    maps::{Array, Map, MapData, MapInfo},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
     },
 };
-use tunroute::datapath::OBJECT;
-use tunroute_common::maps::{
-    Control, ExemptV4, ExemptV6, Ipv4, Ipv6, LAYOUT_VERSION, MAX_PREFIXES, MAX_SLOTS, Slot, Source, names,
+use tunroute::{
+    datapath::{Index, OBJECT, WORD_COUNT, WordMap},
+    index::{self, Content, Memory as _},
 };
+use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, names};
 
 use crate::{plan::TUNNELS, world::World};
 
@@ -39,15 +40,14 @@ impl Earlier {
         fs::create_dir(&old).with_context(|| format!("cannot make {}", old.display()))?;
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(&old);
-        for name in [names::SOURCE_V4, names::SOURCE_V6, names::EXEMPT_V4, names::EXEMPT_V6] {
-            loader.map_max_entries(name, MAX_PREFIXES / 2);
-        }
+        let words = WordMap::pinned(&present)?;
+        let (sources, exempt) = index::read(&words).context("the map of prefixes is damaged")?;
+        let mut index = Index::open(&old, words.length() * 2)?;
+        index.renew(Content { sources: &sources, exempt: &exempt })?;
+        let length = index.length();
+        loader.override_global(WORD_COUNT, &length, true);
         loader.map_max_entries(names::POLICY, MAX_SLOTS * 2).map_max_entries(names::STATS, MAX_SLOTS * 2);
         let mut ebpf = loader.load(OBJECT).context("cannot load the programs")?;
-        copy_trie::<Ipv4, Source>(&mut ebpf, &present, names::SOURCE_V4)?;
-        copy_trie::<Ipv6, Source>(&mut ebpf, &present, names::SOURCE_V6)?;
-        copy_trie::<ExemptV4, u32>(&mut ebpf, &present, names::EXEMPT_V4)?;
-        copy_trie::<ExemptV6, u32>(&mut ebpf, &present, names::EXEMPT_V6)?;
         copy_array::<Slot>(&mut ebpf, &present, names::POLICY)?;
         copy_array::<Control>(&mut ebpf, &present, names::CONTROL)?;
         let mut replaced = 0;
@@ -80,8 +80,8 @@ impl Earlier {
     pub fn ensure_gone(self, world: &World) -> Result<()> {
         let pins = world.pin_dir();
         ensure!(!pins.join(LAYOUT).exists(), "the old maps are still there");
-        let map = MapInfo::from_pin(pins.join(format!("v{LAYOUT_VERSION}")).join(names::SOURCE_V6))?;
-        ensure!(map.max_entries() == MAX_PREFIXES, "a map has room for {} prefixes", map.max_entries());
+        let map = MapInfo::from_pin(pins.join(format!("v{LAYOUT_VERSION}")).join(names::POLICY))?;
+        ensure!(map.max_entries() == MAX_SLOTS, "a map has room for {} slots", map.max_entries());
         for (device, hook, expected) in
             [("lan0", "ingress", 1), ("net0", "egress", 1), (TUNNELS[1].device, "ingress", 0)]
         {
@@ -105,16 +105,6 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
 
 fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
     ebpf.map_mut(name).with_context(|| format!("no map {name}"))
-}
-
-fn copy_trie<K: Pod, V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
-    let from: LpmTrie<_, K, V> = Map::LpmTrie(MapData::from_pin(from.join(name))?).try_into()?;
-    let mut to: LpmTrie<&mut MapData, K, V> = map(ebpf, name)?.try_into()?;
-    for entry in from.iter() {
-        let (key, value) = entry?;
-        to.insert(&key, value, 0)?;
-    }
-    Ok(())
 }
 
 fn copy_array<V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {

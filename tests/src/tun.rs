@@ -43,9 +43,7 @@ impl Default for TunOptions {
 /// Two joined tun devices. They exist as long as this value: dropping it stops the thread and deletes both.
 #[derive(Debug)]
 pub struct TunPair {
-    // The thread polls the other end, and ends when this one is closed.
-    stop: Option<PipeWriter>,
-    thread: Option<JoinHandle<()>>,
+    shuttle: Option<Shuttle>,
     /// Namespace and device, by name.
     devices: [(String, String); 2],
 }
@@ -60,13 +58,8 @@ impl TunPair {
         for (netns, device) in [a, b] {
             netns.ip(&format!("link set {device} mtu {} txqueuelen {QUEUE} up", options.mtu))?;
         }
-        let (stopped, stop) = std::io::pipe().context("cannot make a pipe")?;
-        let thread = std::thread::Builder::new()
-            .name("tun shuttle".to_owned())
-            .spawn(move || shuttle(&ends, &stopped))
-            .context("cannot start the shuttle thread")?;
         let devices = [a, b].map(|(netns, device)| (netns.name().to_owned(), device.to_owned()));
-        Ok(Self { stop: Some(stop), thread: Some(thread), devices })
+        Ok(Self { shuttle: Some(Shuttle::start(ends)?), devices })
     }
 }
 
@@ -78,6 +71,35 @@ impl Drop for TunPair {
             // A test may have deleted it already.
             let _ = Command::new("ip").args(["-n", netns, "link", "del", device]).stderr(Stdio::null()).status();
         }
+        self.shuttle = None;
+    }
+}
+
+/// The thread that carries packets between two tun devices, until this is dropped.
+#[derive(Debug)]
+pub struct Shuttle {
+    // The thread polls the other end, and ends when this one is closed.
+    stop: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shuttle {
+    /// Joins two devices that were opened with the same [`TunOptions::vnet_hdr`]. The thread runs on the caller's CPUs.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(ends: [File; 2]) -> Result<Self> {
+        let (stopped, stop) = std::io::pipe().context("cannot make a pipe")?;
+        let thread = std::thread::Builder::new()
+            .name("tun shuttle".to_owned())
+            .spawn(move || shuttle(&ends, &stopped))
+            .context("cannot start the shuttle thread")?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Shuttle {
+    fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

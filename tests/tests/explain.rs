@@ -8,10 +8,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, LpmTrie, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 use serde_json::{Value, json};
-use tunroute::net::Family;
-use tunroute_common::maps::{Action, Egress, ExemptV6, LAYOUT_VERSION, Slot, names};
+use tunroute::{
+    datapath::WordMap,
+    fast::FastOp,
+    index::{self, Content},
+    net::Family,
+};
+use tunroute_common::maps::{Action, Egress, LAYOUT_VERSION, Slot, names};
 use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping, plan::REMOTE, traffic::Answer};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -54,9 +59,13 @@ fn pinned(world: &World, name: &str) -> Result<MapData> {
 
 /// Takes all IPv6 exemptions out of the map, behind the daemon's back.
 fn remove_exemptions(world: &World) -> Result<usize> {
-    let mut exempt = LpmTrie::<_, ExemptV6, u32>::try_from(Map::LpmTrie(pinned(world, names::EXEMPT_V6)?))?;
-    let keys: Vec<_> = exempt.keys().collect::<Result<_, _>>()?;
-    Ok(keys.iter().filter(|key| exempt.remove(key).is_ok()).count())
+    let words = WordMap::pinned(&world.pin_dir().join(format!("v{LAYOUT_VERSION}")))?;
+    let (sources, mut exempt) = index::read(&words).context("the map of prefixes is damaged")?;
+    let removals: Vec<_> =
+        exempt.extract_if(.., |exemption| exemption.prefix.addr().is_ipv6()).map(FastOp::RemoveExemption).collect();
+    let content = Content { sources: &sources, exempt: &exempt };
+    ensure!(index::change(&words, content, &removals.iter().collect::<Vec<_>>()), "no room");
+    Ok(removals.len())
 }
 
 #[test]

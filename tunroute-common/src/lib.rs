@@ -7,5 +7,7 @@
 #![no_std]
 
 pub mod decide;
+pub mod index;
 pub mod maps;
 pub mod packet;
+pub mod trie;

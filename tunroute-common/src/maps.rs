@@ -7,27 +7,22 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
 pub const MAX_SLOTS: u32 = 4096;
 
-/// So many prefixes each of the prefix maps takes. Entries are allocated as they come: a bound, not a reservation.
-pub const MAX_PREFIXES: u32 = 1 << 20;
+/// So many source prefixes and so many exemptions of each family the fast path takes, old and new together while it
+/// changes: a bound, not a reservation.
+pub const MAX_PREFIXES: u32 = 1 << 22;
 
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
 
 /// The maps' names, in the eBPF object and below the pin directory.
 pub mod names {
-    /// LPM: [`Ipv4`](super::Ipv4) source → [`Source`](super::Source).
-    pub const SOURCE_V4: &str = "SOURCE_V4";
-    /// LPM: [`Ipv6`](super::Ipv6) source → [`Source`](super::Source).
-    pub const SOURCE_V6: &str = "SOURCE_V6";
-    /// LPM: [`ExemptV4`](super::ExemptV4) → nothing.
-    pub const EXEMPT_V4: &str = "EXEMPT_V4";
-    /// LPM: [`ExemptV6`](super::ExemptV6) → nothing.
-    pub const EXEMPT_V6: &str = "EXEMPT_V6";
+    /// Array of one map, whose one element is the words of [`index`](crate::index).
+    pub const INDEX: &str = "INDEX";
     /// Array: slot number → [`Slot`](super::Slot).
     pub const POLICY: &str = "POLICY";
     /// Per-CPU array: slot number → [`Stats`](super::Stats).
@@ -36,7 +31,7 @@ pub mod names {
     pub const CONTROL: &str = "CONTROL";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 7] = [SOURCE_V4, SOURCE_V6, EXEMPT_V4, EXEMPT_V6, POLICY, STATS, CONTROL];
+    pub const ALL: [&str; 4] = [INDEX, POLICY, STATS, CONTROL];
 }
 
 /// An IPv4 address in network byte order, as in the packet.
@@ -63,28 +58,6 @@ impl Source {
     pub const OWN_ADDRESS: u32 = u32::MAX;
 }
 
-/// An IPv4 destination that the policies of one exemption set do not apply to. The prefix length counts the 32 bits of
-/// the set, too.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
-pub struct ExemptV4 {
-    /// [`Slot::exempt_set`]
-    pub set: u32,
-    /// The destination.
-    pub destination: Ipv4,
-}
-
-/// An IPv6 destination that the policies of one exemption set do not apply to. The prefix length counts the 32 bits of
-/// the set, too.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
-pub struct ExemptV6 {
-    /// [`Slot::exempt_set`]
-    pub set: u32,
-    /// The destination.
-    pub destination: Ipv6,
-}
-
 /// What is done with packets of the source prefixes that point here.
 ///
 /// A slot belongs to a policy, an address family and the policies around the prefix: nested prefixes of different
@@ -98,7 +71,7 @@ pub struct Slot {
     pub egress: Egress,
     /// The largest layer 3 packet that the tunnel takes, in bytes.
     pub mtu: u32,
-    /// The destinations that the policy does not apply to: the first part of an exemption key.
+    /// The set of destinations that the policy does not apply to.
     pub exempt_set: u32,
     /// The slot of the next shorter prefix that belongs to another policy, or [`Slot::NO_NEXT`].
     pub next: u32,
@@ -315,5 +288,5 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(Source, ExemptV4, ExemptV6, Slot, Counter, Stats, Control);
+    pod!(Slot, Counter, Stats, Control);
 }

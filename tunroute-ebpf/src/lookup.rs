@@ -3,22 +3,18 @@
 use aya_ebpf::{
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, PerCpuArray},
 };
 use tunroute_common::{
     decide::Lookup,
-    maps::{Control, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Stats},
+    index::{self, Root},
+    maps::{Control, MAX_SLOTS, Slot, Source, Stats},
     packet::Addresses,
+    trie::Key,
 };
 
-#[map]
-static SOURCE_V4: LpmTrie<Ipv4, Source> = LpmTrie::pinned(MAX_PREFIXES, 0);
-#[map]
-static SOURCE_V6: LpmTrie<Ipv6, Source> = LpmTrie::pinned(MAX_PREFIXES, 0);
-#[map]
-static EXEMPT_V4: LpmTrie<ExemptV4, u32> = LpmTrie::pinned(MAX_PREFIXES, 0);
-#[map]
-static EXEMPT_V6: LpmTrie<ExemptV6, u32> = LpmTrie::pinned(MAX_PREFIXES, 0);
+use crate::words::MapWords;
+
 #[map]
 static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 #[map]
@@ -27,9 +23,17 @@ pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS, 0);
 static CONTROL: Array<Control> = Array::pinned(1, 0);
 
 /// The BPF maps as a [`Lookup`].
-pub struct Maps;
+pub struct Maps {
+    words: MapWords,
+}
 
 impl Maps {
+    /// As they are for one packet. `None` before the daemon has published anything.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
+        Some(Self { words: MapWords::current()? })
+    }
+
     /// Whatever is decided, the kernel carries out its own decision.
     #[inline(always)]
     pub fn shadow() -> bool {
@@ -37,36 +41,26 @@ impl Maps {
     }
 }
 
-/// The bits of an exemption key before the address: the set's number.
-const SET_BITS: u32 = u32::BITS;
-
 impl Lookup for Maps {
     #[inline(always)]
     fn source(&self, addresses: &Addresses) -> Option<Source> {
-        match *addresses {
-            Addresses::V4 { source, .. } => SOURCE_V4.get(Key::new(Ipv4::BITS, source)).copied(),
-            Addresses::V6 { source, .. } => SOURCE_V6.get(Key::new(128, source)).copied(),
-        }
+        let (family, source) = match *addresses {
+            Addresses::V4 { source, .. } => (Root::V4, Key::v4(source)),
+            Addresses::V6 { source, .. } => (Root::V6, Key::v6(source)),
+        };
+        index::source_near(&self.words, family, source, || deep_source(family, source))
     }
 
     #[inline(always)]
     fn destination_is_source(&self, addresses: &Addresses) -> bool {
-        match *addresses {
-            Addresses::V4 { destination, .. } => SOURCE_V4.get(Key::new(Ipv4::BITS, destination)).is_some(),
-            Addresses::V6 { destination, .. } => SOURCE_V6.get(Key::new(128, destination)).is_some(),
-        }
+        let (family, destination) = destination(addresses);
+        deep_source(family, destination).is_some()
     }
 
     #[inline(always)]
     fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
-        match *addresses {
-            Addresses::V4 { destination, .. } => {
-                EXEMPT_V4.get(Key::new(SET_BITS + Ipv4::BITS, ExemptV4 { set, destination })).is_some()
-            }
-            Addresses::V6 { destination, .. } => {
-                EXEMPT_V6.get(Key::new(SET_BITS + 128, ExemptV6 { set, destination })).is_some()
-            }
-        }
+        let (family, destination) = destination(addresses);
+        find_exempt(set.into(), family as u64, destination.high, destination.low) != 0
     }
 
     #[inline(always)]
@@ -84,4 +78,41 @@ impl Lookup for Maps {
         // SAFETY: reads a clock.
         open == 1 && unsafe { bpf_ktime_get_coarse_ns() } < control.valid_until
     }
+}
+
+#[inline(always)]
+fn destination(addresses: &Addresses) -> (Root, Key) {
+    match *addresses {
+        Addresses::V4 { destination, .. } => (Root::V4, Key::v4(destination)),
+        Addresses::V6 { destination, .. } => (Root::V6, Key::v6(destination)),
+    }
+}
+
+#[inline(always)]
+fn deep_source(family: Root, Key { high, low }: Key) -> Option<Source> {
+    index::unpack(find_source(family as u64, high, low))
+}
+
+/// A whole lookup, as a function that the verifier goes through by itself, and not once more for each place it is called
+/// from: a global one (`btf_check_subprog_call()` in `kernel/bpf/btf.c`). A word of the table of sources, or 0.
+///
+/// It looks in what is published now, which may be newer than what its caller has looked in.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_source(family: u64, high: u64, low: u64) -> u64 {
+    let Some(words) = MapWords::current() else { return 0 };
+    index::source(&words, root(family), Key { high, low }).map_or(0, index::pack)
+}
+
+/// Likewise: 1 if the set holds the address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_exempt(set: u64, family: u64, high: u64, low: u64) -> u64 {
+    let Some(words) = MapWords::current() else { return 0 };
+    index::exempt(&words, set as u32, root(family), Key { high, low }).into()
+}
+
+#[inline(always)]
+fn root(family: u64) -> Root {
+    if family == Root::V4 as u64 { Root::V4 } else { Root::V6 }
 }

@@ -5,6 +5,7 @@
 
 mod lookup;
 mod skb;
+mod words;
 
 use core::hint::black_box;
 
@@ -53,7 +54,8 @@ pub fn egress_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let verdict = decide_ingress(&packet.arrival(), &packet, &Maps);
+    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
     if let Verdict::Redirect(..) = verdict
         && !Maps::shadow()
         && packet.take_hop().is_none()
@@ -66,7 +68,8 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    carry_out(&packet, decide_egress(&packet.arrival(), &packet, &Maps))
+    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
 }
 
 /// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.

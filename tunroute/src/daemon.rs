@@ -36,9 +36,10 @@ use crate::{
     compile::{Desired, FastInputs, Inputs, compile, matching},
     config::{Config, Datapath},
     control::{self, Answer, Call},
-    datapath::{self, Method},
+    datapath::{self, DatapathError, Method},
     fast::{FastOp, Hook, Open},
     health::{self, Probes},
+    index::{self, Full},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
     metrics::{self, Instruments},
@@ -112,6 +113,8 @@ struct Daemon {
     endpoint: Option<metrics::Server>,
     /// Why there is none although there should be.
     endpoint_error: Option<String>,
+    /// The programs' map of prefixes was too small: so many words are needed.
+    outgrown: Option<u64>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
     /// The configuration file was tried and not confirmed.
@@ -171,6 +174,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         instruments: Instruments::default(),
         endpoint: None,
         endpoint_error: None,
+        outgrown: None,
         trial: None,
         undone: false,
         retry: None,
@@ -396,6 +400,11 @@ impl Daemon {
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
+        if self.outgrown.is_some()
+            && let Err(error) = self.pass(Kinds::NONE).await
+        {
+            self.problem(format!("{error:#}"));
+        }
         // In `ebpf` mode, one more pass if the programs' being in place has changed whether rules are needed.
         if self.update_fallback()
             && let Err(error) = self.pass(Kinds::NONE).await
@@ -537,6 +546,17 @@ impl Daemon {
         let mut rest = operations;
         while let [first, ..] = rest {
             match first {
+                Op::Fast(entry) if entry.is_entry() => {
+                    let same =
+                        |op: &Op| matches!(op, Op::Fast(op) if op.is_entry() && op.is_removal() == entry.is_removal());
+                    let (batch, after) = rest.split_at(rest.iter().position(|op| !same(op)).unwrap_or(rest.len()));
+                    rest = after;
+                    let batch = batch.iter().filter_map(|op| match op {
+                        Op::Fast(op) => Some(op),
+                        Op::Kernel(_) => None,
+                    });
+                    self.apply_entries(entry, &batch.collect::<Vec<_>>());
+                }
                 Op::Fast(operation) => {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
@@ -569,6 +589,23 @@ impl Daemon {
             }
         }
         changed
+    }
+
+    /// Changes the prefixes that the programs know, all at once. If there is no room, other programs with more take their
+    /// place in the next pass.
+    fn apply_entries(&mut self, first: &FastOp, batch: &[&FastOp]) {
+        if first.is_removal() && !self.problems.is_empty() {
+            return;
+        }
+        let Some(fast) = &mut self.fast else { return };
+        match fast.apply_entries(batch) {
+            Ok(()) => {}
+            Err(DatapathError::Full(Full { needed })) if needed > fast.words().1 => {
+                self.fast = None;
+                self.outgrown = Some(needed);
+            }
+            Err(error) => self.problem(format!("{first}, and others: {error}")),
+        }
     }
 
     /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
@@ -613,8 +650,11 @@ impl Daemon {
         let opened = match privilege::missing_for_fast_path() {
             // In the kernel's words this would be the verifier's log.
             Some(missing) => Err(missing),
-            None => datapath::Datapath::open(pins, self.options.method.unwrap_or_else(Method::detect))
-                .map_err(|error| error.to_string()),
+            None => {
+                let method = self.options.method.unwrap_or_else(Method::detect);
+                let words = self.outgrown.take().unwrap_or(index::MINIMUM);
+                datapath::Datapath::open(pins, method, words).map_err(|error| error.to_string())
+            }
         };
         match opened {
             Ok(mut fast) => {

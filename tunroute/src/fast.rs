@@ -113,9 +113,9 @@ impl Open {
 /// What stands in the maps and where programs are attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastState {
-    /// `SOURCE_V4` and `SOURCE_V6`.
+    /// The source prefixes of `INDEX`.
     pub sources: BTreeMap<IpNet, Source>,
-    /// `EXEMPT_V4` and `EXEMPT_V6`.
+    /// The exemptions of `INDEX`.
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
     pub slots: BTreeMap<u32, Slot>,
@@ -149,6 +149,22 @@ impl FastState {
             }
             FastOp::SetOpen(open) => self.open = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
+        }
+    }
+
+    /// What puts a prefix back as it is now, once an operation on it has been entered.
+    #[must_use]
+    pub fn undoing(&self, operation: &FastOp) -> Option<FastOp> {
+        match operation {
+            FastOp::PutSource(prefix, _) | FastOp::RemoveSource(prefix) => Some(match self.sources.get(prefix) {
+                Some(source) => FastOp::PutSource(*prefix, *source),
+                None => FastOp::RemoveSource(*prefix),
+            }),
+            FastOp::AddExemption(exemption) | FastOp::RemoveExemption(exemption) => {
+                let present = self.exempt.contains(exemption);
+                Some(if present { FastOp::AddExemption(*exemption) } else { FastOp::RemoveExemption(*exemption) })
+            }
+            _ => None,
         }
     }
 }

@@ -20,6 +20,7 @@ use proptest::{
 use tunroute::{
     datapath::{Datapath, Method},
     fast::{Exemption, FastOp, FastState, Open, address_words},
+    index,
     model::Model,
     net::Family,
 };
@@ -63,7 +64,7 @@ fn isolated(test: impl FnOnce(&Path) + Send) {
 fn the_verifier_has_room_to_spare() {
     isolated(|pins| {
         let start = Instant::now();
-        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         println!("loaded in {:.1?}", start.elapsed());
         for (program, instructions) in datapath.verified_instructions().unwrap() {
             println!("{program}: the verifier went through {instructions} instructions");
@@ -76,14 +77,14 @@ fn the_verifier_has_room_to_spare() {
 #[test]
 fn another_daemon_finds_what_one_has_left() {
     isolated(|pins| {
-        let mut first = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut first = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         let state = example();
         for operation in filling(&state) {
             first.apply(&operation).unwrap();
         }
         assert_eq!(first.state(), &state);
         drop(first);
-        let mut second = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut second = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         assert_eq!(second.state(), &state);
 
         for prefix in state.sources.keys() {
@@ -98,7 +99,7 @@ fn another_daemon_finds_what_one_has_left() {
         }
         second.apply(&FastOp::SetOpen(Open::default())).unwrap();
         drop(second);
-        let third = Datapath::open(pins, Method::Tcx).unwrap();
+        let third = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         assert_eq!(third.state(), &FastState::default());
         third.remove(&std::collections::BTreeMap::new()).unwrap();
         assert!(!pins.exists());
@@ -226,11 +227,15 @@ fn packet() -> impl Strategy<Value = (Vec<u8>, u32)> {
 
 /// What a program did with a packet: its result, and the frame afterwards.
 fn run(datapath: &mut Datapath, program: &str, frame: &[u8], gso_size: u32) -> (i32, Vec<u8>) {
+    let program: &mut SchedClassifier = datapath.ebpf().program_mut(program).unwrap().try_into().unwrap();
+    test_run(program, frame, gso_size)
+}
+
+fn test_run(program: &SchedClassifier, frame: &[u8], gso_size: u32) -> (i32, Vec<u8>) {
     // `struct __sk_buff` in `include/uapi/linux/bpf.h`.
     let mut context = [0u8; 192];
     context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
     let mut out = vec![0; frame.len() + 64];
-    let program: &mut SchedClassifier = datapath.ebpf().program_mut(program).unwrap().try_into().unwrap();
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
@@ -270,7 +275,7 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
     isolated(|pins| {
         let state = example();
         let model = Model::from(&state);
-        let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         for operation in filling(&state) {
             datapath.apply(&operation).unwrap();
         }
@@ -322,5 +327,65 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
         let decided: u64 =
             outcomes.iter().filter(|(name, _)| !name.ends_with("pass")).map(|(_, packets)| packets).sum();
         assert_eq!(counted, decided, "every decision is counted once");
+    });
+}
+
+/// Prefixes are put, moved and removed a thousand times, in place and by publishing another map, while packets pass: each is
+/// decided as before or as after, and what does not change always alike.
+#[test]
+fn no_packet_is_decided_wrongly_while_prefixes_change() {
+    const SWAPS: u32 = 1000;
+    /// A slot of the example's.
+    const DROPS: u32 = 6;
+    isolated(|pins| {
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        let frame = |source: [u8; 4]| {
+            let mut bytes = vec![0; 12];
+            bytes.extend(ETHERTYPE_IPV4.to_be_bytes());
+            etherparse::PacketBuilder::ipv4(source, [203, 0, 113, 1], 64)
+                .udp(1, 2)
+                .write(&mut bytes, &[0; 20])
+                .unwrap();
+            bytes
+        };
+        let (standing, moving) = (frame([10, 1, 0, 1]), frame([10, 0, 7, 1]));
+        let [standing_is, before] = [&standing, &moving].map(|frame| run(&mut datapath, "egress_l2", frame, 0).0);
+        // To be run by another thread than that which has the datapath.
+        let pin = pins.with_file_name("egress");
+        let program: &mut SchedClassifier = datapath.ebpf().program_mut("egress_l2").unwrap().try_into().unwrap();
+        program.pin(&pin).unwrap();
+        let program = SchedClassifier::from_pin(&pin).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let ordering = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = std::collections::BTreeMap::<i32, u64>::new();
+                while !done.load(ordering) {
+                    assert_eq!(test_run(&program, &standing, 0).0, standing_is);
+                    *seen.entry(test_run(&program, &moving, 0).0).or_default() += 1;
+                }
+                seen
+            });
+            let prefix: IpNet = "10.0.7.0/24".parse().unwrap();
+            for swap in 0..SWAPS {
+                let operation = match swap % 2 {
+                    0 => FastOp::PutSource(prefix, Source { slot: DROPS, arrives_by: 0 }),
+                    _ => FastOp::RemoveSource(prefix),
+                };
+                datapath.apply(&operation).unwrap();
+                if swap % 10 == 0 {
+                    datapath.read_again().unwrap();
+                }
+            }
+            done.store(true, ordering);
+            let mut seen = reader.join().unwrap();
+            let (others, befores) = (seen.remove(&SHOT), seen.remove(&before));
+            assert!(seen.is_empty(), "neither as before nor as after: {seen:?}");
+            assert!(others > Some(100) && befores > Some(100), "{others:?} and {befores:?} packets");
+        });
     });
 }

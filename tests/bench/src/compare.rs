@@ -89,7 +89,7 @@ mod tests {
         let case = Case::new(Scenario::Forward, Family::V4, 1000);
         let measurement = Measurement::of(case, contestant, "", Unit::NanosecondsPerPacket, values.to_vec());
         let measurements = vec![measurement.relative_to(&vec![100.0; values.len()])];
-        Record { machine: Machine::observe(Vec::new()), measurements }
+        Record { machine: Machine::observe(Vec::new(), Vec::new()), measurements }
     }
 
     #[test]

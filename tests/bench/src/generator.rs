@@ -3,15 +3,15 @@
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{Mutex, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, TestRun as _, TestRunAttrs, TestRunOptions,
-    maps::{Array, Map, MapData, PerCpuArray},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramFd, SchedClassifier, TcAttachType, Xdp, XdpMode,
         tc::{SchedClassifierLink, TcAttachOptions},
         xdp::XdpLink,
     },
@@ -23,7 +23,7 @@ use nix::{
 use tunroute::net::Family;
 use tunroute_tests::Mac;
 
-use crate::layout::{Arrived, EXITS, FLOWS, Flow, Template};
+use crate::layout::{Arrived, EXITS, FLOWS, Flow, Seen, Template};
 
 /// Packets that the kernel makes before it hands them to the stack together (`xdp_test_run_batch()` in
 /// `net/bpf/test_run.c`), like a NAPI poll.
@@ -31,6 +31,9 @@ pub const BATCH: u32 = 64;
 /// `enum xdp_action` in `include/uapi/linux/bpf.h`: the packet goes nowhere, or into the stack.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+/// The place of `ifindex` in `struct __sk_buff`, and the struct's length (`include/uapi/linux/bpf.h`).
+const CONTEXT_IFINDEX: usize = 40;
+const CONTEXT: usize = 192;
 /// Ethernet and UDP headers.
 const ETHERNET: u16 = 14;
 const UDP: u16 = 8;
@@ -72,6 +75,8 @@ pub struct Generator {
     flows: MapData,
     template: Mutex<Array<MapData, Template>>,
     arrived: PerCpuArray<MapData, Arrived>,
+    seen: Mutex<Array<MapData, Seen>>,
+    tried: Mutex<ProgramArray<MapData>>,
     macs: (Mac, Mac),
 }
 
@@ -79,6 +84,8 @@ pub struct Generator {
 unsafe impl aya::Pod for Template {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Arrived {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Seen {}
 
 impl Generator {
     /// Loads the programs. Frames go from the first MAC address to the second.
@@ -92,14 +99,16 @@ impl Generator {
             let program: &mut Xdp = ebpf.program_mut(name).context("a program is missing")?.try_into()?;
             program.load()?;
         }
-        for name in ["exit0", "exit1", "exit_uplink"] {
+        for name in ["exit0", "exit1", "exit_uplink", "watch0", "watch1", "try_next"] {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context("a program is missing")?.try_into()?;
             program.load()?;
         }
         let Some(Map::Array(flows)) = ebpf.take_map("FLOW_TABLE") else { bail!("the map of flows is missing") };
         let template = Mutex::new(Array::try_from(ebpf.take_map("TEMPLATE").context("a map is missing")?)?);
         let arrived = PerCpuArray::try_from(ebpf.take_map("ARRIVED").context("a map is missing")?)?;
-        Ok(Self { ebpf: RwLock::new(ebpf), flows, template, arrived, macs })
+        let seen = Mutex::new(Array::try_from(ebpf.take_map("SEEN").context("a map is missing")?)?);
+        let tried = Mutex::new(ProgramArray::try_from(ebpf.take_map("TRIED").context("a map is missing")?)?);
+        Ok(Self { ebpf: RwLock::new(ebpf), flows, template, arrived, seen, tried, macs })
     }
 
     /// Attaches an exit at the end of the egress chain of a device of this thread's namespace.
@@ -107,9 +116,21 @@ impl Generator {
     /// # Errors
     /// There is no such device, or the kernel has no TCX (before 6.6).
     pub fn attach_exit(&self, program: &str, device: &str) -> Result<SchedClassifierLink> {
+        self.attach(program, device, LinkOrder::last())
+    }
+
+    /// Attaches a watch at the beginning of the egress chain.
+    ///
+    /// # Errors
+    /// As [`Self::attach_exit`].
+    pub fn attach_watch(&self, program: &str, device: &str) -> Result<SchedClassifierLink> {
+        self.attach(program, device, LinkOrder::first())
+    }
+
+    fn attach(&self, program: &str, device: &str, order: LinkOrder) -> Result<SchedClassifierLink> {
         let mut ebpf = self.ebpf.write().map_err(|_| poisoned())?;
         let program: &mut SchedClassifier = ebpf.program_mut(program).context("a program is missing")?.try_into()?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+        let options = TcAttachOptions::TcxOrder(order);
         let link = program.attach_with_options(device, TcAttachType::Egress, options)?;
         Ok(program.take_link(link)?)
     }
@@ -122,6 +143,19 @@ impl Generator {
         let mut ebpf = self.ebpf.write().map_err(|_| poisoned())?;
         let program: &mut Xdp = ebpf.program_mut("enter").context("a program is missing")?.try_into()?;
         let link = program.attach(device, XdpMode::Driver)?;
+        Ok(program.take_link(link)?)
+    }
+
+    /// Keeps the generator in the kernel's dispatcher for XDP programs, by a device of this thread's namespace at which no
+    /// packets arrive: otherwise each run waits for grace periods, 30 ms, while it is put there and taken away again
+    /// (`bpf_prog_change_xdp()` in `net/core/filter.c`).
+    ///
+    /// # Errors
+    /// There is no such device.
+    pub fn hold(&self, device: &str) -> Result<XdpLink> {
+        let mut ebpf = self.ebpf.write().map_err(|_| poisoned())?;
+        let program: &mut Xdp = ebpf.program_mut("generate").context("a program is missing")?.try_into()?;
+        let link = program.attach(device, XdpMode::Skb)?;
         Ok(program.take_link(link)?)
     }
 
@@ -183,6 +217,53 @@ impl Generator {
         Ok(Sent { packets: packets.into(), time: result.duration * packets })
     }
 
+    /// Runs a TC program alone on packets of the flows, as if a device of this thread's namespace had received them. What
+    /// it does with them is not done (`bpf_prog_test_run_skb()` in `net/bpf/test_run.c`); only the time is told.
+    ///
+    /// # Errors
+    /// The kernel refuses: there is no such device, for instance.
+    pub fn try_program(&self, program: &ProgramFd, frame: Frame, ifindex: u32, packets: u32) -> Result<Sent> {
+        let (template, data) = template(frame, self.macs, XDP_PASS)?;
+        self.template.lock().map_err(|_| poisoned())?.set(0, template, 0).context("cannot write the template")?;
+        let mut tried = self.tried.lock().map_err(|_| poisoned())?;
+        tried.set(0, program, 0).context("the kernel does not let the bench call the program")?;
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_IFINDEX..CONTEXT_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        let ebpf = self.ebpf.read().map_err(|_| poisoned())?;
+        let caller: &SchedClassifier = ebpf.program("try_next").context("a program is missing")?.try_into()?;
+        // The kernel tells whole nanoseconds for each packet only.
+        let start = Instant::now();
+        caller.test_run(TestRunOptions {
+            data_in: Some(&data),
+            ctx_in: Some(&context),
+            repeat: packets,
+            ..TestRunOptions::default()
+        })?;
+        let time = start.elapsed();
+        tried.clear_index(&0)?;
+        Ok(Sent { packets: packets.into(), time })
+    }
+
+    /// Forgets what the watches have seen.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn forget_seen(&self) -> Result<()> {
+        let mut seen = self.seen.lock().map_err(|_| poisoned())?;
+        for exit in 0..EXITS {
+            seen.set(exit, Seen::default(), 0).context("cannot write what was seen")?;
+        }
+        Ok(())
+    }
+
+    /// What the watch at an exit has seen.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn seen(&self, exit: u32) -> Result<Seen> {
+        self.seen.lock().map_err(|_| poisoned())?.get(&exit, 0).context("cannot read what was seen")
+    }
+
     /// What has come out so far, on all CPUs.
     ///
     /// # Errors
@@ -239,6 +320,8 @@ fn template(frame: Frame, (from, to): (Mac, Mac), verdict: u32) -> Result<(Templ
         verdict,
     };
     let mut data = vec![0; frame.size.into()];
+    // The kernel reads the Ethernet header of a packet for a TC program before that runs.
+    data[..usize::from(ETHERNET)].copy_from_slice(&ethernet[..usize::from(ETHERNET)]);
     let start = usize::from(ETHERNET + header_length);
     data[start..start + 2].copy_from_slice(&PORT.to_be_bytes());
     data[start + 2..start + 4].copy_from_slice(&PORT.to_be_bytes());

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::report::table::thousands;
+
 /// What is bearable.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -23,21 +25,23 @@ pub struct Step {
 }
 
 impl Limits {
-    /// Why the next number of prefixes is not tried, if it would not be bearable.
+    /// Why the next number of prefixes is not tried, if it would not be bearable. The time to install is known to grow with
+    /// some power of the number at least.
     #[must_use]
-    pub fn stop(&self, steps: &[Step], next: u32) -> Option<String> {
+    pub fn stop(&self, steps: &[Step], next: u32, growth: f64) -> Option<String> {
         let last = steps.last()?;
-        for (what, limit, of) in [
-            ("installing them", self.install, (|step| step.install) as fn(&Step) -> Duration),
-            ("one packet", self.packet, |step| step.packet),
+        for (what, limit, growth, of) in [
+            ("installing them", self.install, growth, (|step| step.install) as fn(&Step) -> Duration),
+            ("one packet", self.packet, 0.0, |step| step.packet),
         ] {
-            let expected = expected(steps, next, of);
+            let expected = expected(steps, next, growth, of);
             if expected > limit {
                 return Some(format!(
-                    "stopped after {}: {what} took {:.1?} there, and would take some {expected:.0?} with {next} (more \
-                     than {limit:.0?})",
-                    last.prefixes,
+                    "stopped after {}: {what} took {:.2?} there, and would take some {expected:.0?} with {} (more than \
+                     {limit:.0?})",
+                    thousands(last.prefixes.into()),
                     of(last),
+                    thousands(next.into()),
                 ));
             }
         }
@@ -45,19 +49,29 @@ impl Limits {
     }
 }
 
-/// Continues the growth between the last two steps: as the power of the number that it was, but at least 0.
-fn expected(steps: &[Step], next: u32, of: fn(&Step) -> Duration) -> Duration {
-    let [.., last] = steps else { return Duration::ZERO };
-    let power = match steps {
-        [.., before, last] => {
-            let (time, prefixes) =
-                (of(last).div_duration_f64(of(before)), f64::from(last.prefixes) / f64::from(before.prefixes));
-            (time.ln() / prefixes.ln()).max(0.0)
+/// Continues the growth so far, as a power of the number.
+fn expected(steps: &[Step], next: u32, growth: f64, of: fn(&Step) -> Duration) -> Duration {
+    let time = |step: &Step| of(step).as_secs_f64();
+    let expected = match steps {
+        [] => 0.0,
+        [.., a, b, c] if time(c) > time(b) && time(b) > time(a) => {
+            // What does not grow, such as the start of a process, is no part of the differences.
+            let power = power((time(c) - time(b)) / (time(b) - time(a)), factor(b, c.prefixes)).max(growth);
+            time(c) + (time(c) - time(b)) * factor(c, next).powf(power)
         }
-        _ => 0.0,
+        [.., a, b] => time(b) * factor(b, next).powf(power(time(b) / time(a), factor(a, b.prefixes)).max(growth)),
+        [a] => time(a) * factor(a, next).powf(growth),
     };
-    let factor = (f64::from(next) / f64::from(last.prefixes)).powf(power);
-    Duration::try_from_secs_f64(of(last).as_secs_f64() * factor).unwrap_or(Duration::MAX)
+    Duration::try_from_secs_f64(expected).unwrap_or(Duration::MAX)
+}
+
+/// The power of the number with which a time has grown; at least 0.
+fn power(time: f64, prefixes: f64) -> f64 {
+    (time.ln() / prefixes.ln()).max(0.0)
+}
+
+fn factor(last: &Step, next: u32) -> f64 {
+    f64::from(next) / f64::from(last.prefixes)
 }
 
 #[cfg(test)]
@@ -72,22 +86,30 @@ mod tests {
             install: Duration::from_millis(install_ms),
             packet: Duration::from_nanos(packet_ns),
         };
-        for (steps, next, stopped) in [
-            (&[][..], 1, false),
-            (&[step(1000, 100, 500)], 10_000, false),
+        for (steps, next, growth, stopped) in [
+            (&[][..], 1, 2.0, false),
+            (&[step(1000, 100, 500)], 10_000, 0.0, false),
+            // Known to be quadratic: 20 ms lead to 2 s, but 20 s lead beyond.
+            (&[step(1000, 20, 500)], 10_000, 2.0, false),
+            (&[step(1000, 20, 500)], 100_000, 2.0, true),
             // Linear: 1 s, then 10 s.
-            (&[step(1000, 10, 500), step(10_000, 100, 500)], 100_000, false),
+            (&[step(1000, 10, 500), step(10_000, 99, 500)], 100_000, 0.0, false),
             // Quadratic: 0.9 s leads to 90 s.
-            (&[step(1000, 9, 500), step(10_000, 900, 500)], 100_000, true),
+            (&[step(1000, 9, 500), step(10_000, 900, 500)], 100_000, 0.0, true),
+            // Quadratic behind a start of 200 ms, which hides it.
+            (&[step(100, 200, 500), step(1000, 210, 500), step(10_000, 1200, 500)], 100_000, 0.0, true),
+            // Linear behind a start of 200 ms.
+            (&[step(100, 201, 500), step(1000, 210, 500), step(10_000, 300, 500)], 100_000, 0.0, false),
             // Packets: 24 µs lead to 240 µs.
-            (&[step(1000, 10, 2400), step(10_000, 10, 24_000)], 100_000, true),
+            (&[step(1000, 10, 2400), step(10_000, 10, 24_000)], 100_000, 0.0, true),
         ] {
-            assert_eq!(limits.stop(steps, next).is_some(), stopped, "{steps:?}");
+            assert_eq!(limits.stop(steps, next, growth).is_some(), stopped, "{steps:?}");
         }
-        let why = limits.stop(&[step(1000, 9, 500), step(10_000, 900, 500)], 100_000).expect("stopped");
+        let why = limits.stop(&[step(1000, 9, 500), step(10_000, 900, 500)], 100_000, 0.0).expect("stopped");
         assert_eq!(
             why,
-            "stopped after 10000: installing them took 900.0ms there, and would take some 90s with 100000 (more than 10s)"
+            "stopped after 10,000: installing them took 900.00ms there, and would take some 90s with 100,000 (more than \
+             10s)"
         );
     }
 }

@@ -32,12 +32,15 @@ pub struct Machine {
     pub sysctls: Vec<String>,
     /// The bench's arguments.
     pub arguments: String,
+    /// What happened during the run that one has to know.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Machine {
     /// This one.
     #[must_use]
-    pub fn observe(sysctls: Vec<String>) -> Self {
+    pub fn observe(sysctls: Vec<String>, notes: Vec<String>) -> Self {
         let proc = |path: &str, key: &str| {
             let text = fs::read_to_string(path).unwrap_or_default();
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix(':'));
@@ -55,8 +58,21 @@ impl Machine {
             mitigations: mitigations(),
             sysctls,
             arguments: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            notes,
         }
     }
+}
+
+/// Bytes of the kernel's memory that are in use, as far as rules, routes, sets and maps are kept there: slab, `vmalloc` and
+/// per-CPU memory of `/proc/meminfo`, of the whole machine.
+#[must_use]
+pub fn kernel_memory() -> f64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let of = |key| {
+        let line = info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    ["Slab", "VmallocUsed", "Percpu"].map(of).iter().sum::<f64>() * 1024.0
 }
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use fastrand::Rng;
 use tunroute_bench::{
@@ -12,8 +12,11 @@ use tunroute_bench::{
     limits::Limits,
     machine::Machine,
     record::Record,
-    report::{markdown, table},
-    scenario::{Bench, Effort, Progress, forward},
+    report::{goals, markdown, table},
+    scenario::{
+        Bench, Effort, Progress,
+        stages::{self, stages},
+    },
     site::{self, LAN_MACS},
 };
 
@@ -24,9 +27,9 @@ struct Cli {
     /// Less of everything: under two minutes.
     #[arg(long)]
     quick: bool,
-    /// Leave out what has not begun after so many minutes.
-    #[arg(long, value_name = "N", default_value_t = 12)]
-    minutes: u64,
+    /// Leave out what has not begun after so many seconds: 600 unless told, or 100 with `--quick`.
+    #[arg(long, value_name = "N")]
+    seconds: Option<u64>,
     /// Where the record goes, as lines of JSON.
     #[arg(long, value_name = "FILE", default_value = "target/bench.jsonl")]
     output: PathBuf,
@@ -42,6 +45,9 @@ struct Cli {
     /// The daemon's binary.
     #[arg(long, value_name = "FILE", default_value = "target/release/tunroute")]
     tunroute: PathBuf,
+    /// Who takes part, besides the baseline and the floor: names of contestants. All unless told.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    only: Vec<String>,
     /// The numbers of prefixes.
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     prefixes: Option<Vec<u32>>,
@@ -71,18 +77,18 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
         rounds: if cli.quick { 12 } else { 30 },
         slice: Duration::from_millis(if cli.quick { 8 } else { 12 }),
         limits,
-        time: Duration::from_mins(cli.minutes),
+        time: Duration::from_secs(cli.seconds.unwrap_or(if cli.quick { 100 } else { 600 })),
         quick: cli.quick,
     };
     // Read first: a record that cannot be read is better known now than after minutes.
     let old = cli.compare.as_deref().map(Record::read).transpose()?;
     let contestants = contestant::all(&cli.tunroute);
     let described: Vec<_> = contestants.iter().map(|contestant| (contestant.name(), contestant.about())).collect();
-    let record = if cli.no_run { Record::read(&cli.output)? } else { run(effort, contestant::all(&cli.tunroute))? };
+    let record = if cli.no_run { Record::read(&cli.output)? } else { run(effort, taking_part(cli, contestants)?)? };
     if !cli.no_run {
         record.write(&cli.output)?;
     }
-    println!("{}", table::tables(&record));
+    println!("{}\n{}", table::tables(&record), goals::table(&record));
     markdown::write(&record, &cli.report, &described)?;
     println!("record: {}\nreport: {}", cli.output.display(), cli.report.display());
     Ok(match old {
@@ -91,10 +97,28 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
     })
 }
 
+/// Those that `--only` names, and those that all others are compared with.
+fn taking_part(cli: &Cli, mut contestants: Vec<Box<dyn Contestant>>) -> Result<Vec<Box<dyn Contestant>>> {
+    for name in &cli.only {
+        ensure!(
+            contestants.iter().any(|contestant| contestant.name() == name),
+            "there is no contestant {name}; there are {}",
+            contestants.iter().map(|contestant| contestant.name()).collect::<Vec<_>>().join(", ")
+        );
+    }
+    if !cli.only.is_empty() {
+        contestants.retain(|contestant| {
+            let name = contestant.name();
+            [contestant::BASELINE, contestant::FLOOR].contains(&name) || cli.only.iter().any(|only| only == name)
+        });
+    }
+    Ok(contestants)
+}
+
 fn run(effort: Effort, contestants: Vec<Box<dyn Contestant>>) -> Result<Record> {
     // Everything but the sender stays off the sender's CPU, with the processes that are started.
     pin_to(1).context("the bench needs two CPUs: one that packets are sent on, and one for everything else")?;
-    let stages = forward::stages(&effort.prefixes, effort.quick);
+    let stages = stages(&effort.prefixes, effort.quick);
     let steps = stages.iter().map(Vec::len).sum::<usize>() as u64;
     let mut bench = Bench {
         generator: Generator::load(LAN_MACS)?,
@@ -103,9 +127,13 @@ fn run(effort: Effort, contestants: Vec<Box<dyn Contestant>>) -> Result<Record> 
         rng: Rng::with_seed(1),
         progress: Progress::new(steps),
     };
-    let measurements = forward::run(&mut bench, &stages)?;
+    let mut notes = Vec::new();
+    let measurements = stages::run(&mut bench, &stages, &mut notes)?;
     bench.progress.finish();
-    Ok(Record { machine: Machine::observe(site::SETTINGS.map(str::to_owned).to_vec()), measurements })
+    let mut record =
+        Record { machine: Machine::observe(site::SETTINGS.map(str::to_owned).to_vec(), notes), measurements };
+    record.widen();
+    Ok(record)
 }
 
 /// Tells what has changed.

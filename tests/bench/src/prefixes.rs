@@ -47,11 +47,6 @@ impl Prefixes {
         (0..self.count).map(move |number| (self.get(number), tunnel(number)))
     }
 
-    /// Those of one tunnel.
-    pub fn of_tunnel(self, wanted: u32) -> impl Iterator<Item = IpNet> {
-        self.iter().filter(move |&(_, tunnel)| tunnel == wanted).map(|(prefix, _)| prefix)
-    }
-
     /// Any address of a prefix.
     #[must_use]
     pub fn random_source(&self, number: u32, rng: &mut Rng) -> IpAddr {

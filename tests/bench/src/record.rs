@@ -1,7 +1,8 @@
 //! What was measured: one line of JSON each.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fmt, fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
 };
@@ -11,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use tunroute::net::Family;
 
 use crate::{
+    contestant::{BASELINE, FLOOR, NULL},
     load::Pattern,
     machine::Machine,
     site::{Sysctls, Target},
-    stats::Estimate,
+    stats::{Estimate, place_noise},
 };
 
 /// One line of a record.
@@ -37,14 +39,57 @@ pub enum Scenario {
     Host,
     /// Round trips through a tunnel.
     Latency,
+    /// A TCP transfer through a tunnel.
+    Throughput,
     /// Forwarding on all CPUs at the same time.
     Cores,
+    /// Time for a decision of the program at the ingress device alone.
+    Decision,
+    /// Time in the program while packets go through it, as the kernel counts it.
+    Counted,
     /// Time to install all prefixes.
     Install,
+    /// Time to give prefixes to another tunnel.
+    Change,
     /// Time without packets when a tunnel goes down.
     Failover,
     /// Memory of the kernel and the daemon.
     Memory,
+}
+
+impl Scenario {
+    /// Does it matter which packets are sent?
+    #[must_use]
+    pub const fn has_load(self) -> bool {
+        matches!(self, Self::Forward | Self::Host | Self::Cores | Self::Decision | Self::Counted)
+    }
+
+    /// The contestant that ratios are to.
+    #[must_use]
+    pub const fn baseline(self) -> &'static str {
+        match self {
+            Self::Decision => FLOOR,
+            _ => BASELINE,
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forwarding",
+            Self::Host => "the host's own packets",
+            Self::Latency => "round trips",
+            Self::Throughput => "a TCP transfer",
+            Self::Cores => "forwarding on all CPUs",
+            Self::Decision => "the program alone",
+            Self::Counted => "time in the program (bpf_stats)",
+            Self::Install => "time to install",
+            Self::Change => "time to change prefixes",
+            Self::Failover => "failover",
+            Self::Memory => "memory",
+        })
+    }
 }
 
 /// Under which circumstances.
@@ -97,6 +142,8 @@ pub enum Unit {
     Microseconds,
     /// Seconds.
     Seconds,
+    /// Seconds for 10^9 bytes.
+    SecondsPerGigabyte,
     /// Bytes.
     Bytes,
 }
@@ -214,14 +261,66 @@ impl Record {
         fs::write(path, text).with_context(what)
     }
 
+    /// By how much ratios of a scenario are off because contestants stand in different places: [`place_noise`] of the
+    /// scenario's null pairs, or of all where these are few.
+    #[must_use]
+    pub fn noise(&self, scenario: Scenario) -> f64 {
+        const FEW: usize = 3;
+        let nulls = |wanted: Option<Scenario>| -> Vec<Estimate> {
+            let pairs = self.measurements.iter().filter(|measurement| {
+                measurement.contestant == NULL && wanted.is_none_or(|wanted| measurement.case.scenario == wanted)
+            });
+            pairs
+                .filter_map(|null| Estimate::of_ratio(&null.values, &self.find(&null.case, BASELINE)?.values))
+                .collect()
+        };
+        let own = nulls(Some(scenario));
+        place_noise(&if own.len() < FEW { nulls(None) } else { own })
+    }
+
+    /// Makes the intervals of all ratios as wide as the places' noise demands. For a run that has just ended.
+    pub fn widen(&mut self) {
+        let mut noise = BTreeMap::new();
+        for scenario in self.measurements.iter().map(|measurement| measurement.case.scenario) {
+            noise.entry(scenario).or_insert_with(|| self.noise(scenario));
+        }
+        for measurement in &mut self.measurements {
+            if let Some(ratio) = &mut measurement.ratio
+                && measurement.contestant != measurement.case.scenario.baseline()
+            {
+                *ratio = ratio.widened(noise[&measurement.case.scenario]);
+            }
+        }
+    }
+
+    /// The ratio of what two contestants took in the same case.
+    #[must_use]
+    pub fn ratio(&self, of: &Measurement, to: &Measurement) -> Option<Estimate> {
+        Some(Estimate::of_ratio(&of.values, &to.values)?.widened(self.noise(of.case.scenario)))
+    }
+
     /// What a contestant did in a case, if it was measured.
     #[must_use]
     pub fn find(&self, case: &Case, contestant: &str) -> Option<&Measurement> {
-        self.measurements.iter().find(|measurement| {
-            measurement.case == *case
-                && measurement.contestant == contestant
-                && measurement.figure.is_empty()
-                && measurement.outcome == Outcome::Measured
+        self.figure(case, contestant, "")
+    }
+
+    /// One of several figures of a case, if it was measured.
+    #[must_use]
+    pub fn figure(&self, case: &Case, contestant: &str, figure: &str) -> Option<&Measurement> {
+        self.all(case, contestant, figure).find(|measurement| measurement.outcome == Outcome::Measured)
+    }
+
+    /// Why a contestant was not measured in a case, if that was recorded.
+    #[must_use]
+    pub fn why_not(&self, case: &Case, contestant: &str) -> Option<&Outcome> {
+        self.all(case, contestant, "").map(|measurement| &measurement.outcome).find(|&why| *why != Outcome::Measured)
+    }
+
+    fn all(&self, case: &Case, contestant: &str, figure: &str) -> impl Iterator<Item = &Measurement> {
+        let wanted = (*case, contestant.to_owned(), figure.to_owned());
+        self.measurements.iter().filter(move |measurement| {
+            (measurement.case, &measurement.contestant, &measurement.figure) == (wanted.0, &wanted.1, &wanted.2)
         })
     }
 }

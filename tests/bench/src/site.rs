@@ -43,8 +43,12 @@ pub const LAN_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2
 /// The settings of every site, for the record. [`Sysctls`] says which vary.
 pub const SETTINGS: [&str; 3] = ["rp_filter=0", "ip_forward=1", "ipv6.conf.all.forwarding=1"];
 
+/// The length of `struct virtio_net_hdr`, which is zero before a plain packet (`include/uapi/linux/virtio_net.h`).
+pub const VNET_HEADER: usize = 10;
+
 const NET_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 1, 1]), Mac([2, 0, 0, 0, 1, 2]));
-const MTU: u32 = 1500;
+/// Of all devices but the vxlan tunnels, in bytes.
+pub const MTU: u32 = 1500;
 /// What VXLAN over IPv4 leaves of it.
 const VXLAN_MTU: u32 = 1450;
 
@@ -91,7 +95,7 @@ impl fmt::Display for Sysctls {
 pub struct Site {
     // Dropped in this order: what is in the namespaces, the namespaces, the directory.
     _exits: Vec<SchedClassifierLink>,
-    _entry: XdpLink,
+    _entries: [XdpLink; 2],
     tunnels: Vec<File>,
     /// Where the contestant works.
     pub host: Netns,
@@ -139,8 +143,9 @@ impl Site {
             }
             Ok((generator.attach_entry(INGRESS)?, exits))
         })?;
+        let hold = neighbours.run_in(|| generator.hold("lo"))?;
         let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
-        Ok(Self { _exits: exits, _entry: entry, tunnels, host, neighbours, bpffs, lab, target })
+        Ok(Self { _exits: exits, _entries: [entry, hold], tunnels, host, neighbours, bpffs, lab, target })
     }
 
     /// Where tunroute may pin.
@@ -155,12 +160,21 @@ impl Site {
         self.lab.dir()
     }
 
-    /// What a tun device sends comes out here, and what is written here it receives.
+    /// What a tun device sends comes out here, and what is written here it receives, each with a [`VNET_HEADER`] before it.
     ///
     /// # Errors
     /// The tunnels are no tun devices.
     pub fn tunnel(&self, number: usize) -> Result<&File> {
         self.tunnels.get(number).context("there is no such tun device")
+    }
+
+    /// Another namespace of this site.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn netns(&self, label: &str) -> Result<Netns> {
+        let [netns] = self.lab.netns([label])?;
+        Ok(netns)
     }
 
     /// The gateway of a tunnel, where it needs one.
@@ -200,7 +214,7 @@ fn tun_tunnels(host: &Netns) -> Result<Vec<File>> {
     TUNNELS
         .into_iter()
         .map(|device| {
-            let file = tun::open(host, device, TunOptions { mtu: MTU, vnet_hdr: false })?;
+            let file = tun::open(host, device, TunOptions { mtu: MTU, vnet_hdr: true })?;
             host.ip(&format!("link set {device} mtu {MTU} up"))?;
             Ok(file)
         })

@@ -35,7 +35,7 @@ fn each_contestant_forwards_every_packet_to_the_right_tunnel() -> Result<()> {
         (Family::V6, Target::Vxlan, Pattern::Uniform),
     ] {
         let prefixes = Prefixes { family, count: 20 };
-        let arena = Arena::new(&generator, &contestants, &Task { prefixes, target, pattern }, |_| None)?;
+        let arena = Arena::new(&generator, &contestants, &Task { prefixes, target, pattern }, |_| None, |_| ())?;
         for (name, why) in &arena.absent {
             assert!(matches!(why, Outcome::Declined(_)), "{name}: {why:?}");
         }
@@ -88,7 +88,7 @@ fn a_contestant_that_loses_packets_or_sends_them_astray_is_disqualified() -> Res
     generator.set_flows(&flows(prefixes, Pattern::Uniform))?;
     for (astray, expected) in [(false, "0 left by the wrong device"), (true, " 0 were lost")] {
         let contestants: Vec<Box<dyn Contestant>> = vec![Box::new(Faulty { astray })];
-        let arena = Arena::new(&generator, &contestants, &task, |_| None)?;
+        let arena = Arena::new(&generator, &contestants, &task, |_| None, |_| ())?;
         let frame = Frame { family: Family::V4, size: 64 };
         let why = arena.places[0].slice(&generator, frame, PACKETS, 1)?.expect_err("must be noticed");
         assert!(why.contains(expected), "{why}");

@@ -25,6 +25,8 @@ use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
 
 /// The protocol number of a scenario's own routes, by which they are removed again.
 const PROTOCOL: u32 = 99;
+/// As many words as the programs' map of prefixes has: a scenario fits.
+const WORDS: u64 = 1 << 17;
 /// The kernel has done its work.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -132,7 +134,7 @@ impl Router {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let (kernel, events) = Kernel::connect()?;
-                let datapath = Datapath::open(&self.bpffs.path().join("tunroute"), Method::detect())?;
+                let datapath = Datapath::open(&self.bpffs.path().join("tunroute"), Method::detect(), WORDS)?;
                 work(&mut Product { kernel, _events: events, datapath }).await
             })
         })

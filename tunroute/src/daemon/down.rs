@@ -8,6 +8,7 @@ use super::messages::log_plan;
 use crate::{
     compile::Desired,
     datapath::{Datapath, Method, anything_pinned},
+    index,
     instance::{Instance, NamespaceLock},
     kernel::{Kernel, Kinds, Snapshot},
     net::KernelOp,
@@ -36,7 +37,7 @@ pub(super) async fn clean(
     // Programs first: they are ahead of the rules, and would go on deciding.
     let fast = match fast {
         None if anything_pinned(&instance.pin_dir) => {
-            Some(Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect)))
+            Some(Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect), index::MINIMUM))
         }
         fast => fast.map(Ok),
     };

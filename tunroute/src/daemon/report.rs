@@ -2,16 +2,15 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use ipnet::IpNet;
 use tracing::warn;
-use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
-    fast::{FastState, Hook},
+    fast::Hook,
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -203,28 +202,17 @@ impl Daemon {
             reasons,
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
-            maps: maps(fast.state()),
+            maps: maps(fast),
         }
     }
 }
 
-fn maps(fast: &FastState) -> Vec<MapStatus> {
-    let of = |family, prefixes: &mut dyn Iterator<Item = &IpNet>| {
-        prefixes.filter(|prefix| Family::of(prefix) == family).count()
-    };
-    let exempt = || fast.exempt.iter().map(|exemption| &exemption.prefix);
-    [
-        (names::SOURCE_V4, of(Family::V4, &mut fast.sources.keys()), MAX_PREFIXES),
-        (names::SOURCE_V6, of(Family::V6, &mut fast.sources.keys()), MAX_PREFIXES),
-        (names::EXEMPT_V4, of(Family::V4, &mut exempt()), MAX_PREFIXES),
-        (names::EXEMPT_V6, of(Family::V6, &mut exempt()), MAX_PREFIXES),
-        (names::POLICY, fast.slots.len(), MAX_SLOTS),
-    ]
-    .into_iter()
-    .map(|(name, entries, capacity)| MapStatus {
-        name: name.to_owned(),
-        entries,
-        capacity: usize::try_from(capacity).unwrap_or(usize::MAX),
-    })
-    .collect()
+fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {
+    let fast = datapath.state();
+    let (used, words) = datapath.words();
+    let number = |number| usize::try_from(number).unwrap_or(usize::MAX);
+    [(names::INDEX, number(used), number(words)), (names::POLICY, fast.slots.len(), number(MAX_SLOTS.into()))]
+        .into_iter()
+        .map(|(name, entries, capacity)| MapStatus { name: name.to_owned(), entries, capacity })
+        .collect()
 }

@@ -9,6 +9,8 @@ use aya::{
     programs::{ProgramError, links::LinkError, tc},
 };
 
+use crate::index::Full;
+
 /// What went wrong with the fast path.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -53,6 +55,15 @@ pub enum DatapathError {
         /// What the kernel said.
         source: MapError,
     },
+    /// The map of prefixes could not be made or published.
+    #[error("cannot make or publish the BPF map of prefixes: {source}")]
+    Words {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The map of prefixes is too small.
+    #[error("the BPF map of prefixes needs {} MiB", (.0.needed * 8).div_ceil(1 << 20))]
+    Full(Full),
     /// A link could not be pinned.
     #[error("cannot pin {}: {}", path.display(), chain(.source))]
     Pin {

@@ -7,17 +7,17 @@ mod error;
 mod pins;
 mod tcx;
 mod trial;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    io,
     path::Path,
     time::Duration,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::FdLink,
@@ -25,20 +25,21 @@ use aya::{
     },
     util::{KernelVersion, nr_cpus},
 };
-use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
-use tunroute_common::maps::{Control, Counter, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_SLOTS, Slot, Source, Stats, names};
+use tunroute_common::maps::{Control, Counter, MAX_SLOTS, Slot, Stats, names};
 
 use self::error::chain;
 pub use self::{
     error::DatapathError,
     trial::{Place, Trial, Trialled},
+    words::{Index, WordMap},
 };
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
-    fast::{Attachment, Exemption, FastOp, FastState, Hook, Open, address_from_words, address_words},
-    net::{Family, IfIndex, Link},
+    fast::{Attachment, FastOp, FastState, Hook, Open},
+    index::{self, Content},
+    net::{IfIndex, Link},
 };
 
 /// How long the ingress program goes on deciding after the daemon's last heartbeat.
@@ -50,8 +51,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// The programs, in the object's terms.
 const PROGRAMS: [&str; 4] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3"];
 
-/// The exemption key's bits before the address.
-const SET_BITS: u32 = u32::BITS;
+/// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
+pub const WORD_COUNT: &str = "WORD_COUNT";
 
 /// Where the filters stand on a clsact qdisc, so that a later daemon finds them again: ahead of the priorities that
 /// others let the kernel choose (49152 and down).
@@ -92,10 +93,7 @@ impl Method {
 /// The loaded programs and their maps.
 pub struct Datapath {
     ebpf: Ebpf,
-    source_v4: LpmTrie<MapData, Ipv4, Source>,
-    source_v6: LpmTrie<MapData, Ipv6, Source>,
-    exempt_v4: LpmTrie<MapData, ExemptV4, u32>,
-    exempt_v6: LpmTrie<MapData, ExemptV6, u32>,
+    index: Index,
     policy: Array<MapData, Slot>,
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
@@ -108,26 +106,28 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, with the maps that an earlier daemon has left in `pin_dir` or with new ones.
+    /// Loads the programs, with the maps that an earlier daemon has left in `pin_dir` or with new ones. The map of prefixes
+    /// has at least so many words.
     ///
     /// # Errors
     ///
     /// If the kernel has no BPF, the capabilities are missing, or the pin directory is not on a bpf file system.
-    pub fn open(pin_dir: &Path, method: Method) -> Result<Self> {
+    pub fn open(pin_dir: &Path, method: Method, words: u64) -> Result<Self> {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
         let pins = Pins::create(pin_dir)?;
-        let mut ebpf = EbpfLoader::new().default_map_pin_directory(&pins.maps).load(OBJECT)?;
+        let index = Index::open(&pins.maps, words)?;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(&pins.maps)
+            .override_global(WORD_COUNT, &index.length(), true)
+            .load(OBJECT)?;
         for program in PROGRAMS {
             classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
         }
         let loaded = Loaded::read(&mut ebpf, &pins.maps)?;
         let mut datapath = Self {
-            source_v4: take(&mut ebpf, names::SOURCE_V4)?,
-            source_v6: take(&mut ebpf, names::SOURCE_V6)?,
-            exempt_v4: take(&mut ebpf, names::EXEMPT_V4)?,
-            exempt_v6: take(&mut ebpf, names::EXEMPT_V6)?,
+            index,
             policy: take(&mut ebpf, names::POLICY)?,
             stats: take(&mut ebpf, names::STATS)?,
             control: take(&mut ebpf, names::CONTROL)?,
@@ -159,50 +159,25 @@ impl Datapath {
         self.method
     }
 
-    /// Reads the maps again, in case somebody else has written to them: what differs is then put right by the next plan.
+    /// Reads the maps again, in case somebody else has written to them: what differs is then put right by the next plan, or
+    /// at once for prefixes.
     ///
     /// # Errors
     ///
     /// If the maps cannot be read.
     pub fn read_again(&mut self) -> Result<()> {
-        let FastState { attached, pinned, .. } = std::mem::take(&mut self.state);
+        let FastState { attached, pinned, sources, exempt, .. } = std::mem::take(&mut self.state);
         let result = self.read_maps();
-        self.state.attached = attached;
-        self.state.pinned = pinned;
-        result
+        // What is made of prefixes is not read, but made anew.
+        self.state = FastState { attached, pinned, sources, exempt, ..std::mem::take(&mut self.state) };
+        result.and(self.index.renew(Content { sources: &self.state.sources, exempt: &self.state.exempt }))
     }
 
     /// Reads what stands in the maps, which an earlier daemon may have left.
     fn read_maps(&mut self) -> Result<()> {
         let mut state = FastState::default();
-        for entry in self.source_v4.iter() {
-            let (key, source) = entry.map_err(map_error(names::SOURCE_V4))?;
-            if let Some(prefix) = prefix(Family::V4, [key.data(), 0, 0, 0], key.prefix_len()) {
-                state.sources.insert(prefix, source);
-            }
-        }
-        for entry in self.source_v6.iter() {
-            let (key, source) = entry.map_err(map_error(names::SOURCE_V6))?;
-            if let Some(prefix) = prefix(Family::V6, key.data(), key.prefix_len()) {
-                state.sources.insert(prefix, source);
-            }
-        }
-        for key in self.exempt_v4.keys() {
-            let key = key.map_err(map_error(names::EXEMPT_V4))?;
-            let ExemptV4 { set, destination } = key.data();
-            let length = key.prefix_len().saturating_sub(SET_BITS);
-            if let Some(prefix) = prefix(Family::V4, [destination, 0, 0, 0], length) {
-                state.exempt.insert(Exemption { set, prefix });
-            }
-        }
-        for key in self.exempt_v6.keys() {
-            let key = key.map_err(map_error(names::EXEMPT_V6))?;
-            let ExemptV6 { set, destination } = key.data();
-            let length = key.prefix_len().saturating_sub(SET_BITS);
-            if let Some(prefix) = prefix(Family::V6, destination, length) {
-                state.exempt.insert(Exemption { set, prefix });
-            }
-        }
+        // What cannot be read is written anew.
+        (state.sources, state.exempt) = index::read(&*self.index.published().words()).unwrap_or_default();
         for index in 0..MAX_SLOTS {
             let slot = self.policy.get(&index, 0).map_err(map_error(names::POLICY))?;
             if slot.id != 0 {
@@ -313,7 +288,7 @@ impl Datapath {
             let info = classifier(ebpf, program)?.info();
             Ok(info.map_err(|source| DatapathError::Program { program, source })?.tag())
         };
-        Trial::open(&self.pins.maps, tag)
+        Trial::open(&self.pins.maps, self.index.published(), tag)
     }
 
     /// Carries out one operation and enters it in the mirror.
@@ -331,33 +306,8 @@ impl Datapath {
                     .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
                 self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
             }
-            FastOp::PutSource(prefix, source) => {
-                match prefix {
-                    IpNet::V4(_) => self.source_v4.insert(&source_v4(prefix), source, 0),
-                    IpNet::V6(_) => self.source_v6.insert(&source_v6(prefix), source, 0),
-                }
-                .map_err(map_error(source_map(prefix)))?;
-            }
-            FastOp::RemoveSource(prefix) => {
-                gone_is_fine(match prefix {
-                    IpNet::V4(_) => self.source_v4.remove(&source_v4(prefix)),
-                    IpNet::V6(_) => self.source_v6.remove(&source_v6(prefix)),
-                })
-                .map_err(map_error(source_map(prefix)))?;
-            }
-            FastOp::AddExemption(exemption) => {
-                match exemption.prefix {
-                    IpNet::V4(_) => self.exempt_v4.insert(&exempt_v4(exemption), 1, 0),
-                    IpNet::V6(_) => self.exempt_v6.insert(&exempt_v6(exemption), 1, 0),
-                }
-                .map_err(map_error(exempt_map(exemption)))?;
-            }
-            FastOp::RemoveExemption(exemption) => {
-                gone_is_fine(match exemption.prefix {
-                    IpNet::V4(_) => self.exempt_v4.remove(&exempt_v4(exemption)),
-                    IpNet::V6(_) => self.exempt_v6.remove(&exempt_v6(exemption)),
-                })
-                .map_err(map_error(exempt_map(exemption)))?;
+            FastOp::PutSource(..) | FastOp::RemoveSource(_) | FastOp::AddExemption(_) | FastOp::RemoveExemption(_) => {
+                return self.apply_entries(&[operation]);
             }
             FastOp::Attach(attachment) => self.attach(attachment)?,
             FastOp::Detach(attachment) => self.detach(self.method, attachment)?,
@@ -372,6 +322,33 @@ impl Datapath {
         }
         self.state.enter(operation);
         Ok(())
+    }
+
+    /// Carries out operations on prefixes, all or none of them, and enters them in the mirror.
+    ///
+    /// # Errors
+    ///
+    /// If the map has no room for them, or the kernel refuses another one.
+    pub fn apply_entries(&mut self, operations: &[&FastOp]) -> Result<()> {
+        let mut undo = Vec::with_capacity(operations.len());
+        for operation in operations {
+            undo.extend(self.state.undoing(operation));
+            self.state.enter(operation);
+        }
+        let content = Content { sources: &self.state.sources, exempt: &self.state.exempt };
+        let result = self.index.update(content, operations);
+        if result.is_err() {
+            undo.iter().rev().for_each(|operation| self.state.enter(operation));
+        }
+        result
+    }
+
+    /// As many words as the map of prefixes has, and how many of them are used.
+    #[must_use]
+    pub fn words(&self) -> (u64, u64) {
+        let published = self.index.published();
+        let words = published.words();
+        (index::used(&*words), self.index.length())
     }
 
     /// Tells the ingress program that the daemon follows what happens, for another [`HEARTBEAT_VALID`].
@@ -479,6 +456,7 @@ impl Datapath {
     /// If there is no bpf file system any more, and none can be mounted.
     pub fn restore_pins(&self) -> Result<()> {
         self.pins.make()?;
+        self.index.pin_missing()?;
         self.loaded.pin_missing(&self.pins.maps)
     }
 
@@ -560,51 +538,6 @@ fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
     SchedClassifierLink::attached(&attachment.device, attach_type(attachment.hook), priority, handle, classid).map_err(
         |error| DatapathError::Program { program: attachment.program(), source: tc::TcError::IoError(error).into() },
     )
-}
-
-/// Removing what is not there leaves what was asked for.
-fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-fn prefix(family: Family, words: [u32; 4], length: u32) -> Option<IpNet> {
-    IpNet::new(address_from_words(family, words), u8::try_from(length).ok()?).ok()
-}
-
-fn source_v4(prefix: &IpNet) -> Key<Ipv4> {
-    Key::new(prefix.prefix_len().into(), address_words(prefix.addr())[0])
-}
-
-fn source_v6(prefix: &IpNet) -> Key<Ipv6> {
-    Key::new(prefix.prefix_len().into(), address_words(prefix.addr()))
-}
-
-fn exempt_v4(Exemption { set, prefix }: &Exemption) -> Key<ExemptV4> {
-    let destination = address_words(prefix.addr())[0];
-    Key::new(SET_BITS + u32::from(prefix.prefix_len()), ExemptV4 { set: *set, destination })
-}
-
-fn exempt_v6(Exemption { set, prefix }: &Exemption) -> Key<ExemptV6> {
-    let destination = address_words(prefix.addr());
-    Key::new(SET_BITS + u32::from(prefix.prefix_len()), ExemptV6 { set: *set, destination })
-}
-
-const fn source_map(prefix: &IpNet) -> &'static str {
-    match prefix {
-        IpNet::V4(_) => names::SOURCE_V4,
-        IpNet::V6(_) => names::SOURCE_V6,
-    }
-}
-
-const fn exempt_map(exemption: &Exemption) -> &'static str {
-    match exemption.prefix {
-        IpNet::V4(_) => names::EXEMPT_V4,
-        IpNet::V6(_) => names::EXEMPT_V6,
-    }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_coarse_ns` counts.

@@ -9,19 +9,18 @@ use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray},
     programs::ProgramError,
 };
-use ipnet::IpNet;
-use tunroute_common::maps::{
-    Control, ExemptV4, ExemptV6, Ipv4, Ipv6, MAX_NESTING, Outcome, Slot, Source, Stats, names,
+use tunroute_common::{
+    index as prefixes,
+    maps::{Control, MAX_NESTING, Outcome, Slot, Stats, names},
 };
 
-use super::{
-    DatapathError, OBJECT, Result, classifier, exempt_v4, exempt_v6, map_error, source_v4, source_v6, summed, take,
-};
+use super::{DatapathError, OBJECT, Result, WORD_COUNT, classifier, map_error, summed, take, words::Published};
 use crate::{
     fast::{Exemption, FastState, Hook, Open},
+    index::{self, Memory as _},
     net::IfIndex,
 };
 
@@ -71,10 +70,7 @@ impl Trialled {
 /// Twins of the loaded programs.
 pub struct Trial {
     ebpf: Ebpf,
-    source_v4: LpmTrie<MapData, Ipv4, Source>,
-    source_v6: LpmTrie<MapData, Ipv6, Source>,
-    exempt_v4: LpmTrie<MapData, ExemptV4, u32>,
-    exempt_v6: LpmTrie<MapData, ExemptV6, u32>,
+    index: Published,
     policy: Array<MapData, Slot>,
     control: Array<MapData, Control>,
     stats: PerCpuArray<MapData, Stats>,
@@ -85,12 +81,19 @@ pub struct Trial {
 impl Trial {
     /// Loads twins on the maps pinned in the directory. `original` tells the hash of the code of each of the daemon's
     /// programs.
-    pub(super) fn open(pins: &Path, mut original: impl FnMut(&'static str) -> Result<u64>) -> Result<Self> {
+    pub(super) fn open(
+        pins: &Path,
+        index: Published,
+        mut original: impl FnMut(&'static str) -> Result<u64>,
+    ) -> Result<Self> {
         let own = pins.join(OWN_STATS);
         // A daemon that was killed may have left one.
         let _gone = fs::remove_file(&own);
-        let loaded =
-            EbpfLoader::new().default_map_pin_directory(pins).map_pin_path(names::STATS, own.as_path()).load(OBJECT);
+        let loaded = EbpfLoader::new()
+            .default_map_pin_directory(pins)
+            .map_pin_path(names::STATS, own.as_path())
+            .override_global(WORD_COUNT, &index.words().length(), true)
+            .load(OBJECT);
         let _gone = fs::remove_file(&own);
         let mut ebpf = loaded?;
         for (_, program) in TWINS {
@@ -102,10 +105,7 @@ impl Trial {
             }
         }
         Ok(Self {
-            source_v4: take(&mut ebpf, names::SOURCE_V4)?,
-            source_v6: take(&mut ebpf, names::SOURCE_V6)?,
-            exempt_v4: take(&mut ebpf, names::EXEMPT_V4)?,
-            exempt_v6: take(&mut ebpf, names::EXEMPT_V6)?,
+            index,
             policy: take(&mut ebpf, names::POLICY)?,
             control: take(&mut ebpf, names::CONTROL)?,
             stats: take(&mut ebpf, names::STATS)?,
@@ -163,48 +163,26 @@ impl Trial {
             shadow: control.shadow == 1,
             ..FastState::default()
         };
-        for address in [destination, source].map(IpNet::from) {
-            if let Some(found) = self.source(&address)? {
-                state.sources.insert(address, found);
+        let words = self.index.words();
+        for address in [destination, source] {
+            let (family, key) = index::key(address);
+            if let Some(found) = prefixes::source(&*words, family, key) {
+                state.sources.insert(address.into(), found);
             }
         }
+        let (family, key) = index::key(destination);
         let mut next = state.sources.get(&source.into()).map(|source| source.slot);
         while let Some(index) = next
             && state.slots.len() <= MAX_NESTING as usize
         {
             // One that is not there ends the decision, too.
             let Ok(slot) = self.policy.get(&index, 0) else { break };
-            let exemption = Exemption { set: slot.exempt_set, prefix: destination.into() };
-            if self.exempt(&exemption)? {
-                state.exempt.insert(exemption);
+            if prefixes::exempt(&*words, slot.exempt_set, family, key) {
+                state.exempt.insert(Exemption { set: slot.exempt_set, prefix: destination.into() });
             }
             state.slots.insert(index, slot);
             next = (slot.next != Slot::NO_NEXT).then_some(slot.next);
         }
         Ok(state)
-    }
-
-    fn source(&self, address: &IpNet) -> Result<Option<Source>> {
-        match address {
-            IpNet::V4(_) => found(self.source_v4.get(&source_v4(address), 0)).map_err(map_error(names::SOURCE_V4)),
-            IpNet::V6(_) => found(self.source_v6.get(&source_v6(address), 0)).map_err(map_error(names::SOURCE_V6)),
-        }
-    }
-
-    fn exempt(&self, exemption: &Exemption) -> Result<bool> {
-        let (map, found) = match exemption.prefix {
-            IpNet::V4(_) => (names::EXEMPT_V4, found(self.exempt_v4.get(&exempt_v4(exemption), 0))),
-            IpNet::V6(_) => (names::EXEMPT_V6, found(self.exempt_v6.get(&exempt_v6(exemption), 0))),
-        };
-        Ok(found.map_err(map_error(map))?.is_some())
-    }
-}
-
-/// That nothing is there is an answer.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
     }
 }

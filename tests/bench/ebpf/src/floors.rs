@@ -4,6 +4,8 @@
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
 #![expect(clippy::cast_possible_truncation, reason = "a helper that returns a small number in a wide register")]
 
+mod licence;
+
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::bpf_redirect,
@@ -32,14 +34,4 @@ pub fn redirect_all(_context: TcContext) -> i32 {
 #[classifier]
 pub fn step_aside(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
-}
-
-/// The licence that the kernel reads.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }

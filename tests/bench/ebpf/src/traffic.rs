@@ -1,19 +1,22 @@
-//! The generator, which makes packets under `BPF_PROG_TEST_RUN`, and the exits, which count what they get and drop it.
+//! The generator, which makes packets under `BPF_PROG_TEST_RUN`, the exits, which count what they get and drop it, and what
+//! looks at packets for single scenarios.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
 #![expect(clippy::cast_possible_truncation, reason = "the halves of words that are wanted")]
 
 mod layout;
+mod licence;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
+    helpers::generated::bpf_ktime_get_ns,
     macros::{classifier, map, xdp},
-    maps::{Array, PerCpuArray},
+    maps::{Array, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
 };
 
-use crate::layout::{Arrived, BENCH_V4, BENCH_V6, EXIT_MASK, EXITS, FIRST_VNI, FLOWS, Flow, Template, UPLINK};
+use crate::layout::{Arrived, BENCH_V4, BENCH_V6, EXIT_MASK, EXITS, FIRST_VNI, FLOWS, Flow, Seen, Template, UPLINK};
 
 #[map]
 static FLOW_TABLE: Array<Flow> = Array::with_max_entries(FLOWS, BPF_F_MMAPABLE);
@@ -24,6 +27,12 @@ static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
 static POSITION: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static ARRIVED: PerCpuArray<Arrived> = PerCpuArray::with_max_entries(EXITS, 0);
+/// What the watches have seen, by exit.
+#[map]
+static SEEN: Array<Seen> = Array::with_max_entries(EXITS, 0);
+/// The program that is tried.
+#[map]
+static TRIED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 const ETHERNET: usize = 14;
 const IPV4_HEADER: usize = 20;
@@ -37,11 +46,21 @@ const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 /// Writes the next flow's packet. Frames are recycled with what was done to them, so all headers are written each time.
 #[xdp]
 pub fn generate(context: XdpContext) -> u32 {
-    write_packet(&context).unwrap_or(0)
+    write_packet(context.data(), context.data_end()).unwrap_or(0)
+}
+
+/// Writes the next flow's packet, and becomes the program that is tried.
+#[classifier]
+pub fn try_next(context: TcContext) -> i32 {
+    if write_packet(context.data(), context.data_end()).is_some() {
+        // SAFETY: nothing is held that would have to be given back.
+        unsafe { TRIED.tail_call(&context, 0) };
+    }
+    TC_ACT_SHOT
 }
 
 #[inline(always)]
-fn write_packet(context: &XdpContext) -> Option<u32> {
+fn write_packet(start: usize, end: usize) -> Option<u32> {
     let template = TEMPLATE.get(0)?;
     let position = POSITION.get_ptr_mut(0)?;
     // SAFETY: this CPU's value of the map.
@@ -50,7 +69,6 @@ fn write_packet(context: &XdpContext) -> Option<u32> {
         *position += 1;
         flow
     };
-    let (start, end) = (context.data(), context.data_end());
     let [a, b, c, d] = template.ethernet;
     if template.version == 4 {
         if start + ETHERNET + IPV4_HEADER > end {
@@ -123,6 +141,32 @@ pub fn exit0(context: TcContext) -> i32 {
 #[classifier]
 pub fn exit1(context: TcContext) -> i32 {
     exit_layer3::<1>(&context)
+}
+
+/// At the first tunnel, before the exit: when packets leave there.
+#[classifier]
+pub fn watch0(_context: TcContext) -> i32 {
+    see(0)
+}
+
+/// At the second tunnel.
+#[classifier]
+pub fn watch1(_context: TcContext) -> i32 {
+    see(1)
+}
+
+#[inline(always)]
+fn see(exit: u32) -> i32 {
+    if let Some(seen) = SEEN.get_ptr_mut(exit) {
+        // SAFETY: the map's value; the bench sends on one CPU while it watches.
+        unsafe {
+            (*seen).last = bpf_ktime_get_ns();
+            if (*seen).first == 0 {
+                (*seen).first = (*seen).last;
+            }
+        }
+    }
+    TC_ACT_UNSPEC
 }
 
 /// The exit at the uplink, an Ethernet device, which also carries the vxlan tunnels.
@@ -200,14 +244,4 @@ fn wanted_exit<const OFFSET: usize>(context: &TcContext, protocol: u32) -> Optio
         None
     };
     last.map(|last| last & EXIT_MASK)
-}
-
-/// The licence that the kernel reads.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }

@@ -32,7 +32,7 @@ pub const DROP: Floor = Floor {
 };
 /// Redirects.
 pub const REDIRECT: Floor = Floor {
-    name: "floor-redirect",
+    name: super::FLOOR,
     about: "a TC program that redirects to one device without a look at the packet",
     program: "redirect_all",
     delivery: Delivery::Anywhere,

@@ -7,13 +7,13 @@ mod rules;
 mod subtree;
 mod tunroute;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
 use crate::{
     load::Pattern,
-    prefixes::Prefixes,
+    prefixes::{Prefixes, tunnel},
     site::{Site, Target},
 };
 
@@ -67,10 +67,9 @@ pub trait Contestant: Sync {
         false
     }
 
-    /// Does it have a rule for each prefix? The kernel finds each new one's place by a walk over those before it
-    /// (`fib_nl_newrule()` in `net/core/fib_rules.c`): ten times as many take a hundred times as long.
-    fn has_rules(&self) -> bool {
-        false
+    /// With which power of the number of prefixes the time to install them grows at least, once they are many.
+    fn growth(&self) -> f64 {
+        0.0
     }
 
     /// Why it cannot do this, if it cannot.
@@ -83,6 +82,26 @@ pub trait Contestant: Sync {
     /// # Errors
     /// It could not be set up.
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>>;
+
+    /// Gives the first `count` prefixes to the other tunnel each, or back; packets are forwarded by the change when this
+    /// returns. Asked of those that [scale](Self::scales) only.
+    ///
+    /// # Errors
+    /// It could not be changed.
+    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
+        let _ = (site, task, count, back);
+        anyhow::bail!("{} has no prefixes", self.name())
+    }
+}
+
+/// The contestant did not get there in time.
+#[derive(Debug, thiserror::Error)]
+#[error("not ready after {0:.0?}")]
+pub struct TooSlow(pub Duration);
+
+/// The tunnel of a prefix by its number, after [`Contestant::change`].
+pub(crate) const fn tunnel_after(number: u32, count: u32, back: bool) -> u32 {
+    if number < count && !back { 1 - tunnel(number) } else { tunnel(number) }
 }
 
 /// A contestant at work. Dropping it stops its processes; the rest goes with the site.
@@ -118,5 +137,17 @@ pub fn all(daemon: &Path) -> Vec<Box<dyn Contestant>> {
 
 /// The baseline of all ratios: no policy at all, which every machine and number of prefixes can do.
 pub const BASELINE: &str = "main-route";
+/// What a TC program takes at least that hands a packet to a device: the baseline of programs alone.
+pub const FLOOR: &str = "floor-redirect";
+/// Flat rules.
+pub const FLAT_RULES: &str = "ip-rules";
+/// The nftables map.
+pub const NFT: &str = "nft-map";
+/// tunroute's datapaths.
+pub const TUNROUTE_KERNEL: &str = "tunroute-kernel";
+/// tunroute's default.
+pub const TUNROUTE_BOTH: &str = "tunroute-both";
+/// Without rules.
+pub const TUNROUTE_EBPF: &str = "tunroute-ebpf";
 /// The baseline's second entry: what differs between the two is noise.
 pub const NULL: &str = "main-route-again";

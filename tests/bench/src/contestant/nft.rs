@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
 
-use super::{Contestant, InTheKernel, Installed, Task, rules};
+use super::{Contestant, InTheKernel, Installed, Task, rules, tunnel_after};
 use crate::site::{INGRESS, Site};
 
 /// One interval map, and as many rules as there are tunnels.
@@ -17,7 +17,7 @@ pub struct NftMap;
 
 impl Contestant for NftMap {
     fn name(&self) -> &'static str {
-        "nft-map"
+        super::NFT
     }
 
     fn about(&self) -> &'static str {
@@ -45,6 +45,24 @@ impl Contestant for NftMap {
         site.host.ip(&script)?;
         nft(&mut site.host.command("nft"), &ruleset(task)?)?;
         Ok(Box::new(InTheKernel))
+    }
+
+    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
+        let elements = |back| -> Result<String> {
+            let mut elements = String::new();
+            for number in 0..count {
+                let mark = 1 + tunnel_after(number, count, back);
+                write!(elements, "{} : {mark}, ", task.prefixes.get(number))?;
+            }
+            Ok(elements)
+        };
+        // One transaction.
+        let script = format!(
+            "delete element inet bench marks {{ {} }}\nadd element inet bench marks {{ {} }}\n",
+            elements(!back)?,
+            elements(back)?
+        );
+        nft(&mut site.host.command("nft"), &script)
     }
 }
 

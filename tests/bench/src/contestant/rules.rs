@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use tunroute::net::Family;
 
-use super::{Contestant, InTheKernel, Installed, Task};
+use super::{Contestant, InTheKernel, Installed, Task, tunnel_after};
 use crate::{prefixes::tunnel, site::Site};
 
 /// One rule for each prefix, and a table for each tunnel.
@@ -13,15 +13,17 @@ pub struct FlatRules;
 
 impl Contestant for FlatRules {
     fn name(&self) -> &'static str {
-        "ip-rules"
+        super::FLAT_RULES
     }
 
     fn about(&self) -> &'static str {
         "one `ip rule` for each prefix, written by `ip -batch`"
     }
 
-    fn has_rules(&self) -> bool {
-        true
+    /// The kernel finds each new rule's place by a walk over those before it (`fib_nl_newrule()` in
+    /// `net/core/fib_rules.c`).
+    fn growth(&self) -> f64 {
+        2.0
     }
 
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
@@ -33,6 +35,18 @@ impl Contestant for FlatRules {
         }
         site.host.ip(&script)?;
         Ok(Box::new(InTheKernel))
+    }
+
+    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
+        let family = version(task.prefixes.family);
+        let mut script = String::new();
+        for number in 0..count {
+            let (prefix, table) = (task.prefixes.get(number), table(tunnel_after(number, count, back)));
+            let preference = 1000 + number;
+            writeln!(script, "{family} rule del pref {preference}")?;
+            writeln!(script, "{family} rule add from {prefix} lookup {table} pref {preference}")?;
+        }
+        site.host.ip(&script)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use tunroute::net::Family;
 
-use super::{Contestant, InTheKernel, Installed, Task};
+use super::{Contestant, InTheKernel, Installed, Task, tunnel_after};
 use crate::site::Site;
 
 /// One route for each prefix, in the main table.
@@ -32,5 +32,15 @@ impl Contestant for Subtree {
         }
         site.host.ip(&script)?;
         Ok(Box::new(InTheKernel))
+    }
+
+    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
+        let towards = [0, 1].map(|tunnel| site.towards(task.prefixes.family, tunnel));
+        let mut script = String::new();
+        for number in 0..count {
+            let (prefix, tunnel) = (task.prefixes.get(number), tunnel_after(number, count, back));
+            writeln!(script, "-6 route replace default from {prefix} {}", towards[tunnel as usize])?;
+        }
+        site.host.ip(&script)
     }
 }

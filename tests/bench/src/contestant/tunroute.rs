@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Contestant, Installed, Task};
+use super::{Contestant, Installed, Task, TooSlow, tunnel_after};
 use crate::site::{INGRESS, Site, TUNNELS, UPLINK};
 
-/// How long it may take to be ready; 50,000 rules take half a minute.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long it may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The daemon with one of its datapaths.
 pub struct Tunroute {
@@ -28,19 +28,19 @@ impl Tunroute {
     /// Rules and tables.
     pub fn kernel(binary: &Path) -> Self {
         let about = "tunroute with `datapath = \"kernel\"`: its rules alone";
-        Self { name: "tunroute-kernel", about, datapath: "kernel", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_KERNEL, about, datapath: "kernel", binary: binary.to_owned() }
     }
 
     /// Rules, tables and programs.
     pub fn both(binary: &Path) -> Self {
         let about = "tunroute's default: the fast path ahead of its rules";
-        Self { name: "tunroute-both", about, datapath: "both", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_BOTH, about, datapath: "both", binary: binary.to_owned() }
     }
 
     /// Programs.
     pub fn ebpf(binary: &Path) -> Self {
         let about = "tunroute with `datapath = \"ebpf\"`: the fast path without rules";
-        Self { name: "tunroute-ebpf", about, datapath: "ebpf", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_EBPF, about, datapath: "ebpf", binary: binary.to_owned() }
     }
 }
 
@@ -53,17 +53,40 @@ impl Contestant for Tunroute {
         self.about
     }
 
-    fn has_rules(&self) -> bool {
-        self.datapath != "ebpf"
+    fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
+        self.configure(site, task, 0)?;
+        Ok(Box::new(Daemon::start(site, &self.binary)?))
     }
 
-    fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
-        Ok(Box::new(Daemon::start(site, &self.binary, &configuration(site, task, self.datapath)?)?))
+    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
+        self.configure(site, task, if back { 0 } else { count })?;
+        let mut reload = Command::new(&self.binary);
+        reload.arg("reload").arg("--runtime-dir").arg(runtime(site));
+        let output = reload.output().context("cannot ask the daemon to reload")?;
+        ensure!(output.status.success(), "tunroute reload: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 }
 
+impl Tunroute {
+    /// Writes the configuration in which the first `changed` prefixes belong to the other tunnel.
+    fn configure(&self, site: &Site, task: &Task, changed: u32) -> Result<()> {
+        let path = file(site);
+        fs::write(&path, configuration(site, task, self.datapath, changed)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+fn file(site: &Site) -> PathBuf {
+    site.dir().join("tunroute.toml")
+}
+
+fn runtime(site: &Site) -> PathBuf {
+    site.dir().join("run")
+}
+
 /// A policy for each tunnel, with all of its prefixes.
-fn configuration(site: &Site, task: &Task, datapath: &str) -> Result<String> {
+fn configuration(site: &Site, task: &Task, datapath: &str, changed: u32) -> Result<String> {
     let mut text =
         format!("datapath = \"{datapath}\"\n[interfaces]\ningress = [\"{INGRESS}\"]\nuplink = [\"{UPLINK}\"]\n");
     for (number, device) in TUNNELS.into_iter().enumerate() {
@@ -73,7 +96,8 @@ fn configuration(site: &Site, task: &Task, datapath: &str) -> Result<String> {
         }
     }
     for (number, device) in (0..).zip(TUNNELS) {
-        let mut prefixes = task.prefixes.of_tunnel(number).peekable();
+        let all = (0..task.prefixes.count).filter(|&prefix| tunnel_after(prefix, changed, false) == number);
+        let mut prefixes = all.map(|prefix| task.prefixes.get(prefix)).peekable();
         if prefixes.peek().is_none() {
             continue;
         }
@@ -91,13 +115,12 @@ fn configuration(site: &Site, task: &Task, datapath: &str) -> Result<String> {
 struct Daemon(Child);
 
 impl Daemon {
-    fn start(site: &Site, binary: &Path, configuration: &str) -> Result<Self> {
+    fn start(site: &Site, binary: &Path) -> Result<Self> {
         let dir = site.dir();
-        let (file, log, runtime) = (dir.join("tunroute.toml"), dir.join("log"), dir.join("run"));
-        fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+        let (log, runtime) = (dir.join("log"), runtime(site));
         let writer = fs::File::create(&log).context("cannot make the daemon's log")?;
         let mut command = site.host.command(binary);
-        command.arg("run").arg("--config").arg(file).arg("--runtime-dir").arg(&runtime);
+        command.arg("run").arg("--config").arg(file(site)).arg("--runtime-dir").arg(&runtime);
         command.arg("--state-dir").arg(dir.join("state")).arg("--rt-tables-dir").arg(dir.join("rt_tables.d"));
         command.arg("--pin-dir").arg(site.pin_dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
         let spawned = command.spawn().with_context(|| format!("cannot start {}: see --tunroute", binary.display()));
@@ -115,7 +138,9 @@ impl Daemon {
             if answer.status.success() {
                 return Ok(daemon);
             }
-            ensure!(Instant::now() < deadline, "the daemon is not ready after {PATIENCE:?}:\n{}", said());
+            if Instant::now() > deadline {
+                return Err(TooSlow(PATIENCE).into());
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -2,19 +2,14 @@
 
 use tunroute::net::Family;
 
-use super::table::{amount, thousands};
+use super::table::{amount, place, thousands, title};
 use crate::{
-    contestant::{BASELINE, NULL},
+    contestant::{BASELINE, FLAT_RULES as RULES, NFT, NULL, TUNROUTE_BOTH as BOTH, TUNROUTE_EBPF as EBPF},
     load::Pattern,
     record::{Case, Measurement, Outcome, Record, Scenario, Unit},
     site::Target,
     stats::Estimate,
 };
-
-/// The fast path as most will have it.
-const BOTH: &str = "tunroute-both";
-const EBPF: &str = "tunroute-ebpf";
-const RULES: &str = "ip-rules";
 
 /// What the fast path wins: against flat rules and forwarding without policy, in 64-byte packets into tun devices.
 #[must_use]
@@ -23,8 +18,8 @@ pub fn gains(record: &Record) -> Vec<String> {
     for case in plain_cases(record) {
         let Some(fast) = record.find(&case, BOTH).or_else(|| record.find(&case, EBPF)) else { continue };
         let mut sentence = format!("{}: {} takes {}", place(&case), fast.contestant, median(fast));
-        for other in [RULES, "nft-map", "subtree", BASELINE] {
-            if let Some(ratio) = record.find(&case, other).and_then(|other| ratio(fast, other)) {
+        for other in [RULES, NFT, "subtree", BASELINE] {
+            if let Some(ratio) = record.find(&case, other).and_then(|other| record.ratio(fast, other)) {
                 sentence += &format!("; {}", against(other, &ratio));
             }
         }
@@ -42,7 +37,7 @@ pub fn losses(record: &Record) -> Vec<String> {
         let Some(baseline) = find(BASELINE) else { continue };
         if case.pattern == Pattern::Unmatched {
             for name in [BOTH, EBPF, RULES] {
-                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, ratio(m, baseline)?))) {
+                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
                         "Packets that no policy is about ({}): with {name} they take {}, {}.",
                         place(&case),
@@ -53,7 +48,7 @@ pub fn losses(record: &Record) -> Vec<String> {
             }
         } else if case.target == Target::Vxlan {
             for name in [BOTH, EBPF] {
-                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, ratio(m, baseline)?))) {
+                if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
                         "Into vxlan, encapsulation included ({}): {name} takes {}, {}.",
                         place(&case),
@@ -64,7 +59,7 @@ pub fn losses(record: &Record) -> Vec<String> {
             }
         } else if case.prefixes == 1
             && case == Case::new(Scenario::Forward, case.family(), 1)
-            && let Some((rules, ratio)) = find(RULES).and_then(|m| Some((m, ratio(m, baseline)?)))
+            && let Some((rules, ratio)) = find(RULES).and_then(|m| Some((m, record.ratio(m, baseline)?)))
         {
             said.push(format!(
                 "The first rule ({}): with a single one a packet takes {}, {}. As `datapath = \"both\"` has rules, what its \
@@ -77,20 +72,15 @@ pub fn losses(record: &Record) -> Vec<String> {
         // Wherever the kernel alone, or what one would use instead, is faster beyond doubt.
         for name in [BOTH, EBPF] {
             let Some(fast) = find(name) else { continue };
-            for other in [RULES, "nft-map", "subtree", BASELINE] {
+            for other in [RULES, NFT, "subtree", BASELINE] {
                 let special = case.pattern == Pattern::Unmatched || case.target == Target::Vxlan;
                 if special && other == BASELINE {
                     continue;
                 }
-                if let Some(ratio) = find(other).and_then(|other| ratio(fast, other))
+                if let Some(ratio) = find(other).and_then(|other| record.ratio(fast, other))
                     && ratio.low > 1.0
                 {
-                    said.push(format!(
-                        "Slower than {other} ({}, {}): {name}, {}.",
-                        place(&case),
-                        details(&case),
-                        against(other, &ratio)
-                    ));
+                    said.push(format!("Slower than {other}: {name} ({}), {}.", title(&case), against(other, &ratio)));
                 }
             }
         }
@@ -111,9 +101,11 @@ pub fn doubts(record: &Record) -> Vec<String> {
     let worst = nulls.iter().filter_map(|null| null.ratio).map(|ratio| (ratio.median - 1.0).abs()).fold(0.0, f64::max);
     said.push(format!(
         "The baseline took part twice, in two places: in {within} of {} cases the interval of their ratio contains 1, and \
-         the ratio is never further from it than {:.1} %. Differences of that size are noise.",
+         the ratio is never further from it than {:.1} %. What the rounds do not explain of it, {:.1} % for forwarded \
+         packets, is due to the places, and part of the intervals of all ratios.",
         nulls.len(),
-        worst * 100.0
+        worst * 100.0,
+        record.noise(Scenario::Forward) * 100.0
     ));
     let wide = record.measurements.iter().filter(|measurement| super::table::is_uncertain(measurement)).count();
     said.push(format!(
@@ -121,14 +113,11 @@ pub fn doubts(record: &Record) -> Vec<String> {
         record.measurements.iter().filter(|measurement| measurement.estimate.is_some()).count(),
         super::table::TOO_WIDE * 100.0
     ));
+    said.extend(record.machine.notes.iter().cloned());
     for measurement in &record.measurements {
         if let Outcome::Disqualified(why) = &measurement.outcome {
             let name = &measurement.contestant;
-            said.push(format!(
-                "Disqualified: {name} ({}, {}): {why}.",
-                place(&measurement.case),
-                details(&measurement.case)
-            ));
+            said.push(format!("Disqualified: {name} ({}): {why}.", title(&measurement.case)));
         }
     }
     said
@@ -173,25 +162,8 @@ fn plain_cases(record: &Record) -> Vec<Case> {
         .collect()
 }
 
-fn place(case: &Case) -> String {
-    let count = thousands(f64::from(case.prefixes));
-    format!("IPv{}, {count} {}", case.ip, if case.prefixes == 1 { "prefix" } else { "prefixes" })
-}
-
-fn details(case: &Case) -> String {
-    format!(
-        "{:?}, {} sources, {} bytes into {}, sysctls {}",
-        case.scenario, case.pattern, case.size, case.target, case.sysctls
-    )
-}
-
 fn median(measurement: &Measurement) -> String {
     measurement.estimate.map_or_else(String::new, |estimate| amount(Unit::NanosecondsPerPacket, estimate.median))
-}
-
-/// Of one to the other, round by round.
-fn ratio(of: &Measurement, to: &Measurement) -> Option<Estimate> {
-    Estimate::of_ratio(&of.values, &to.values)
 }
 
 /// A ratio in words: as the quotient that is above 1.
@@ -219,7 +191,7 @@ mod tests {
         let of = |&(name, value): &(&str, f64)| {
             Measurement::of(case, name, "", Unit::NanosecondsPerPacket, vec![value; 10]).relative_to(&[500.0; 10])
         };
-        Record { machine: Machine::observe(Vec::new()), measurements: figures.iter().map(of).collect() }
+        Record { machine: Machine::observe(Vec::new(), Vec::new()), measurements: figures.iter().map(of).collect() }
     }
 
     #[test]
@@ -237,8 +209,10 @@ mod tests {
         let loses = record(case, &[(BASELINE, 500.0), (RULES, 5000.0), (BOTH, 750.0)]);
         assert_eq!(
             losses(&loses),
-            ["Slower than main-route (IPv4, 1,000 prefixes, Forward, uniform sources, 64 bytes into tun, sysctls \
-              default): tunroute-both, 1.50 times the time of main-route (1.50 to 1.50)."]
+            [
+                "Slower than main-route: tunroute-both (Forwarding: IPv4, 1,000 prefixes, uniform sources, 64-byte frames \
+              into tun), 1.50 times the time of main-route (1.50 to 1.50)."
+            ]
         );
     }
 

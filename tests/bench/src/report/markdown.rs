@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    findings,
+    findings, goals,
     plot::{self, Series},
-    table::{by_case, figure, interval, ratio, title},
+    table::{Column, by_case, columns, name, title},
 };
 use crate::{
     prefixes,
@@ -46,6 +46,7 @@ pub fn write(record: &Record, path: &Path, contestants: &[(&str, &str)]) -> Resu
     }
     list(&mut text, "What it loses, or does not win", &findings::losses(record))?;
     list(&mut text, "What speaks against these figures", &findings::doubts(record))?;
+    goals(&mut text, record)?;
     text += "\n## Contestants\n\n";
     for (name, about) in contestants {
         writeln!(text, "- `{name}`: {about}")?;
@@ -53,15 +54,18 @@ pub fn write(record: &Record, path: &Path, contestants: &[(&str, &str)]) -> Resu
     method(&mut text)?;
     text += "\n## All figures\n";
     for (case, measurements) in by_case(record) {
+        let columns = columns(&case, &measurements);
+        let headings: Vec<String> = columns.iter().map(Column::heading).collect();
         write!(
             text,
-            "\n### {}\n\n| | median | 95 % interval | ratio to main-route |\n|---|--:|--:|--:|\n",
-            title(&case)
+            "\n### {}\n\n| | {} |\n|---|{}\n",
+            title(&case),
+            headings.join(" | "),
+            "--:|".repeat(columns.len())
         )?;
         for measurement in measurements {
-            let name = [measurement.contestant.as_str(), &measurement.figure].join(" ");
-            let cells = [figure(measurement), interval(measurement), ratio(measurement)];
-            writeln!(text, "| {} | {} |", name.trim_end(), cells.join(" | "))?;
+            let cells: Vec<String> = columns.iter().map(|column| column.cell(measurement)).collect();
+            writeln!(text, "| {} | {} |", name(measurement), cells.join(" | "))?;
         }
     }
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -96,6 +100,14 @@ fn day(time: std::time::SystemTime) -> String {
     let (month, day) = (n / 65_536, n % 65_536 / 2141 + 1);
     let (month, carry) = if month > 12 { (month - 12, 1) } else { (month, 0) };
     format!("{}-{month:02}-{day:02}", 100 * century + year + carry)
+}
+
+fn goals(text: &mut String, record: &Record) -> Result<()> {
+    text.push_str("\n## Goals\n\n| | goal | measured | |\n|---|---|---|---|\n");
+    for goals::Goal { what, goal, measured, verdict } in goals::goals(record) {
+        writeln!(text, "| {what} | {goal} | {measured} | {verdict} |")?;
+    }
+    Ok(())
 }
 
 fn list(text: &mut String, heading: &str, sentences: &[String]) -> Result<()> {
@@ -215,13 +227,16 @@ mod tests {
                 [main, Measurement::none(case, "subtree", unit, declined)]
             })
             .collect();
-        let record = Record { machine: Machine::observe(vec!["rp_filter=0".to_owned()]), measurements };
+        let record = Record { machine: Machine::observe(vec!["rp_filter=0".to_owned()], Vec::new()), measurements };
         let path = directory.join("report.md");
         write(&record, &path, &[("main-route", "no policy")]).expect("a report");
         let text = fs::read_to_string(&path).expect("the report");
-        for part in
-            ["| main-route | 800 ns |", "| subtree | IPv4 has none |", "benchmarks/forward-v4.svg", "rp_filter=0"]
-        {
+        for part in [
+            "| main-route | 800 ns | 1.25 |",
+            "| subtree | IPv4 has none |",
+            "benchmarks/forward-v4.svg",
+            "rp_filter=0",
+        ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");
         }
         assert!(!text.contains("forward-v6.svg"), "a plot of nothing");

@@ -4,6 +4,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::{
     record::{Case, Measurement, Outcome, Record, Unit},
+    site::Sysctls,
     stats::Estimate,
 };
 
@@ -17,22 +18,86 @@ pub fn tables(record: &Record) -> String {
     let mut text = String::new();
     for (case, measurements) in by_case(record) {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header([
-            "",
-            "median",
-            "95 % interval",
-            "ratio to main-route",
-        ]);
+        let columns = columns(&case, &measurements);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(std::iter::once(String::new()).chain(columns.iter().map(Column::heading)));
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         for measurement in measurements {
-            let name = format!("{} {}", measurement.contestant, measurement.figure);
-            table.add_row([name, figure(measurement), interval(measurement), ratio(measurement)]);
+            table.add_row(
+                std::iter::once(name(measurement)).chain(columns.iter().map(|column| column.cell(measurement))),
+            );
         }
         text += &format!("\n{}\n{table}\n", title(&case));
     }
     text
+}
+
+/// A column of a case's table, after the names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Column {
+    /// The median, or why there is none.
+    Median,
+    /// Millions of packets in a second.
+    Rate,
+    /// The median's interval.
+    Interval,
+    /// The ratio to a baseline.
+    Ratio(&'static str),
+}
+
+impl Column {
+    /// What stands above it.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        match self {
+            Self::Median => "median".to_owned(),
+            Self::Rate => "Mpps".to_owned(),
+            Self::Interval => "95 % interval".to_owned(),
+            Self::Ratio(baseline) => format!("ratio to {baseline}"),
+        }
+    }
+
+    /// What stands in it.
+    #[must_use]
+    pub fn cell(&self, measurement: &Measurement) -> String {
+        match self {
+            Self::Median => figure(measurement),
+            Self::Rate => measurement.estimate.map_or_else(String::new, |estimate| {
+                // Nanoseconds for a packet to millions of packets in a second.
+                let rate = 1000.0 / estimate.median;
+                if rate < 0.1 { format!("{rate:.4}") } else { format!("{rate:.2}") }
+            }),
+            Self::Interval => interval(measurement),
+            Self::Ratio(_) => ratio(measurement),
+        }
+    }
+}
+
+/// The columns of a case's table.
+#[must_use]
+pub fn columns(case: &Case, measurements: &[&Measurement]) -> Vec<Column> {
+    let mut columns = vec![Column::Median];
+    if case.scenario.has_load() {
+        columns.push(Column::Rate);
+    }
+    if measurements.iter().any(|measurement| measurement.values.len() > 1) {
+        columns.push(Column::Interval);
+    }
+    if measurements.iter().any(|measurement| measurement.ratio.is_some()) {
+        columns.push(Column::Ratio(case.scenario.baseline()));
+    }
+    columns
+}
+
+/// The contestant, and which of its figures this is.
+#[must_use]
+pub fn name(measurement: &Measurement) -> String {
+    match measurement.figure.as_str() {
+        "" => measurement.contestant.clone(),
+        figure => format!("{}, {figure}", measurement.contestant),
+    }
 }
 
 /// The cases in their order, with their measurements.
@@ -51,10 +116,38 @@ pub fn by_case(record: &Record) -> Vec<(Case, Vec<&Measurement>)> {
 /// A case in words.
 #[must_use]
 pub fn title(case: &Case) -> String {
-    format!(
-        "{:?}: IPv{}, {} prefixes, {} sources, {} byte frames into {}, sysctls {}, {} CPU",
-        case.scenario, case.ip, case.prefixes, case.pattern, case.size, case.target, case.sysctls, case.cpus
-    )
+    format!("{}: {}, {}", sentence_case(&case.scenario.to_string()), place(case), details(case))
+        .trim_end_matches([',', ' '])
+        .to_owned()
+}
+
+/// The family and the number of prefixes.
+#[must_use]
+pub fn place(case: &Case) -> String {
+    let count = thousands(f64::from(case.prefixes));
+    format!("IPv{}, {count} {}", case.ip, if case.prefixes == 1 { "prefix" } else { "prefixes" })
+}
+
+/// What else there is to know of a case: what differs from the plain one, and the packets where they matter.
+#[must_use]
+pub fn details(case: &Case) -> String {
+    let mut details = Vec::new();
+    if case.scenario.has_load() {
+        details.push(format!("{} sources", case.pattern));
+        details.push(format!("{}-byte frames into {}", case.size, case.target));
+    }
+    if case.sysctls != Sysctls::Default {
+        details.push(case.sysctls.to_string());
+    }
+    if case.cpus > 1 {
+        details.push(format!("{} CPUs", case.cpus));
+    }
+    details.join(", ")
+}
+
+fn sentence_case(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 /// The median with its unit, or why there is none.
@@ -86,7 +179,9 @@ pub fn amount(unit: Unit, value: f64) -> String {
         Unit::Seconds if value < 0.001 => format!("{} µs", digits(value * 1e6)),
         Unit::Seconds if value < 1.0 => format!("{} ms", digits(value * 1e3)),
         Unit::Seconds => format!("{} s", digits(value)),
-        Unit::Bytes if value < 1e6 => format!("{} kB", digits(value / 1e3)),
+        // Less is better in a record; people think of speed.
+        Unit::SecondsPerGigabyte => format!("{} Gbit/s", digits(8.0 / value)),
+        Unit::Bytes if value.abs() < 1e6 => format!("{} kB", digits(value / 1e3)),
         Unit::Bytes => format!("{} MB", digits(value / 1e6)),
     }
 }
@@ -120,6 +215,7 @@ pub fn interval(measurement: &Measurement) -> String {
     if measurement.values.len() < 2 {
         return "one value".to_owned();
     }
+    let (low, high) = if measurement.unit == Unit::SecondsPerGigabyte { (high, low) } else { (low, high) };
     format!("{} – {}", amount(measurement.unit, low), amount(measurement.unit, high))
 }
 
@@ -132,7 +228,25 @@ pub fn ratio(measurement: &Measurement) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tunroute::net::Family;
+
     use super::*;
+    use crate::record::Scenario;
+
+    #[test]
+    fn titles_are_words() {
+        let plain = |scenario| Case::new(scenario, Family::V4, 1000);
+        for (case, expected) in [
+            (plain(Scenario::Forward), "Forwarding: IPv4, 1,000 prefixes, uniform sources, 64-byte frames into tun"),
+            (plain(Scenario::Failover), "Failover: IPv4, 1,000 prefixes"),
+            (
+                Case { cpus: 2, sysctls: Sysctls::AcceptLocal, prefixes: 1, ..plain(Scenario::Cores) },
+                "Forwarding on all CPUs: IPv4, 1 prefix, uniform sources, 64-byte frames into tun, accept_local=1, 2 CPUs",
+            ),
+        ] {
+            assert_eq!(title(&case), expected);
+        }
+    }
 
     #[test]
     fn amounts_have_units_and_two_digits() {
@@ -143,6 +257,7 @@ mod tests {
             (Unit::Seconds, 0.7, "700 ms"),
             (Unit::Seconds, 2.345, "2.35 s"),
             (Unit::Bytes, 145e6, "145 MB"),
+            (Unit::SecondsPerGigabyte, 0.4, "20 Gbit/s"),
             (Unit::Bytes, 6400.0, "6.40 kB"),
         ] {
             assert_eq!(amount(unit, value), expected);

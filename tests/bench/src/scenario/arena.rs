@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result};
 
 use super::{Bench, SENDER_CPU};
 use crate::{
-    contestant::{BASELINE, Contestant, Delivery, Installed, Task},
-    generator::{Arrivals, Frame, Generator, Sent, pin_to},
+    contestant::{BASELINE, Contestant, Delivery, Installed, Task, TooSlow},
+    generator::{Arrivals, BATCH, Frame, Generator, Sent, pin_to},
     load::flows,
+    machine::kernel_memory,
     record::{Case, Measurement, Outcome, Unit},
     rounds::interleave,
     site::{INGRESS, Site},
@@ -30,6 +31,8 @@ pub struct Place<'a> {
     pub site: Site,
     /// How long it took to install.
     pub took: Duration,
+    /// How many bytes of the kernel's memory came into use meanwhile.
+    pub kernel_memory: f64,
     ingress: u32,
 }
 
@@ -42,7 +45,7 @@ pub struct Arena<'a> {
 }
 
 impl<'a> Arena<'a> {
-    /// Puts up everybody who can do it. `stop` says who is not asked, and why.
+    /// Puts up everybody who can do it. `stop` says who is not asked, and why; `told` hears who begins.
     ///
     /// # Errors
     /// A site cannot be made. A contestant that cannot be installed is disqualified.
@@ -51,6 +54,7 @@ impl<'a> Arena<'a> {
         contestants: &'a [Box<dyn Contestant>],
         task: &Task,
         stop: impl Fn(&dyn Contestant) -> Option<String>,
+        told: impl Fn(&str),
     ) -> Result<Self> {
         let mut arena = Self { places: Vec::new(), absent: Vec::new() };
         for contestant in contestants {
@@ -65,15 +69,23 @@ impl<'a> Arena<'a> {
             }
             let site = Site::new(generator, task.target)?;
             let ingress = site.host.ifindex(INGRESS)?;
+            told(contestant.name());
+            let before = kernel_memory();
             let start = Instant::now();
             match contestant.install(&site, task) {
                 Ok(installed) => {
-                    let took = start.elapsed();
-                    arena.places.push(Place { contestant, installed, site, took, ingress });
+                    let (took, kernel_memory) = (start.elapsed(), kernel_memory() - before);
+                    arena.places.push(Place { contestant, installed, site, took, kernel_memory, ingress });
                 }
-                Err(error) => {
-                    arena.absent.push((contestant.name(), Outcome::Disqualified(format!("not installed: {error:#}"))));
-                }
+                Err(error) => arena.absent.push((
+                    contestant.name(),
+                    match error.downcast_ref::<TooSlow>() {
+                        Some(TooSlow(patience)) => {
+                            Outcome::Stopped(format!("stopped: it was not installed within {patience:.0?}"))
+                        }
+                        None => Outcome::Disqualified(format!("not installed: {error:#}")),
+                    },
+                )),
             }
         }
         Ok(arena)
@@ -207,9 +219,30 @@ impl Bench {
         Ok(measurements)
     }
 
+    /// Roughly how long a packet takes in a place, whether or not it comes out where it must.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn nanoseconds_each(&self, place: &Place<'_>, frame: Frame) -> Result<f64> {
+        let sent = place.site.host.run_in(|| {
+            pin_to(SENDER_CPU)?;
+            self.generator.send(frame, place.ingress, BATCH)?;
+            self.generator.send(frame, place.ingress, 2 * BATCH)
+        })?;
+        Ok(sent.nanoseconds_each())
+    }
+
+    /// As many packets as a place forwards in this time.
+    ///
+    /// # Errors
+    /// As [`Self::nanoseconds_each`].
+    pub fn packets_in(&self, time: Duration, place: &Place<'_>, frame: Frame) -> Result<u32> {
+        Ok(packets_in(time, self.nanoseconds_each(place, frame)?))
+    }
+
     /// As many packets as fill a slice, and whether the first ones came out.
     fn calibrate(&self, place: &Place<'_>, frame: Frame) -> Result<(u32, Option<String>)> {
-        match place.slice(&self.generator, frame, crate::generator::BATCH, 1)? {
+        match place.slice(&self.generator, frame, BATCH, 1)? {
             Ok(first) => {
                 let rough = packets_in(self.effort.slice / 8, first.nanoseconds_each());
                 let second = place.slice(&self.generator, frame, rough, 1)?;

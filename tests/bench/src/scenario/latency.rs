@@ -22,6 +22,7 @@ use crate::{
     prefixes::Prefixes,
     record::{Case, Measurement, Outcome, Unit},
     rounds::interleave,
+    site::VNET_HEADER,
 };
 
 /// Round trips in each slice.
@@ -86,8 +87,8 @@ pub fn measure(bench: &mut Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<M
     Ok(measurements)
 }
 
-/// A client behind the host with this address, and the host's way back to it.
-fn connect(place: &Place<'_>, client: IpAddr) -> Result<UdpSocket> {
+/// Puts a client with this address behind the host, and the host's way back to it; tells the server's address.
+pub(super) fn reach(place: &Place<'_>, client: IpAddr) -> Result<IpAddr> {
     let (gateway, neighbour, server) = match client {
         IpAddr::V4(_) => ("10.99.0.1", "10.99.0.2/24", "203.0.113.1"),
         IpAddr::V6(_) => ("fd99::1", "fd99::2/64", "2001:db8:ffff::1"),
@@ -101,9 +102,15 @@ fn connect(place: &Place<'_>, client: IpAddr) -> Result<UdpSocket> {
          {version} route replace default via {gateway} dev lan0"
     ))?;
     site.host.ip(&format!("{version} route replace {client} via {by} dev lan0"))?;
-    let socket =
-        site.neighbours.run_in(|| UdpSocket::bind((client, 0)).with_context(|| format!("cannot bind to {client}")))?;
-    socket.connect(SocketAddr::new(server.parse()?, 7)).context("cannot connect a UDP socket")?;
+    Ok(server.parse()?)
+}
+
+/// A client with this address that sends to the server.
+fn connect(place: &Place<'_>, client: IpAddr) -> Result<UdpSocket> {
+    let server = reach(place, client)?;
+    let bind = || UdpSocket::bind((client, 0)).with_context(|| format!("cannot bind to {client}"));
+    let socket = place.site.neighbours.run_in(bind)?;
+    socket.connect(SocketAddr::new(server, 7)).context("cannot connect a UDP socket")?;
     socket.set_nonblocking(true).context("cannot configure a socket")?;
     Ok(socket)
 }
@@ -115,10 +122,11 @@ fn round_trip(client: &UdpSocket, mut tunnel: &File) -> Result<Duration> {
     client.send(&[0; 22]).context("cannot send")?;
     let length = loop {
         let length = within(start, "did not come out of the tunnel", || tunnel.read(&mut packet))?;
-        if answer(&mut packet[..length]) {
+        if answer(packet.get_mut(VNET_HEADER..length).unwrap_or_default()) {
             break length;
         }
     };
+    // Its header says how much of the checksum has been computed, which stays true.
     tunnel.write_all(&packet[..length]).context("cannot answer")?;
     within(start, "was answered, but the answer did not come", || client.recv(&mut [0; 64]))?;
     Ok(start.elapsed())

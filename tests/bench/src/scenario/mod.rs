@@ -1,12 +1,16 @@
 //! What is measured, and under which circumstances.
 
 mod arena;
-pub mod forward;
+mod change;
+mod failover;
 mod host;
 mod latency;
-mod upkeep;
+mod memory;
+mod program;
+pub mod stages;
+mod throughput;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
@@ -45,7 +49,10 @@ pub struct Bench {
 }
 
 /// Tells what is being done, and how far it is.
-pub struct Progress(indicatif::ProgressBar);
+pub struct Progress {
+    bar: indicatif::ProgressBar,
+    begun: Instant,
+}
 
 impl Progress {
     /// Of so many steps.
@@ -55,27 +62,25 @@ impl Progress {
         let style = indicatif::ProgressStyle::with_template("{bar:30} {percent:>3} %, {eta} left: {wide_msg}");
         bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
         bar.enable_steady_tick(Duration::from_secs(1));
-        Self(bar)
+        Self { bar, begun: Instant::now() }
     }
 
-    /// What begins now.
+    /// What begins now. Without a terminal, a line.
     pub fn say(&self, message: String) {
-        self.0.set_message(message);
+        if self.bar.is_hidden() {
+            eprintln!("{:4} s: {message}", self.begun.elapsed().as_secs());
+        }
+        self.bar.set_message(message);
     }
 
     /// So many steps are done.
     pub fn done(&self, steps: u64) {
-        self.0.inc(steps);
-    }
-
-    /// Says something that stays.
-    pub fn note(&self, message: &str) {
-        self.0.suspend(|| eprintln!("{message}"));
+        self.bar.inc(steps);
     }
 
     /// The bar goes.
     pub fn finish(&self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

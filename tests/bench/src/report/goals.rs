@@ -1,0 +1,276 @@
+//! What the fast path is to reach, and how far it is: figures of one run, against its own floor.
+
+use std::fmt;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use tunroute::net::Family;
+
+use super::table::{amount, thousands};
+use crate::{
+    contestant::{FLAT_RULES, FLOOR, NFT, TUNROUTE_BOTH, TUNROUTE_EBPF, TUNROUTE_KERNEL},
+    record::{Case, Measurement, Outcome, Record, Scenario, Unit},
+    site::Sysctls,
+    stats::Estimate,
+};
+
+/// What became of a goal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// It is reached.
+    Met,
+    /// It is not; by which factor.
+    Missed(f64),
+    /// The interval contains it.
+    Open,
+    /// This run does not tell.
+    Unknown,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Met => f.write_str("met"),
+            Self::Missed(factor) => write!(f, "missed by a factor of {factor:.2}"),
+            Self::Open => f.write_str("too close to call"),
+            Self::Unknown => f.write_str("not known"),
+        }
+    }
+}
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// What is measured.
+    pub what: String,
+    /// What it has to be.
+    pub goal: String,
+    /// What it is, or why that is not known.
+    pub measured: String,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// In which direction.
+#[derive(Clone, Copy)]
+enum Bound {
+    AtMost,
+    AtLeast,
+}
+
+/// How a value is written.
+type Words = fn(f64) -> String;
+
+/// All goals, in a fixed order.
+#[must_use]
+pub fn goals(record: &Record) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for (family, limits) in [(Family::V4, [10.0, 20.0, 40.0]), (Family::V6, [20.0, 60.0, 100.0])] {
+        for (prefixes, limit) in [1000, 100_000, 1_000_000].into_iter().zip(limits) {
+            let case = Case::new(Scenario::Decision, family, prefixes);
+            let what = format!("{}: the lookup, as a decision more than with one prefix", case_words(&case));
+            let nanoseconds: Words = |value| amount(Unit::NanosecondsPerPacket, value);
+            let more =
+                added(record, &case).zip(added(record, &Case { prefixes: 1, ..case })).map(|(all, one)| all.minus(one));
+            goals.push(judged(record, what, &case, more, (Bound::AtMost, limit), nanoseconds));
+            let what = format!("{}: the whole decision, added to a constant redirect", case_words(&case));
+            goals.push(judged(record, what, &case, added(record, &case), (Bound::AtMost, limit), nanoseconds));
+        }
+    }
+    let forward = |prefixes| Case::new(Scenario::Forward, Family::V4, prefixes);
+    for (prefixes, limit) in [(1000, 0.95), (1_000_000, 0.88)] {
+        let what =
+            format!("{}: packets per second, as a part of the constant redirect's", case_words(&forward(prefixes)));
+        goals.push(times(record, what, forward(prefixes), FLOOR, limit, |value| format!("{:.0} %", value * 100.0)));
+    }
+    for (prefixes, default, tuned) in [(1, 3.4, Some(2.0)), (1000, 70.0, Some(15.0)), (10_000, 700.0, None)] {
+        let mut add = |sysctls, limit| {
+            let case = Case { sysctls, ..forward(prefixes) };
+            goals.push(times(
+                record,
+                format!("{}: against flat rules", case_words(&case)),
+                case,
+                FLAT_RULES,
+                limit,
+                factor,
+            ));
+        };
+        add(Sysctls::Default, default);
+        if let Some(tuned) = tuned {
+            add(Sysctls::AcceptLocal, tuned);
+        }
+    }
+    for (prefixes, limit) in [(1000, 3.0), (100_000, 5.0), (1_000_000, 6.5)] {
+        let what = format!("{}: against the nft map", case_words(&forward(prefixes)));
+        goals.push(times(record, what, forward(prefixes), NFT, limit, factor));
+    }
+    goals.push(kernel_datapath(record));
+    for (family, bytes, seconds) in [(Family::V4, 8.0, 0.15), (Family::V6, 24.0, 0.4)] {
+        goals.push(memory(record, family, bytes));
+        let case = Case::new(Scenario::Install, family, 1_000_000);
+        let what = format!("{}: from the daemon's start to its readiness", case_words(&case));
+        goals.push(plain(record, what, case, "", seconds));
+        let case = Case { scenario: Scenario::Change, ..case };
+        let what = format!("{}: one of them changed, from the reload until packets follow", case_words(&case));
+        goals.push(plain(record, what, case, "one", 0.001));
+        let case = Case { scenario: Scenario::Failover, prefixes: largest(record, Scenario::Failover), ..case };
+        let what = format!("{}: failover, from when the device was down until packets follow", case_words(&case));
+        goals.push(plain(record, what, case, "after the device was down", 0.0003));
+    }
+    goals
+}
+
+/// The goals as a table for the terminal.
+#[must_use]
+pub fn table(record: &Record) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["", "goal", "measured", ""]);
+    for Goal { what, goal, measured, verdict } in goals(record) {
+        table.add_row([what, goal, measured, verdict.to_string()]);
+    }
+    format!("Goals\n{table}\n")
+}
+
+/// The fast path with rules, or without where that is not bearable.
+fn fast<'a>(record: &'a Record, case: &Case, figure: &str) -> Option<&'a Measurement> {
+    [TUNROUTE_BOTH, TUNROUTE_EBPF].into_iter().find_map(|name| record.figure(case, name, figure))
+}
+
+/// What a decision takes more than the floor.
+fn added(record: &Record, case: &Case) -> Option<Estimate> {
+    let (fast, floor) = fast(record, case, "").zip(record.find(case, FLOOR))?;
+    Estimate::of_difference(&fast.values, &floor.values)
+}
+
+/// How many times as many packets the fast path forwards as another.
+fn times(record: &Record, what: String, case: Case, other: &str, limit: f64, words: Words) -> Goal {
+    let found = fast(record, &case, "").zip(record.find(&case, other));
+    let estimate = found.and_then(|(fast, other)| record.ratio(other, fast));
+    let mut goal = judged(record, what, &case, estimate, (Bound::AtLeast, limit), words);
+    if estimate.is_none()
+        && let Some(why) = record.why_not(&case, other)
+    {
+        goal.measured = format!("{other}: {}", reason(why));
+    }
+    goal
+}
+
+fn kernel_datapath(record: &Record) -> Goal {
+    let case = Case::new(Scenario::Forward, Family::V4, 10_000);
+    let what = format!("{}: the kernel datapath's time, against the nft map's", case_words(&case));
+    let found = record.find(&case, TUNROUTE_KERNEL).zip(record.find(&case, NFT));
+    let estimate = found.and_then(|(kernel, nft)| record.ratio(kernel, nft));
+    judged(record, what, &case, estimate, (Bound::AtMost, 1.3), factor)
+}
+
+fn memory(record: &Record, family: Family, limit: f64) -> Goal {
+    let case = Case::new(Scenario::Memory, family, largest(record, Scenario::Memory));
+    let what = format!("{}: all BPF maps, for each prefix", case_words(&case));
+    let each = fast(record, &case, "maps").and_then(|maps| {
+        Estimate::of(&maps.values.iter().map(|bytes| bytes / f64::from(case.prefixes)).collect::<Vec<_>>())
+    });
+    judged(record, what, &case, each, (Bound::AtMost, limit), |value| format!("{value:.1} B"))
+}
+
+fn plain(record: &Record, what: String, case: Case, figure: &str, limit: f64) -> Goal {
+    let estimate = fast(record, &case, figure).and_then(|measured| measured.estimate);
+    judged(record, what, &case, estimate, (Bound::AtMost, limit), |value| amount(Unit::Seconds, value))
+}
+
+fn judged(
+    record: &Record,
+    what: String,
+    case: &Case,
+    estimate: Option<Estimate>,
+    (bound, limit): (Bound, f64),
+    words: Words,
+) -> Goal {
+    let sign = match bound {
+        Bound::AtMost => "at most",
+        Bound::AtLeast => "at least",
+    };
+    let goal = format!("{sign} {}", words(limit));
+    let Some(Estimate { median, low, high }) = estimate else {
+        let why = [TUNROUTE_BOTH, TUNROUTE_EBPF].into_iter().find_map(|name| record.why_not(case, name));
+        let measured = why.map_or_else(|| "not part of this run".to_owned(), |why| reason(why).to_owned());
+        return Goal { what, goal, measured, verdict: Verdict::Unknown };
+    };
+    let verdict = match bound {
+        Bound::AtMost if high <= limit => Verdict::Met,
+        Bound::AtLeast if low >= limit => Verdict::Met,
+        Bound::AtMost if low > limit => Verdict::Missed(median / limit),
+        Bound::AtLeast if high < limit => Verdict::Missed(limit / median),
+        _ => Verdict::Open,
+    };
+    let interval = if low == high { String::new() } else { format!(" ({} to {})", words(low), words(high)) };
+    Goal { what, goal, measured: format!("{}{interval}", words(median)), verdict }
+}
+
+fn reason(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Disqualified(why) | Outcome::Stopped(why) | Outcome::Declined(why) => why,
+        Outcome::Measured => "measured",
+    }
+}
+
+fn factor(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1} ×") } else { format!("{} ×", thousands(value)) }
+}
+
+fn case_words(case: &Case) -> String {
+    match case.sysctls {
+        Sysctls::Default => super::table::place(case),
+        tuned => format!("{}, {tuned}", super::table::place(case)),
+    }
+}
+
+/// The largest number of prefixes of a scenario.
+fn largest(record: &Record, scenario: Scenario) -> u32 {
+    let cases = record.measurements.iter().map(|measurement| measurement.case);
+    cases.filter(|case| case.scenario == scenario).map(|case| case.prefixes).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Machine;
+
+    fn record(measurements: Vec<Measurement>) -> Record {
+        Record { machine: Machine::observe(Vec::new(), Vec::new()), measurements }
+    }
+
+    fn found(record: &Record, what: &str) -> Goal {
+        goals(record).into_iter().find(|goal| goal.what == what).expect("there is such a goal")
+    }
+
+    #[test]
+    fn goals_are_judged_by_intervals() {
+        let case = Case::new(Scenario::Decision, Family::V4, 1000);
+        let unit = Unit::NanosecondsPerPacket;
+        let floor = Measurement::of(case, FLOOR, "", unit, vec![30.0; 20]);
+        let what = "IPv4, 1,000 prefixes: the whole decision, added to a constant redirect";
+        for (fast, measured, verdict) in [
+            (vec![38.0; 20], "8.00 ns", Verdict::Met),
+            (vec![55.0; 20], "25 ns", Verdict::Missed(2.5)),
+            ((0..20).map(|n| f64::from(35 + n % 11)).collect(), "9.00 ns (7.00 ns to 12 ns)", Verdict::Open),
+        ] {
+            let fast = Measurement::of(case, TUNROUTE_EBPF, "", unit, fast);
+            let goal = found(&record(vec![floor.clone(), fast]), what);
+            assert_eq!((goal.goal.as_str(), goal.verdict), ("at most 10 ns", verdict), "{goal:?}");
+            if verdict != Verdict::Open {
+                assert_eq!(goal.measured, measured);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_stopped_says_so() {
+        let case = Case::new(Scenario::Forward, Family::V4, 10_000);
+        let unit = Unit::NanosecondsPerPacket;
+        let fast = Measurement::of(case, TUNROUTE_BOTH, "", unit, vec![400.0; 20]);
+        let stopped = Outcome::Stopped("it takes too long".to_owned());
+        let rules = Measurement::none(case, FLAT_RULES, unit, stopped);
+        let goal = found(&record(vec![fast, rules]), "IPv4, 10,000 prefixes: against flat rules");
+        assert_eq!((goal.measured.as_str(), goal.verdict), ("ip-rules: it takes too long", Verdict::Unknown));
+    }
+}

@@ -1,0 +1,126 @@
+//! What the programs know of prefixes: tries of sources and of exemptions in one array of words.
+
+use crate::{
+    maps::Source,
+    trie::{Entry, Key, Step, Words, find, step},
+};
+
+/// The first words say where the rest is.
+pub mod header {
+    /// The root of the IPv4 sources, whose numbers are places in the table.
+    pub const SOURCES_V4: u64 = 0;
+    /// The root of the IPv6 sources.
+    pub const SOURCES_V6: u64 = 1;
+    /// Where the table of sources begins, of one word each; it has none with the number 0. It ends where the sets begin.
+    pub const TABLE: u64 = 2;
+    /// Where the exemption sets begin, and in the upper half their number less one; the number is a power of 2.
+    pub const SETS: u64 = 3;
+    /// As many words of the record as there are. It stands at the end of the array, the last word first, and is for the
+    /// daemon only.
+    pub const RECORD: u64 = 4;
+    /// As many words as are used from the first on, for the daemon only.
+    pub const USED: u64 = 5;
+    /// As many words as the header has.
+    pub const LENGTH: u64 = 8;
+}
+
+/// An exemption set has so many words: its number and [`SET_PRESENT`], the root of its IPv4 destinations, the root of its
+/// IPv6 destinations, and one that is not used.
+pub const SET_WORDS: u64 = 4;
+/// Added to a set's number.
+pub const SET_PRESENT: u64 = 1 << 32;
+/// A set stands at most so far behind the place that its number's lowest bits say.
+pub const SET_PROBES: u64 = 8;
+
+/// An address family, by its place among roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Root {
+    /// IPv4
+    V4 = 0,
+    /// IPv6
+    V6 = 1,
+}
+
+/// As many steps [`source_near`] takes: enough for most.
+const STEPS_NEAR: u32 = 3;
+
+/// What is known of the longest source prefix that holds an address.
+#[inline(always)]
+pub fn source<W: Words + ?Sized>(words: &W, family: Root, address: Key) -> Option<Source> {
+    numbered(words, find(words, source_root(words, family), address))
+}
+
+/// The same, if a few steps lead there; else `deep` is asked.
+#[inline(always)]
+pub fn source_near<W: Words + ?Sized>(
+    words: &W,
+    family: Root,
+    address: Key,
+    deep: impl FnOnce() -> Option<Source>,
+) -> Option<Source> {
+    let (mut entry, mut around) = (source_root(words, family), 0);
+    for _ in 0..STEPS_NEAR {
+        match step(words, entry, around, address) {
+            Step::Found(number) => return numbered(words, number),
+            Step::On(next, number) => (entry, around) = (next, number),
+        }
+    }
+    deep()
+}
+
+#[inline(always)]
+fn source_root<W: Words + ?Sized>(words: &W, family: Root) -> Entry {
+    Entry(words.word(header::SOURCES_V4 + family as u64))
+}
+
+#[inline(always)]
+fn numbered<W: Words + ?Sized>(words: &W, number: u64) -> Option<Source> {
+    if number == 0 {
+        return None;
+    }
+    unpack(words.word(words.word(header::TABLE) + number))
+}
+
+/// Set in the table where there is a source.
+const PRESENT: u64 = 1 << 31;
+
+/// A word of the table. It is not 0.
+#[must_use]
+pub const fn pack(Source { slot, arrives_by }: Source) -> u64 {
+    slot as u64 | PRESENT | (arrives_by as u64) << 32
+}
+
+/// The source that a word of the table stands for. None, if it is 0.
+#[inline(always)]
+#[must_use]
+pub const fn unpack(word: u64) -> Option<Source> {
+    if word & PRESENT == 0 {
+        return None;
+    }
+    Some(Source { slot: (word & 0x7fff_ffff) as u32, arrives_by: (word >> 32) as u32 })
+}
+
+/// Does an exemption set hold an address?
+#[inline(always)]
+pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key) -> bool {
+    root_of_set(words, set).is_some_and(|place| find(words, Entry(words.word(place + family as u64)), address) != 0)
+}
+
+/// The place of a set's roots.
+#[inline(always)]
+pub fn root_of_set<W: Words + ?Sized>(words: &W, set: u32) -> Option<u64> {
+    let sets = words.word(header::SETS);
+    let (first, mask) = (sets & 0xffff_ffff, sets >> 32);
+    for probe in 0..SET_PROBES {
+        let place = first + ((u64::from(set) + probe) & mask) * SET_WORDS;
+        let found = words.word(place);
+        if found == u64::from(set) | SET_PRESENT {
+            return Some(place + 1);
+        }
+        if found == 0 {
+            break;
+        }
+    }
+    None
+}
