@@ -169,7 +169,8 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
 
 #[test]
 fn what_is_fine_is_no_finding() {
-    let changes: [(fn(&mut Observation), &str); 3] = [
+    type Case = (fn(&mut Observation), &'static str);
+    let changes: [Case; 3] = [
         (|seen| seen.kernel.rules.push(rule(30_000, "from all lookup 9 pref 30000")), "asked later"),
         (|seen| seen.addresses.push(("wg0".to_owned(), IpAddr::from([192, 0, 2, 9]))), "a tunnel's own address"),
         (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "nobody knows what it puts before packets"),
