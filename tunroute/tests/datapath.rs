@@ -70,7 +70,7 @@ fn the_verifier_has_room_to_spare() {
     isolated(|pins| {
         let start = Instant::now();
         let mut datapath = Datapath::open(pins, Method::Tcx).unwrap();
-        note("all programs and maps loaded in", &format!("{:.0?}", start.elapsed()));
+        note("all programs and maps loaded in", &format!("{} ms", start.elapsed().as_millis()));
         for (program, instructions) in datapath.verified_instructions().unwrap() {
             note(&format!("instructions that the verifier goes through in `{program}`"), &instructions.to_string());
             // It gives up at a million (BPF_COMPLEXITY_LIMIT_INSNS); older verifiers prune less.
