@@ -23,7 +23,12 @@ use nix::{
     sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg},
 };
 
-use crate::{netns::Netns, pace::patience, packet_socket::PacketSocket, seen::Direction};
+use crate::{
+    netns::Netns,
+    pace::{patience, slowdown},
+    packet_socket::PacketSocket,
+    seen::Direction,
+};
 
 /// Packets sent by one system call at most.
 const BURST: usize = 32;
@@ -75,7 +80,7 @@ pub struct FlowOptions<'a> {
     pub to: &'a Netns,
     /// The destination, an address of `to`.
     pub dst: IpAddr,
-    /// Packets per second.
+    /// Packets per second; a slow machine sends fewer.
     pub rate: u32,
     /// Bytes of UDP payload; at least 20.
     pub payload: usize,
@@ -134,6 +139,7 @@ impl Flow {
         let FlowOptions { from, src, to, dst, rate, payload, watch } = options;
         ensure!(payload >= HEADER, "a flow needs {HEADER} bytes of payload");
         ensure!(rate > 0, "a flow needs a rate");
+        let rate = (rate / slowdown()).max(1);
         let bind = |netns: &Netns, addr| {
             netns.run_in(|| {
                 UdpSocket::bind((addr, 0)).with_context(|| format!("cannot bind {addr} in {}", netns.label()))

@@ -1,11 +1,11 @@
-//! A TCX program of somebody else, which lets everything pass.
+//! A TCX program of somebody else, which lets everything pass, where the kernel has TCX.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use crate::netns::Netns;
+use crate::{netns::Netns, snapshot::has_tcx};
 
 /// `BPF_PROG_LOAD`, `BPF_LINK_CREATE` in `include/uapi/linux/bpf.h`.
 const PROG_LOAD: libc::c_long = 5;
@@ -17,16 +17,19 @@ const TCX_EGRESS: u32 = 47;
 /// A program of one function, `r0 = TC_ACT_UNSPEC; exit`, attached to a device. Dropping it detaches it.
 #[derive(Debug)]
 pub struct ForeignProgram {
-    _link: OwnedFd,
+    _link: Option<OwnedFd>,
 }
 
 impl ForeignProgram {
-    /// Attaches one at the end of a device's TCX chain.
+    /// Attaches one at the end of a device's TCX chain; does nothing before Linux 6.6, which has no TCX.
     ///
     /// # Errors
-    /// The kernel has no TCX, or there is no such device.
+    /// There is no such device.
     pub fn attach(netns: &Netns, device: &str, ingress: bool) -> Result<Self> {
         let ifindex = netns.ifindex(device)?;
+        if !has_tcx() {
+            return Ok(Self { _link: None });
+        }
         // `struct bpf_insn`: BPF_ALU64 | BPF_MOV | BPF_K with r0 and −1, and BPF_JMP | BPF_EXIT.
         let code: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
         let licence = c"GPL";
@@ -43,7 +46,7 @@ impl ForeignProgram {
             create[0] = u64::from(program.as_raw_fd().unsigned_abs()) | u64::from(ifindex) << 32;
             create[1] = u64::from(if ingress { TCX_INGRESS } else { TCX_EGRESS });
             let link = bpf(LINK_CREATE, &create).with_context(|| format!("cannot attach to {device}"))?;
-            Ok(Self { _link: link })
+            Ok(Self { _link: Some(link) })
         })
     }
 }

@@ -62,7 +62,7 @@ impl Netns {
     /// # Errors
     /// The device is gone.
     pub fn tcx(&self, device: &str, direction: &str) -> Result<Vec<String>> {
-        if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 6, 0)) {
+        if !has_tcx() {
             return Ok(Vec::new());
         }
         let attach_type = if direction == "ingress" { TcAttachType::Ingress } else { TcAttachType::Egress };
@@ -72,6 +72,12 @@ impl Netns {
             Ok(programs.iter().map(|program| format!("tcx {}", program.name_as_str().unwrap_or("?"))).collect())
         })
     }
+}
+
+/// Whether this kernel has TCX: since Linux 6.6.
+#[must_use]
+pub fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
 impl Snapshot {

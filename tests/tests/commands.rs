@@ -13,7 +13,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping,
+    Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
+    pace::patience,
+    ping,
     plan::{REMOTE, mac_broker, mac_tunnel},
     traffic::Answer,
 };
@@ -78,7 +80,7 @@ fn the_up_command_makes_the_tunnel_and_the_down_command_takes_it_down() -> Resul
     let notify = ("NOTIFY_SOCKET".to_owned(), world.dir().join("nobody").display().to_string());
     let options = DaemonOptions { env: vec![notify], ..DaemonOptions::default() };
     let mut daemon = Daemon::start(&world, &config(&world, &settings), &options)?;
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(patience(Duration::from_millis(300)));
     assert_eq!((lines(&said), command(&daemon.status()?)["state"].as_str()), (vec![], Some("idle")));
     world
         .host
@@ -141,7 +143,9 @@ fn the_start_limit_holds_whatever_becomes_of_the_daemon() -> Result<()> {
     let world = World::with(TunnelKind::Veth).tunnels_present([false, true]).build()?;
     let starts = world.dir().join("starts");
     let up = script(&world, "up", &format!("date +%s%N >> {}\necho no broker\nexit 1\n", starts.display()))?;
-    let config = config(&world, &format!("up = [\"{}\"]", up.display()));
+    let window = patience(Duration::from_secs(60)).as_secs();
+    let limit = format!("start-limit = {{ burst = 4, interval = \"{window}s\" }}");
+    let config = config(&world, &format!("up = [\"{}\"]\n{limit}", up.display()));
     for _ in 0..12 {
         let mut daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
         daemon.wait_status(|status| command(status)["starts-in-window"].as_u64() >= Some(1), SOON)?;
@@ -181,6 +185,9 @@ fn a_limit_that_is_reached_twice_ends_the_attempts_for_later_daemons_too() -> Re
     assert_eq!(times.len(), 2, "{log}");
     // The script sees the time a little later than the daemon, but not by much.
     let apart = Duration::from_nanos(times[1] - times[0]);
-    ensure!(apart + Duration::from_millis(200) > INTERVAL, "{BURST} start in {INTERVAL:?}, but two after {apart:?}");
+    ensure!(
+        apart + patience(Duration::from_millis(200)) > INTERVAL,
+        "{BURST} start in {INTERVAL:?}, but two after {apart:?}"
+    );
     Ok(())
 }

@@ -17,7 +17,9 @@ use tunroute::{
     net::Family,
 };
 use tunroute_common::maps::{Action, Egress, LAYOUT_VERSION, Slot, names};
-use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping, plan::REMOTE, traffic::Answer};
+use tunroute_tests::{
+    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, pace::patience, ping, plan::REMOTE, traffic::Answer,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -219,7 +221,7 @@ fn a_foreign_hand_in_the_maps_is_found_told_and_undone() -> Result<()> {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     ensure!(text(&output).contains("they DISAGREE: they send it by different devices"), "{}", text(&output));
     // The daemon samples, finds it, looks at the maps and puts them right. Nobody has to ask.
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + patience(Duration::from_secs(60));
     while !daemon.log().contains("both datapaths agree again") {
         ensure!(std::time::Instant::now() < deadline, "not found; log:\n{}", daemon.log());
         std::thread::sleep(Duration::from_millis(50));
@@ -242,7 +244,7 @@ fn while_they_disagree_the_kernel_decides() -> Result<()> {
         let meddler = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 remove_exemptions(&world)?;
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(patience(Duration::from_millis(2)));
             }
             anyhow::Ok(())
         });

@@ -14,7 +14,7 @@ use serde_json::json;
 use tunroute::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
-    daemon::binary, ping, plan::REMOTE, traffic::Answer,
+    daemon::binary, pace::patience, ping, plan::REMOTE, traffic::Answer,
 };
 
 /// Longer than anything here takes.
@@ -315,11 +315,11 @@ fn a_tunnel_that_comes_late_is_pending_and_then_works() -> Result<()> {
             // From here on: the device itself appeared a little earlier.
             let appeared = Instant::now();
             while ping(&world.client, TUNNELS[0].client.of(Family::V6), REMOTE.of(Family::V6))? != Answer::Reply {
-                ensure!(appeared.elapsed() < SOON, "{kind:?}, {mode_name}: {}", daemon.log());
+                ensure!(appeared.elapsed() < patience(SOON), "{kind:?}, {mode_name}: {}", daemon.log());
             }
             let worked = appeared.elapsed();
             eprintln!("{kind:?}, {mode_name}: works {worked:?} after it appeared, a ping included");
-            ensure!(worked < Duration::from_millis(500), "{kind:?}, {mode_name}: after {worked:?}");
+            ensure!(worked < patience(Duration::from_millis(500)), "{kind:?}, {mode_name}: after {worked:?}");
             let status = daemon.status()?;
             assert_eq!(status["tunnels"][0]["state"], "up");
             assert_eq!(status["tunnels"][0]["ifindex"], world.host.ifindex("sixxs0")?);

@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, ensure};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World, ping, plan::REMOTE,
-    traffic::Answer,
+    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World, pace::patience, ping,
+    plan::REMOTE, traffic::Answer,
 };
 
 const SOON: Duration = Duration::from_secs(3);
+/// Times as they are on a machine that is not slow.
 const INTERVAL: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_millis(80);
 const FAIL: u32 = 3;
@@ -27,11 +28,14 @@ enum Ask {
 
 /// One policy for tunnel 0's sources, which prefers tunnel 0; both tunnels ask `remote`, behind the brokers.
 fn config(world: &World, ask: Ask) -> String {
+    let (interval, timeout, hold_down) = (patience(INTERVAL), patience(TIMEOUT), patience(HOLD_DOWN));
     let probe = |target: String| {
         format!(
-            "{{ target = \"{target}\", interval = \"{INTERVAL:?}\", timeout = \"{TIMEOUT:?}\", fail = {FAIL}, rise = {RISE}, \
+            "{{ target = \"{target}\", interval = \"{}ms\", timeout = \"{}ms\", fail = {FAIL}, rise = {RISE}, \
              hold-down = \"{}ms\" }}",
-            HOLD_DOWN.as_millis()
+            interval.as_millis(),
+            timeout.as_millis(),
+            hold_down.as_millis()
         )
     };
     // Nobody listens at the port: a refusal is an answer.
@@ -112,14 +116,14 @@ fn fail_over_and_back(world: &World, daemon: &Daemon<'_>, what: &str) -> Result<
 
     let broken = set_broker(world, 0, false)?;
     let away = moved("1", broken)?;
-    let detection = INTERVAL * FAIL + TIMEOUT + SLACK;
+    let detection = patience(INTERVAL * FAIL + TIMEOUT + SLACK);
     ensure!(away.iter().all(|time| *time < detection), "{what}: moved after {away:?}, expected {detection:?}");
 
     let healed = set_broker(world, 0, true)?;
     let back = moved("0", healed + Duration::from_millis(1))?;
     // The hold-down is counted from the verdict, which was an instant before the first packet on the other tunnel.
-    let earliest = (broken + HOLD_DOWN).duration_since(healed)?;
-    let latest = HOLD_DOWN.max(INTERVAL * RISE) + INTERVAL + TIMEOUT + SLACK;
+    let earliest = (broken + patience(HOLD_DOWN)).duration_since(healed)?;
+    let latest = patience(HOLD_DOWN.max(INTERVAL * RISE) + INTERVAL + TIMEOUT + SLACK);
     ensure!(
         back.iter().all(|time| (earliest..latest).contains(time)),
         "{what}: back after {back:?}, expected {earliest:?} to {latest:?}"

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
 };
@@ -20,8 +20,8 @@ use crate::{explain::Explanation, preview::Preview, status::Status, verify::Veri
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
-/// A request is a word or two.
-const MAX_REQUEST: u64 = 64 << 10;
+/// A request is a word or two: this many bytes are read of it.
+pub const MAX_REQUEST: u64 = 64 << 10;
 /// An answer may list many tunnels.
 const MAX_ANSWER: u64 = 256 << 20;
 /// How long a client may take to say what it wants.
@@ -171,7 +171,8 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
             Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
                 let calls = calls.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = serve(stream, calls).await {
+                    let (reader, writer) = stream.into_split();
+                    if let Err(error) = serve(reader, writer, calls).await {
                         debug!("control connection: {error}");
                     }
                     drop(permit);
@@ -183,8 +184,16 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
     }
 }
 
-async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+/// Reads one request, passes it on, and writes the answer.
+///
+/// # Errors
+///
+/// If the client is gone, or too slow.
+pub async fn serve(
+    reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    calls: mpsc::Sender<Call>,
+) -> io::Result<()> {
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
     tokio::time::timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;

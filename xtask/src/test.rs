@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     io::{self, BufRead, BufReader, Write},
     ops::AddAssign,
     process::{Command, Stdio},
@@ -14,7 +15,8 @@ use crate::{
     command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
     dist, fuzz,
     run::build_release,
-    setup, vm,
+    setup,
+    vm::{self, Selection},
 };
 
 /// Which tests.
@@ -26,6 +28,9 @@ pub struct Options {
     /// Only a few tests in each virtual machine
     #[arg(long, requires = "vm")]
     smoke: bool,
+    /// Only these suites in each virtual machine
+    #[arg(long, value_name = "NAME", requires = "vm", conflicts_with = "smoke", num_args = 1..)]
+    suite: Vec<String>,
     /// Instead, look for inputs that break something, for so many seconds in each place, or 20
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "20", conflicts_with = "vm")]
     fuzz: Option<u32>,
@@ -42,7 +47,8 @@ impl Options {
     pub fn run(&self) -> Result<()> {
         match (&self.vm, self.fuzz) {
             _ if self.dist => dist::test(&self.args),
-            (Some(series), _) => vm::test(series, self.smoke, &self.args),
+            (Some(series), _) if self.smoke => vm::test(series, &Selection::Smoke, &self.args),
+            (Some(series), _) => vm::test(series, &Selection::Suites(&self.suite), &self.args),
             (None, Some(seconds)) => fuzz::fuzz(seconds),
             (None, None) => test(&self.args),
         }
@@ -126,6 +132,14 @@ impl Tally {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
         let count = |name| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse().ok());
         Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed", self.passed)?;
+        let others = [(self.failed, "failed"), (self.ignored, "skipped")];
+        others.into_iter().filter(|(count, _)| *count > 0).try_for_each(|(count, what)| write!(f, ", {count} {what}"))
     }
 }
 

@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
     compile::{FastInputs, Inputs, compile},
-    config::{Config, Datapath, OnDown, Probe, ProbeTarget},
+    config::{Config, Listen, OnDown, Probe, ProbeTarget},
     fast::{FastState, Open},
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
@@ -85,17 +85,17 @@ fn print(config: &Config) -> String {
             ("allow-default", Some(true.into())),
         ])
     });
-    let datapath = match config.datapath {
-        Datapath::Both => "both",
-        Datapath::Kernel => "kernel",
-        Datapath::Ebpf => "ebpf",
-    };
+    let metrics = config.metrics.as_ref().map(|listen| match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(path) => format!("unix:{}", path.display()),
+    });
     let interfaces = table([
         ("ingress", Some(list(config.interfaces.ingress.iter().map(|pattern| &pattern.0)))),
         ("uplink", Some(list(config.interfaces.uplink.iter().map(|pattern| &pattern.0)))),
     ]);
     let whole = table([
-        ("datapath", Some(datapath.into())),
+        ("datapath", Some(config.datapath.name().into())),
+        ("metrics", metrics.map(Into::into)),
         ("band", Some(i64::from(config.band).into())),
         ("bypass-netfilter", Some(config.bypass_netfilter.into())),
         ("interfaces", Some(interfaces)),

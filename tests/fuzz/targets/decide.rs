@@ -2,12 +2,19 @@
 //! anew in the bytes.
 #![no_main]
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use arbitrary::Arbitrary;
 use bytemuck::cast;
+use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
+use tunroute::{
+    fast::{Exemption, FastState, Open},
+    model::{Model, source_and_destination},
+};
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Egress, MAX_NESTING, Slot, Source},
+    maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice},
 };
 
@@ -42,63 +49,6 @@ struct RawSlot {
     next: u8,
 }
 
-/// An address as a number, left-aligned, and its width.
-type Address = (u32, u128);
-
-struct Maps {
-    sources: Vec<(Address, u32, Source)>,
-    exempt: Vec<(u32, Address, u32)>,
-    slots: Vec<Slot>,
-    open: bool,
-}
-
-fn holds((width, prefix): Address, length: u32, (other, address): Address) -> bool {
-    width == other && (length == 0 || (prefix ^ address) >> (128 - length) == 0)
-}
-
-fn source_and_destination(addresses: &Addresses) -> (Address, Address) {
-    match *addresses {
-        Addresses::V4 { source, destination } => {
-            let left = |address: u32| (32, u128::from(u32::from_be(address)) << 96);
-            (left(source), left(destination))
-        }
-        Addresses::V6 { source, destination } => {
-            let left = |address: [u32; 4]| (128, u128::from_be_bytes(cast(address)));
-            (left(source), left(destination))
-        }
-    }
-}
-
-impl Maps {
-    fn longest(&self, address: Address) -> Option<Source> {
-        let matching = self.sources.iter().filter(|(prefix, length, _)| holds(*prefix, *length, address));
-        matching.max_by_key(|(_, length, _)| *length).map(|(.., source)| *source)
-    }
-}
-
-impl Lookup for Maps {
-    fn source(&self, addresses: &Addresses) -> Option<Source> {
-        self.longest(source_and_destination(addresses).0)
-    }
-
-    fn destination_is_source(&self, addresses: &Addresses) -> bool {
-        self.longest(source_and_destination(addresses).1).is_some()
-    }
-
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
-        let destination = source_and_destination(addresses).1;
-        self.exempt.iter().any(|(of, prefix, length)| *of == set && holds(*prefix, *length, destination))
-    }
-
-    fn slot(&self, index: u32) -> Option<&Slot> {
-        self.slots.get(index as usize)
-    }
-
-    fn open(&self, _addresses: &Addresses) -> bool {
-        self.open
-    }
-}
-
 /// The addresses in the bytes, read by hand; none if they are too few, or of another version.
 fn addresses_in(ethertype: u16, packet: &[u8]) -> Option<Addresses> {
     let word = |at: usize| packet.get(at..at + 4).map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four bytes")));
@@ -117,38 +67,97 @@ fn hop_limit_in(addresses: &Addresses, packet: &[u8]) -> u8 {
     packet[if matches!(addresses, Addresses::V4 { .. }) { 8 } else { 7 }]
 }
 
-/// The slots that a source leads to, one after the other, until one is reached that is not there.
-fn chain(maps: &Maps, first: u32) -> Vec<(u32, &Slot)> {
-    let mut chain = Vec::new();
+/// Is there nothing about the packet for which the reader steps aside, as far as its IP header says?
+fn is_plain(addresses: &Addresses, packet: &[u8]) -> bool {
+    let number = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let header = match addresses {
+        Addresses::V4 { .. } => {
+            packet[0] == 0x45 && usize::from(number(2)) == packet.len() && checksum(&packet[..20]) == 0
+        }
+        Addresses::V6 { .. } => packet[6] != 0 && usize::from(number(4)) + 40 == packet.len(),
+    };
+    let special = |address| match address {
+        IpAddr::V4(address) => {
+            let [first, ..] = address.octets();
+            first == 0 || first >= 224 || address.is_loopback() || address.is_link_local()
+        }
+        IpAddr::V6(address) => {
+            address.is_multicast()
+                || address.is_unicast_link_local()
+                || address.is_unspecified()
+                || address.is_loopback()
+                || address.to_ipv4_mapped().is_some()
+        }
+    };
+    let (source, destination) = source_and_destination(addresses);
+    header && !special(source) && !special(destination) && !is_discovery(addresses, packet)
+}
+
+/// As neighbour discovery, or what has nothing to tell its type by.
+fn is_discovery(addresses: &Addresses, packet: &[u8]) -> bool {
+    matches!(addresses, Addresses::V6 { .. })
+        && packet[6] == 58
+        && packet.get(40).is_none_or(|kind| matches!(kind, 133..=137))
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(header: &[u8]) -> u16 {
+    let mut sum: u32 = header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// What the maps say about a packet.
+enum Way<'a> {
+    /// This policy's slot applies.
+    Applies(u32, &'a Slot),
+    /// No policy applies: what the first in the chain is counted as, and its slot.
+    Ends(u32, Outcome),
+    /// The chain is broken, or endless.
+    Lost,
+}
+
+fn way<'a>(maps: &'a Model, addresses: &Addresses, first: u32) -> Way<'a> {
     let mut index = first;
-    while let Some(slot) = maps.slot(index)
-        && chain.len() <= MAX_NESTING as usize
-    {
-        chain.push((index, slot));
+    let mut outcome = None;
+    for _ in 0..=MAX_NESTING {
+        let Some(slot) = maps.slot(index) else { return Way::Lost };
+        let exempt = maps.exempt(slot.exempt_set, addresses);
+        let down = slot.egress.action() == Action::Next;
+        if !exempt && !down {
+            return Way::Applies(index, slot);
+        }
+        let outcome = *outcome.get_or_insert(if down { Outcome::Down } else { Outcome::Exempt });
+        if slot.next == Slot::NO_NEXT {
+            return Way::Ends(first, outcome);
+        }
         index = slot.next;
     }
-    chain
+    Way::Lost
 }
 
 impl Input {
-    fn maps(&self, addresses: Option<&Addresses>) -> Maps {
+    fn maps(&self, addresses: Option<&Addresses>) -> Model {
         let prefix = |prefix: &Prefix| {
-            let (width, address) = match (prefix.around, addresses.map(source_and_destination)) {
+            let address = match (prefix.around, addresses.map(source_and_destination)) {
                 (Some(true), Some((source, _))) => source,
                 (Some(false), Some((_, destination))) => destination,
-                (around, _) => (if around.is_some() { 32 } else { 128 }, u128::from_be_bytes(prefix.bytes)),
+                (Some(_), None) => Ipv4Addr::from(u128::from_be_bytes(prefix.bytes) as u32).into(),
+                (None, _) => Ipv6Addr::from(prefix.bytes).into(),
             };
-            ((width, address), u32::from(prefix.length) % (width + 1))
+            let width = if address.is_ipv4() { 32 } else { 128 };
+            IpNet::new(address, prefix.length % (width + 1)).expect("its length is in range").trunc()
         };
         let source = |(around, slot, arrives_by): &(Prefix, u8, u8)| {
-            let (address, length) = prefix(around);
             let arrives_by = if *arrives_by == u8::MAX { Source::OWN_ADDRESS } else { u32::from(*arrives_by) };
-            (address, length, Source { slot: u32::from(*slot), arrives_by })
+            (prefix(around), Source { slot: u32::from(*slot), arrives_by })
         };
         let slot = |raw: &RawSlot| Slot {
             id: 1,
             egress: match raw.action {
-                0..=127 => Egress::redirect(u32::from(raw.ifindex), (raw.egress & 7) as u16),
+                0..=127 => Egress::redirect(u32::from(raw.ifindex), (raw.egress & 0xf) as u16),
                 128..=159 => Egress::down(Action::Reject),
                 160..=191 => Egress::down(Action::Blackhole),
                 192..=223 => Egress::down(Action::Next),
@@ -161,82 +170,93 @@ impl Input {
             reserved: 0,
             gateway: [0; 4],
         };
-        let exempt = |(set, around): &(u8, Prefix)| {
-            let (address, length) = prefix(around);
-            (u32::from(*set), address, length)
-        };
-        Maps {
+        let exempt = |(set, around): &(u8, Prefix)| Exemption { set: u32::from(*set), prefix: prefix(around) };
+        Model::from(&FastState {
             sources: self.sources.iter().map(source).collect(),
             exempt: self.exempt.iter().map(exempt).collect(),
-            slots: self.slots.iter().map(slot).collect(),
-            open: self.open,
-        }
+            slots: (0..).zip(self.slots.iter().map(slot)).collect(),
+            open: Open { v4: self.open, v6: self.open },
+            ..FastState::default()
+        })
     }
 }
 
-fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Maps) {
+fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Model) {
+    let verdict = decide_ingress(arrival, &Slice(packet), maps);
     let addresses = addresses_in(arrival.ethertype, packet);
-    match decide_ingress(arrival, &Slice(packet), maps) {
-        Verdict::Pass => {}
-        Verdict::StepAside(index, _) => assert!(maps.slot(index).is_some() || !maps.open, "counted in no slot"),
-        Verdict::Drop(index, _) => assert_eq!(maps.slots[index as usize].egress.action(), Action::Blackhole),
-        Verdict::Redirect(index, slot, _) => {
-            let addresses = addresses.expect("a packet that is redirected has addresses");
-            assert!(maps.open && arrival.to_this_host && !arrival.tagged);
-            assert!(hop_limit_in(&addresses, packet) > 1, "its hop limit has ended");
+    let plain = addresses.filter(|addresses| arrival.to_this_host && !arrival.tagged && is_plain(addresses, packet));
+    let Some((addresses, source)) = plain.and_then(|addresses| Some((addresses, maps.source(&addresses)?))) else {
+        assert_eq!(verdict, Verdict::Pass, "it is no policy's, or odd");
+        return;
+    };
+    if !maps.open(&addresses) {
+        assert_eq!(verdict, Verdict::StepAside(source.slot, Outcome::Closed));
+        return;
+    }
+    let (index, slot) = match way(maps, &addresses, source.slot) {
+        Way::Applies(index, slot) => (index, slot),
+        Way::Ends(index, outcome) => return assert_eq!(verdict, Verdict::StepAside(index, outcome)),
+        Way::Lost => return assert_eq!(verdict, Verdict::Pass, "the maps make no sense"),
+    };
+    let hop_limit = hop_limit_in(&addresses, packet);
+    let (redirect, device) = (slot.egress.action() == Action::Redirect, slot.egress.ifindex());
+    match verdict {
+        Verdict::Pass => panic!("a policy's packet is not counted"),
+        Verdict::Drop(of, outcome) => {
+            assert_eq!((of, outcome, slot.egress.action()), (index, Outcome::Blackholed, Action::Blackhole));
+        }
+        Verdict::StepAside(of, outcome) => {
+            let so = match outcome {
+                Outcome::Closed => slot.egress.has(flags::DISPUTED),
+                Outcome::SourceCheck => source.arrives_by != Source::ANY_DEVICE,
+                Outcome::Down => slot.egress.action() == Action::Reject,
+                Outcome::Hairpin => redirect && device == arrival.ifindex,
+                Outcome::Expired => redirect && hop_limit <= 1,
+                Outcome::TooBig => redirect && packet.len() > slot.mtu as usize,
+                _ => false,
+            };
+            assert!(so && of == index, "stepped aside for what is not so: {of}, {outcome:?}, {slot:?}");
+        }
+        Verdict::Redirect(of, to, outcome) => {
+            assert_eq!((of, to, outcome), (index, slot, Outcome::Forwarded));
+            assert!(redirect && device != arrival.ifindex && !slot.egress.has(flags::DISPUTED));
+            assert!(hop_limit > 1, "its hop limit has ended");
             assert!(packet.len() <= slot.mtu as usize, "too big");
-            check_redirect(arrival, maps, &addresses, (index, slot));
-            let source = maps.source(&addresses).expect("a source");
             assert!(source.arrives_by == Source::ANY_DEVICE || source.arrives_by == arrival.ifindex);
             if let Some(mut header) = Slice(packet).read::<Ipv4Header>(0).filter(|_| arrival.ethertype == ETHERTYPE_IPV4) {
-                assert_eq!(header.version_ihl, 0x45, "options");
                 header.checksum = header.checksum_after_hop();
                 header.ttl -= 1;
-                assert!(header.checksum_holds(), "the checksum after the hop: {header:?}");
+                assert_eq!(checksum(bytemuck::bytes_of(&header)), 0, "the checksum after the hop: {header:?}");
             }
         }
     }
 }
 
-fn check_egress(arrival: &Arrival, packet: &[u8], maps: &Maps) {
+fn check_egress(arrival: &Arrival, packet: &[u8], maps: &Model) {
     let verdict = decide_egress(arrival, &Slice(packet), maps);
     let Some(addresses) = addresses_in(arrival.ethertype, packet) else {
         assert_eq!(verdict, Verdict::Pass, "nothing can be said of it");
         return;
     };
-    // As neighbour discovery is sent, or at least looks: with nothing to tell its type by.
-    let discovery = matches!(addresses, Addresses::V6 { .. })
-        && hop_limit_in(&addresses, packet) == 255
-        && packet[6] == 58
-        && packet.get(40).is_none_or(|kind| matches!(kind, 133..=137));
-    match (verdict, maps.source(&addresses)) {
-        (Verdict::Pass, None) => {}
-        (Verdict::Pass, Some(_)) => assert!(addresses.stays_on_link() || discovery, "a policy's packet passes"),
-        (Verdict::StepAside(..), source) => {
-            let source = source.expect("only a policy's packet is counted");
-            for (_, slot) in chain(maps, source.slot) {
-                let next = slot.egress.action() == Action::Next;
-                assert!(next || maps.exempt(slot.exempt_set, &addresses), "a policy applies, and the packet passes");
+    let stays = addresses.stays_on_link() || hop_limit_in(&addresses, packet) == 255 && is_discovery(&addresses, packet);
+    let Some(source) = maps.source(&addresses).filter(|_| !stays) else {
+        assert_eq!(verdict, Verdict::Pass, "it is no policy's, or stays on the link");
+        return;
+    };
+    let expected = match way(maps, &addresses, source.slot) {
+        Way::Applies(index, slot) => {
+            let fits = slot.egress.has(flags::ANSWERS_TOO_BIG) || packet.len() <= slot.mtu as usize;
+            let elsewhere = slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex;
+            if elsewhere && fits && !arrival.tagged {
+                Verdict::Redirect(index, slot, Outcome::Diverted)
+            } else {
+                Verdict::Drop(index, Outcome::LeakPrevented)
             }
         }
-        (Verdict::Drop(..), source) => assert!(source.is_some(), "dropped, though no policy's"),
-        (Verdict::Redirect(index, slot, _), _) => {
-            assert!(!arrival.tagged);
-            check_redirect(arrival, maps, &addresses, (index, slot));
-        }
-    }
-}
-
-/// The slot is the first in the chain that applies, and has a device which is not that of the packet.
-fn check_redirect(arrival: &Arrival, maps: &Maps, addresses: &Addresses, (index, slot): (u32, &Slot)) {
-    assert_eq!(slot.egress.action(), Action::Redirect);
-    assert_ne!(slot.egress.ifindex(), arrival.ifindex, "back to where it came from");
-    let source = maps.source(addresses).expect("only a policy's packet is redirected");
-    let first = chain(maps, source.slot).into_iter().find(|(_, slot)| {
-        slot.egress.action() != Action::Next && !maps.exempt(slot.exempt_set, addresses)
-    });
-    let (expected, its_slot) = first.expect("a policy applies");
-    assert_eq!((expected, its_slot), (index, slot));
+        Way::Ends(index, outcome) => Verdict::StepAside(index, outcome),
+        Way::Lost => Verdict::Drop(source.slot, Outcome::LeakPrevented),
+    };
+    assert_eq!(verdict, expected);
 }
 
 fuzz_target!(|input: Input| {
@@ -250,17 +270,19 @@ fuzz_target!(|input: Input| {
         tagged: input.tagged,
     };
     let mut packet = input.packet.clone();
-    // Nobody guesses a length and a checksum: every other packet has the right ones.
-    if input.open && ethertype == ETHERTYPE_IPV4 && packet.len() >= 20 {
+    // Nobody guesses a length and a checksum: most packets have the right ones.
+    let [right_length, right_checksum] = [1, 2].map(|bit| input.ifindex & bit == 0);
+    if ethertype == ETHERTYPE_IPV4 && packet.len() >= 20 {
         let length = u16::try_from(packet.len()).unwrap_or(u16::MAX);
-        packet[2..4].copy_from_slice(&length.to_be_bytes());
-        packet[10..12].fill(0);
-        let mut sum: u32 = packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
+        if right_length {
+            packet[2..4].copy_from_slice(&length.to_be_bytes());
         }
-        packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    } else if input.open && ethertype == ETHERTYPE_IPV6 && packet.len() >= 40 {
+        if right_checksum {
+            packet[10..12].fill(0);
+            let sum = checksum(&packet[..20]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+    } else if right_length && ethertype == ETHERTYPE_IPV6 && packet.len() >= 40 {
         let length = u16::try_from(packet.len() - 40).unwrap_or(u16::MAX);
         packet[4..6].copy_from_slice(&length.to_be_bytes());
     }

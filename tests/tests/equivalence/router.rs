@@ -19,6 +19,7 @@ use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions, TunPair,
     device::{End, veth},
     netns::BpfFs,
+    pace::patience,
 };
 
 use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
@@ -117,7 +118,7 @@ impl Router {
     /// Waits until no program is left on a device: the kernel lets go of a link some time after its pin has gone
     /// (`bpf_free_inode()` in `kernel/bpf/inode.c`, `bpf_link_put()` in `kernel/bpf/syscall.c`).
     pub fn wait_until_bare(&self) -> Result<()> {
-        let deadline = Instant::now() + SETTLED;
+        let deadline = Instant::now() + patience(SETTLED);
         let hooks = [("lan0", "ingress"), ("lan1", "ingress"), ("net0", "egress")];
         for (device, hook) in hooks.into_iter().filter(|_| Method::detect() == Method::Tcx) {
             while !self.host.tcx(device, hook)?.is_empty() {
@@ -153,7 +154,7 @@ impl Product {
     /// in `net/ipv6/addrconf.c`).
     pub async fn observe(&self, scenario: &Scenario) -> Result<Snapshot> {
         let wanted = scenario.kernel_state();
-        let deadline = Instant::now() + SETTLED;
+        let deadline = Instant::now() + patience(SETTLED);
         loop {
             let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
             let state = &snapshot.state;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tunroute::net::{Family, PROTOCOL};
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, FlowReport, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
+    pace::patience,
     ping,
     plan::{REMOTE, REMOTE_ISP_DEVICE},
     traffic::Answer,
@@ -132,7 +133,7 @@ impl Scene<'_> {
     pub fn within(&mut self, what: &str, limit: Duration, mut so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
         let started = Instant::now();
         while !so(self).with_context(|| what.to_owned())? {
-            ensure!(started.elapsed() < limit, "not in {limit:?}: {what}");
+            ensure!(started.elapsed() < patience(limit), "not in {limit:?}: {what}");
             std::thread::sleep(Duration::from_millis(2));
         }
         self.times.push((what.to_owned(), started.elapsed()));

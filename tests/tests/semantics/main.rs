@@ -18,6 +18,7 @@ use tunroute_tests::{
     Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind, Watch,
     World,
     device::veth,
+    pace::patience,
     ping,
     plan::{HOST, ISP, PLAIN_LAN, REMOTE},
     traffic::Answer,
@@ -267,7 +268,7 @@ fn connected_follows_addresses_as_they_come_and_go() -> Result<()> {
                     if found.is_ok() {
                         break;
                     }
-                    ensure!(started.elapsed() < FOLLOWED, "{mode}: {dst}: addr {command} is not followed");
+                    ensure!(started.elapsed() < patience(FOLLOWED), "{mode}: {dst}: addr {command} is not followed");
                 }
                 eprintln!("{mode}: addr {command} {address}: followed in {:?}", started.elapsed());
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tunroute_tests::{Capture, Seen, World, inject::udp};
+use tunroute_tests::{Capture, Seen, World, inject::udp, pace::patience};
 
 /// A frame comes at once, or it is lost.
 pub const SOON: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ impl Places {
 
     /// Where a packet arrives first.
     pub fn saw(&mut self, wanted: impl Fn(&Seen) -> bool) -> Result<(&'static str, Seen)> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + patience(SOON);
         loop {
             for (name, capture) in &mut self.0 {
                 if let Ok(seen) = capture.wait_for(|seen| !seen.left() && wanted(seen), Duration::from_millis(1)) {

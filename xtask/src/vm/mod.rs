@@ -7,6 +7,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod results;
+mod suites;
 
 use std::{
     ffi::OsString,
@@ -16,57 +17,70 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use self::{
     kernel::Kernel,
     machine::{Accelerator, boot},
     results::Results,
+    suites::{SUITES, Suite},
 };
 use crate::{
-    command::{output_of, release_dir, say, workspace},
+    command::{cargo, output_of, release_dir, say, workspace},
     run::build_release,
     setup,
-    test::{Tally, all_tests},
+    test::Tally,
 };
 
 /// The series that are tested unless others are named: the oldest that is supported, and the newest of Debian stable.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 
-/// A test binary, and what of it is run in a guest.
-struct Suite {
-    name: &'static str,
-    /// A part of the names of the tests in the smoke test; it leaves out a suite that has none.
-    smoke: Option<&'static [&'static str]>,
-    /// Tests that cannot be run there, by name: what they need is not there, or they measure time.
-    skip: &'static [&'static str],
-}
-
-const SUITES: [Suite; 4] = [
-    Suite { name: "tunnels", smoke: Some(&["enters_by"]), skip: &[] },
-    Suite { name: "matrix", smoke: None, skip: &[] },
-    Suite { name: "datapath", smoke: Some(&["the_verifier"]), skip: &[] },
-    Suite { name: "kernel", smoke: None, skip: &["iptables_legacy", "a_probe_takes_no_time"] },
-];
-
 /// The tests measure time, and wait for what does not come: this many times as long under emulation.
 const SLOWDOWN: (&str, &str) = ("TUNROUTE_TEST_SLOWDOWN", "10");
 /// A suite that takes longer hangs.
-const SUITE_LIMIT: Duration = Duration::from_secs(900);
+const SUITE_LIMIT: Duration = Duration::from_secs(1200);
 /// The same for all suites of a smoke test, and the guest's start.
 const SMOKE_LIMIT: Duration = Duration::from_secs(240);
 
-/// Runs the tests on the newest kernel of each series, or a few of them for a smoke test; `args` are for the test binaries.
-pub fn test(series: &[String], smoke: bool, args: &[OsString]) -> Result<()> {
+/// Which suites are run.
+pub enum Selection<'a> {
+    /// A few tests of some of them.
+    Smoke,
+    /// Those with these names; all of them if there are none.
+    Suites(&'a [String]),
+}
+
+impl Selection<'_> {
+    fn suites(&self) -> Result<Vec<&'static Suite>> {
+        let chosen = |suite: &&Suite| match self {
+            Self::Smoke => suite.smoke.is_some(),
+            Self::Suites(names) => names.is_empty() || names.iter().any(|name| name == suite.name),
+        };
+        if let Self::Suites(names) = self {
+            let unknown = names.iter().find(|name| SUITES.iter().all(|suite| suite.name != name.as_str()));
+            let known = SUITES.map(|suite| suite.name).join(", ");
+            ensure!(
+                unknown.is_none(),
+                "no suite {} is run in virtual machines, but {known}",
+                unknown.map_or("", |name| name)
+            );
+        }
+        Ok(SUITES.iter().filter(chosen).collect())
+    }
+}
+
+/// Runs the tests on the newest kernel of each series; `args` are for the test binaries.
+pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> Result<()> {
     let start = Instant::now();
+    let suites = selection.suites()?;
+    let smoke = matches!(selection, Selection::Smoke);
     setup::for_building()?;
     setup::for_virtual_machines()?;
     build_release()?;
     let dir = workspace()?.join("target/vm");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
 
-    let suites: Vec<&Suite> = SUITES.iter().filter(|suite| !smoke || suite.smoke.is_some()).collect();
     let programs = programs(&suites)?;
     let series: Vec<&str> =
         if series.is_empty() { SERIES.to_vec() } else { series.iter().map(String::as_str).collect() };
@@ -88,7 +102,13 @@ pub fn test(series: &[String], smoke: bool, args: &[OsString]) -> Result<()> {
         all.push((kernel.release, results));
     }
 
-    println!("\n{}\n", results::table(all.iter().map(|(release, results)| (release.as_str(), results))));
+    for table in results::tables(&all) {
+        println!("\n{table}");
+    }
+    println!();
+    for (suite, (test, why)) in suites.iter().flat_map(|suite| suite.skip.iter().map(|skip| (suite.name, skip))) {
+        println!("left out: {suite} {test}: {why}");
+    }
     let mut failed = false;
     for (release, results) in all {
         let Tally { passed, failed: failures, ignored } = results.tally;
@@ -108,8 +128,9 @@ pub fn test(series: &[String], smoke: bool, args: &[OsString]) -> Result<()> {
 /// The binaries of the suites and tunroute itself, built, with their names.
 fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
     say("building the tests");
-    let mut build = all_tests()?;
-    build.args(["--no-run", "--message-format=json-render-diagnostics"]).stderr(Stdio::inherit());
+    let mut build = cargo(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])?;
+    build.args(["-p", "tunroute", "-p", "tunroute-tests"]).args(suites.iter().flat_map(|suite| ["--test", suite.name]));
+    build.stderr(Stdio::inherit());
     let messages = output_of(&mut build)?;
     let mut programs = vec![("tunroute".to_owned(), release_dir()?.join("tunroute"))];
     for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
@@ -131,9 +152,14 @@ fn script(suites: &[&Suite], smoke: bool, accelerator: Accelerator, args: &[OsSt
     if accelerator == Accelerator::Emulation {
         script += &format!(" {slowdown}={factor}");
     }
-    for Suite { name, smoke: few, skip } in suites {
-        script += &format!("\necho 'vm: suite {name}'\ntimeout -s KILL {} ./{name}", SUITE_LIMIT.as_secs());
-        for test in *skip {
+    for Suite { name, smoke: few, skip, emulated } in suites {
+        script += &format!("\necho 'vm: suite {name}'\n");
+        for (variable, value) in emulated.iter().filter(|_| accelerator == Accelerator::Emulation) {
+            script += &format!("{variable}={value} ");
+        }
+        // Two at a time, so that one works while the other waits.
+        script += &format!("timeout -s KILL {} ./{name} --test-threads 2", SUITE_LIMIT.as_secs());
+        for (test, _) in *skip {
             script += &format!(" --skip {test}");
         }
         for test in few.filter(|_| smoke).unwrap_or_default() {

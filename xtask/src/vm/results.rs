@@ -21,11 +21,16 @@ pub struct Results {
     /// Numbers over all suites.
     pub tally: Tally,
     suite: String,
-    ended: usize,
+    /// The suites that have ended, with what they said.
+    suites: BTreeMap<String, String>,
+    /// What tests want to be known, by what it is about.
+    notes: BTreeMap<String, String>,
     failures: Vec<String>,
     devices: BTreeMap<String, Outcome>,
 }
 
+/// How a test begins a line `note: ABOUT: NOTE` for the tables, on the standard error, which is not captured.
+const NOTE: &str = "note: ";
 /// The tests of this suite are named `DEVICE::TEST`.
 const TUNNELS: &str = "tunnels";
 /// The tests of this suite that are named after a device.
@@ -37,14 +42,17 @@ impl Results {
         if let Some(word) = line.strip_prefix("vm: ") {
             match word.split_once(" ended with ") {
                 Some((suite, status)) => {
-                    self.ended += 1;
+                    self.suites.entry(suite.to_owned()).or_insert_with(|| "no result".to_owned());
                     if status != "0" {
                         self.failures.push(format!("{suite} ended with {status}"));
                     }
                 }
                 None => self.suite = word.strip_prefix("suite ").unwrap_or_default().to_owned(),
             }
+        } else if let Some((about, note)) = line.strip_prefix(NOTE).and_then(|note| note.split_once(": ")) {
+            self.notes.insert(about.to_owned(), note.to_owned());
         } else if let Some(tally) = Tally::read(line) {
+            self.suites.insert(self.suite.clone(), tally.to_string());
             self.tally += tally;
         } else if let Some((name, outcome)) = outcome(line) {
             if outcome == Outcome::Failed {
@@ -68,8 +76,8 @@ impl Results {
 
     /// What went wrong, of so many suites.
     pub fn failures(mut self, suites: usize) -> Vec<String> {
-        if self.ended != suites {
-            self.failures.push(format!("only {} of {suites} suites ended", self.ended));
+        if self.suites.len() != suites {
+            self.failures.push(format!("only {} of {suites} suites ended", self.suites.len()));
         }
         self.failures
     }
@@ -88,28 +96,45 @@ fn outcome(line: &str) -> Option<(&str, Outcome)> {
     Some((name.trim_end(), outcome))
 }
 
-/// Kernels and the devices that the tests have used on them, as a table in Markdown.
-pub fn table<'a>(results: impl IntoIterator<Item = (&'a str, &'a Results)> + Clone) -> String {
-    let devices: BTreeSet<&str> =
-        results.clone().into_iter().flat_map(|(_, results)| results.devices.keys().map(String::as_str)).collect();
-    let mut rows = vec![String::from("| device |"), String::from("|---|")];
-    for (release, _) in results.clone() {
-        rows[0] += &format!(" Linux {release} |");
-        rows[1] += "---|";
+/// What the tests have shown of devices, what became of the suites, and the tests' notes: tables in Markdown, with a column
+/// for each kernel.
+pub fn tables(results: &[(String, Results)]) -> Vec<String> {
+    let name = |outcome: &Outcome| match outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "failed",
+        Outcome::Ignored => "not in this kernel",
+    };
+    let devices = table("device", results, |results| {
+        results.devices.iter().map(|(device, outcome)| (format!("`{device}`"), name(outcome).to_owned())).collect()
+    });
+    [
+        devices,
+        table("suite", results, |results| results.suites.clone()),
+        table("", results, |results| results.notes.clone()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// None if it would have no rows.
+fn table(
+    title: &str,
+    results: &[(String, Results)],
+    rows: impl Fn(&Results) -> BTreeMap<String, String>,
+) -> Option<String> {
+    let columns: Vec<_> = results.iter().map(|(_, results)| rows(results)).collect();
+    let names: BTreeSet<&String> = columns.iter().flat_map(BTreeMap::keys).collect();
+    let mut lines = vec![format!("| {title} |"), String::from("|---|")];
+    for (release, _) in results {
+        lines[0] += &format!(" Linux {release} |");
+        lines[1] += "---|";
     }
-    for device in devices {
-        let mut row = format!("| `{device}` |");
-        for (_, results) in results.clone() {
-            row += match results.devices.get(device) {
-                Some(Outcome::Passed) => " passed |",
-                Some(Outcome::Failed) => " failed |",
-                Some(Outcome::Ignored) => " not in this kernel |",
-                None => " not tested |",
-            };
-        }
-        rows.push(row);
+    for name in &names {
+        let cells = columns.iter().map(|column| column.get(*name).map_or("not tested", String::as_str));
+        lines.push(format!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | ")));
     }
-    rows.join("\n")
+    (!names.is_empty()).then(|| lines.join("\n"))
 }
 
 #[cfg(test)]
@@ -129,12 +154,20 @@ mod tests {
              test gre::carries ... ok\ntest gre::too_big    ... FAILED\ntest netkit::carries ... ignored\n\
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured\nvm: tunnels ended with 101",
         );
-        let new = read("vm: suite tunnels\ntest netkit::carries ... ok\ntest gre::carries ... ok");
+        let new =
+            read("vm: suite tunnels\ntest netkit::carries ... ok\ntest gre::carries ... ok\nnote: load: 7 ms: slow");
+        let results = [("6.1".to_owned(), old), ("6.12".to_owned(), new)];
         assert_eq!(
-            table([("6.1", &old), ("6.12", &new)]),
-            "| device | Linux 6.1 | Linux 6.12 |\n|---|---|---|\n| `gre` | failed | passed |\n\
-             | `netkit` | not in this kernel | passed |\n| `tun` | passed | not tested |"
+            tables(&results),
+            [
+                "| device | Linux 6.1 | Linux 6.12 |\n|---|---|---|\n| `gre` | failed | passed |\n\
+                 | `netkit` | not in this kernel | passed |\n| `tun` | passed | not tested |",
+                "| suite | Linux 6.1 | Linux 6.12 |\n|---|---|---|\n| matrix | no result | not tested |\n\
+                 | tunnels | 1 passed, 1 failed, 1 skipped | not tested |",
+                "|  | Linux 6.1 | Linux 6.12 |\n|---|---|---|\n| load | not tested | 7 ms: slow |",
+            ]
         );
+        let [(_, old), (_, new)] = results;
         assert_eq!(old.tally, Tally { passed: 1, failed: 1, ignored: 1 });
         assert_eq!(old.failures(2), ["tunnels gre::too_big", "tunnels ended with 101"]);
         assert_eq!(new.failures(1), ["only 0 of 1 suites ended"]);

@@ -1,0 +1,46 @@
+//! What is run in a guest, and what is not.
+
+/// A test binary, and what of it is run in a guest.
+pub struct Suite {
+    pub name: &'static str,
+    /// A part of the names of the tests in the smoke test; it leaves out a suite that has none.
+    pub smoke: Option<&'static [&'static str]>,
+    /// Tests that cannot be run there, by a part of their names, and why.
+    pub skip: &'static [(&'static str, &'static str)],
+    /// Variables for an emulated machine: fewer random cases.
+    pub emulated: &'static [(&'static str, &'static str)],
+}
+
+impl Suite {
+    const fn whole(name: &'static str) -> Self {
+        Self { name, smoke: None, skip: &[], emulated: &[] }
+    }
+
+    const fn smoke(self, tests: &'static [&'static str]) -> Self {
+        Self { smoke: Some(tests), ..self }
+    }
+
+    const fn without(self, skip: &'static [(&'static str, &'static str)]) -> Self {
+        Self { skip, ..self }
+    }
+}
+
+/// All of them. Not here: `failover` and `survival` are about milliseconds, `lab` is about the lab, `demo` and `planning`
+/// about what a person reads.
+pub const SUITES: [Suite; 12] = [
+    Suite::whole("tunnels").smoke(&["enters_by"]),
+    Suite::whole("matrix"),
+    Suite::whole("datapath").smoke(&["the_verifier"]),
+    Suite::whole("kernel").without(&[
+        ("iptables_legacy", "Debian's kernel has ip_tables as a module that is not taken along"),
+        ("a_probe_takes_no_time", "it measures time"),
+    ]),
+    Suite::whole("semantics"),
+    Suite::whole("lifecycle"),
+    Suite::whole("probes"),
+    Suite::whole("commands"),
+    Suite { emulated: &[("TUNROUTE_HOSTS", "20"), ("TUNROUTE_PACKETS", "100")], ..Suite::whole("equivalence") },
+    Suite::whole("explain"),
+    Suite::whole("gates"),
+    Suite::whole("faults").without(&[("the_clock_jumps", "it takes a C compiler")]),
+];
