@@ -105,6 +105,7 @@ pub extern "C" fn find_source(family: u64, high: u64, low: u64) -> u64 {
 }
 
 /// Likewise: 1 if the set holds the address.
+#[allow(clippy::cast_possible_truncation, reason = "a set's number, passed in a whole register")]
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_exempt(set: u64, family: u64, high: u64, low: u64) -> u64 {

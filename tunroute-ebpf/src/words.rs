@@ -43,6 +43,7 @@ impl MapWords {
 }
 
 impl Words for MapWords {
+    #[allow(clippy::cast_possible_truncation, reason = "a register has 64 bits")]
     #[inline(always)]
     fn word(&self, index: u64) -> u64 {
         if index >= self.count {
