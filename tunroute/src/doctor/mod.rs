@@ -1,6 +1,6 @@
 //! `tunroute doctor`: what on this host keeps a configuration from working, what that breaks, and what mends it.
 //!
-//! [`Observation::take`] looks, [`examine`] judges; only [`Setting::apply`] changes anything.
+//! [`Observation::take`] looks, [`examine()`] judges; only [`Setting::apply`] changes anything.
 
 mod examine;
 mod observe;

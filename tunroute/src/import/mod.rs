@@ -1,7 +1,7 @@
 //! `tunroute import`: from rules and routes made by hand to a configuration that does the same.
 //!
-//! [`live`] asks `ip` what is there and [`script`] reads commands; both lead to a [`Setup`]. [`draft`] finds the policies in
-//! it, and [`write`] writes them down, with comments for what could not be expressed.
+//! [`live()`] asks `ip` what is there and [`script`] reads commands; both lead to a [`Setup`]. [`draft()`] finds the policies in
+//! it, and [`mod@write`] writes them down, with comments for what could not be expressed.
 
 mod draft;
 mod live;
