@@ -20,6 +20,8 @@ pub mod header {
     pub const RECORD: u64 = 4;
     /// As many words as are used from the first on, for the daemon only.
     pub const USED: u64 = 5;
+    /// A word that stays 0: the programs read it instead of what is past the end.
+    pub const NOTHING: u64 = 7;
     /// As many words as the header has.
     pub const LENGTH: u64 = 8;
 }

@@ -1,6 +1,7 @@
 //! The eBPF programs of tunroute: entry points of a few lines around [`tunroute_common::decide`].
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the classifier macro's functions are seen by the kernel only")]
 
 mod lookup;

@@ -1,9 +1,9 @@
 //! The words that prefixes are looked up in.
 
-use core::ptr;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{Global, helpers::generated::bpf_map_lookup_elem, macros::map, maps::Array};
-use tunroute_common::trie::Words;
+use tunroute_common::{index::header::NOTHING, trie::Words};
 
 /// Made and pinned by the daemon before it loads the programs, as a map of another type: an array of one map, whose one
 /// element is the words.
@@ -46,8 +46,18 @@ impl Words for MapWords {
     #[allow(clippy::cast_possible_truncation, reason = "a register has 64 bits")]
     #[inline(always)]
     fn word(&self, index: u64) -> u64 {
-        if index >= self.count {
-            return 0;
+        let mut index = index;
+        // SAFETY: reads and writes no memory. The compiler might compare one copy of a number and use another, of which the
+        // verifier of Linux 6.1 knows nothing then.
+        unsafe {
+            asm!(
+                "if {index} < {count} goto +1",
+                "{index} = {nothing}",
+                index = inout(reg) index,
+                count = in(reg) self.count,
+                nothing = const NOTHING,
+                options(pure, nomem, nostack),
+            );
         }
         // SAFETY: within the element. Words are written whole.
         unsafe { ptr::read_volatile(self.words.add(index as usize)) }
