@@ -383,7 +383,8 @@ fn no_packet_is_decided_wrongly_while_prefixes_change() {
                     _ => FastOp::RemoveSource(prefix),
                 };
                 datapath.apply(&operation).unwrap();
-                if swap % 10 == 0 {
+                // Waits for programs to end, so that the reader gets to see either state, even on one CPU.
+                if swap % 11 == 0 {
                     datapath.read_again().unwrap();
                 }
             }
