@@ -111,9 +111,9 @@ pub struct FastPathStatus {
 pub struct MapStatus {
     /// The map's name.
     pub name: String,
-    /// Used entries.
+    /// Used entries; of `INDEX`, words of 8 bytes.
     pub entries: usize,
-    /// How many it takes.
+    /// How many it takes. `INDEX` is made anew, and larger, when it is full.
     pub capacity: usize,
 }
 

@@ -61,15 +61,8 @@ impl State {
 }
 
 fn look_up<W: Words + ?Sized>(words: &W, address: IpAddr) -> Option<Source> {
-    let (family, key) = at(address);
+    let (family, key) = key(address);
     source(words, family, key)
-}
-
-fn at(address: IpAddr) -> (Root, Key) {
-    match address {
-        IpAddr::V4(address) => (Root::V4, crate::trie::key(u128::from(address.to_bits()) << 96)),
-        IpAddr::V6(address) => (Root::V6, crate::trie::key(address.to_bits())),
-    }
 }
 
 /// Few networks and all lengths, so that prefixes nest and meet again.
@@ -107,7 +100,7 @@ fn check(cells: &Cells, state: &State) -> Result<(), TestCaseError> {
     for address in prefixes.flat_map(|prefix| [prefix.network(), prefix.broadcast()]) {
         let expected = oracle.get_lpm(&address.into()).map(|(_, source)| *source);
         prop_assert_eq!(look_up(cells, address), expected, "{}", address);
-        let (family, key) = at(address);
+        let (family, key) = key(address);
         for set in 0..20 {
             let expected = state.exempt.iter().any(|each| each.set == set && each.prefix.contains(&address));
             prop_assert_eq!(exempt(cells, set, family, key), expected, "{} in set {}", address, set);
@@ -146,7 +139,7 @@ proptest! {
         let cells = Cells(words.into_iter().map(AtomicU64::new).collect());
         let _whatever = (read(&cells), used(&cells));
         for address in [IpAddr::V6(address.into()), IpAddr::V4((address as u32).into())] {
-            let (family, key) = at(address);
+            let (family, key) = key(address);
             let _whatever = (look_up(&cells, address), exempt(&cells, 1, family, key));
             let operation = FastOp::RemoveSource(address.into());
             let _whatever = change(&cells, State::default().content(), &[&operation]);
@@ -262,7 +255,7 @@ fn populations() {
         let cells = Cells::of(&image, 1 << 16);
         let keys: Vec<(Root, Key)> = {
             let prefixes: Vec<&IpNet> = state.sources.keys().collect();
-            (0..1 << 20).map(|_| at(prefixes[random.usize(..prefixes.len())].addr())).collect()
+            (0..1 << 20).map(|_| key(prefixes[random.usize(..prefixes.len())].addr())).collect()
         };
         let begun = Instant::now();
         for (family, key) in &keys {
