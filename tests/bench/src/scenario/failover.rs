@@ -6,25 +6,28 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::tc::SchedClassifierLink;
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Arena, Bench, Place, SENDER_CPU};
 use crate::{
-    generator::{Frame, pin_to},
+    generator::{Frame, Generator, pin_to},
     load::flows,
     prefixes::Prefixes,
     record::{Case, Measurement, Outcome, Unit},
     site::{INGRESS, TUNNELS},
 };
 
-/// How long the packets are sent.
+/// Packets are sent for so long at a time: between two times there are none.
 const FLOW: Duration = Duration::from_millis(60);
-/// After so much of it the tunnel goes down.
+/// For packets to leave by a tunnel. To take a device down the kernel alone needs up to 70 ms while packets are sent.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// After so much of the flow the tunnel goes down.
 const BEFORE: Duration = Duration::from_millis(10);
 /// For the daemon to find the tunnel up again.
 const BACK: Duration = Duration::from_millis(50);
@@ -81,24 +84,25 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
         Ok([generator.attach_watch("watch0", TUNNELS[0])?, generator.attach_watch("watch1", TUNNELS[1])?])
     })?;
     generator.forget_seen()?;
+    let done = AtomicBool::new(false);
     let failed = site.host.run_in(|| {
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 pin_to(SENDER_CPU)?;
-                generator.send(frame, ingress, packets)
+                while !done.load(Ordering::Acquire) {
+                    generator.send(frame, ingress, packets)?;
+                }
+                anyhow::Ok(())
             });
             let down = (|| {
-                let deadline = Instant::now() + FLOW;
-                while generator.seen(0)?.first == 0 {
-                    if Instant::now() > deadline {
-                        bail!("no packets left by {} while it was up", TUNNELS[0]);
-                    }
-                    std::thread::sleep(Duration::from_micros(200));
-                }
+                until_seen(generator, 0).context("while it was up")?;
                 std::thread::sleep(BEFORE);
                 set_down(TUNNELS[0])?;
-                Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?))
+                let down = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+                until_seen(generator, 1).with_context(|| format!("after {} went down", TUNNELS[0]))?;
+                Ok(down)
             })();
+            done.store(true, Ordering::Release);
             sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             down
         })
@@ -107,11 +111,17 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
     site.host.ip(&format!("link set {} up", TUNNELS[0]))?;
     std::thread::sleep(BACK);
     let down = failed?;
-    if seen[1].first == 0 {
-        bail!("no packet left by {} within {} ms after {} went down", TUNNELS[1], FLOW.as_millis(), TUNNELS[0]);
-    }
     let after = |earlier: u64| seen[1].first.saturating_sub(earlier) as f64 / 1e9;
     Ok(Failover { outage: after(seen[0].last), reaction: after(u64::try_from(down.as_nanos())?) })
+}
+
+fn until_seen(generator: &Generator, tunnel: usize) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while generator.seen(u32::try_from(tunnel)?)?.first == 0 {
+        ensure!(Instant::now() < deadline, "no packet left by {} within {PATIENCE:?}", TUNNELS[tunnel]);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 /// `ip link set DEVICE down`, without the time that starting `ip` takes.
