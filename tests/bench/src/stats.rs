@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 const RESAMPLES: usize = 1000;
 /// 95 % of normally distributed values are within so many standard deviations.
 const NORMAL: f64 = 1.96;
+/// No null is surer than this, as a standard deviation: a few rounds may agree by chance.
+const SUREST: f64 = 1e-3;
 
 /// A median and the interval in which it lies with 95 % confidence.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,9 +97,14 @@ pub fn place_noise(nulls: &[Estimate]) -> f64 {
         return 0.0;
     }
     let count = nulls.len() as f64;
-    // What the rounds explain is in the intervals already.
-    let unexplained = |null: &Estimate| null.median.ln().powi(2) - ((null.high / null.low).ln() / 2.0 / NORMAL).powi(2);
-    let variance = nulls.iter().map(unexplained).sum::<f64>() / count;
+    // DerSimonian and Laird's estimate of what differs between studies, with the true effect known to be none: each null
+    // counts as much as its rounds are sure of it, or wide intervals would hide what narrow ones show.
+    let weights = nulls.iter().map(|null| ((null.high / null.low).ln() / 2.0 / NORMAL).max(SUREST).powi(-2));
+    let (weight, squares) = nulls
+        .iter()
+        .zip(weights)
+        .fold((0.0, 0.0), |(sum, squares), (null, weight)| (sum + weight, squares + weight * null.median.ln().powi(2)));
+    let variance = (squares - count) / weight;
     variance.max(0.0).sqrt() * (1.0 + 1.6 / count)
 }
 

@@ -97,15 +97,22 @@ pub fn doubts(record: &Record) -> Vec<String> {
         .iter()
         .filter(|measurement| measurement.contestant == NULL && measurement.ratio.is_some())
         .collect();
-    let within = nulls.iter().filter(|null| null.ratio.is_some_and(|ratio| ratio.contains(1.0))).count();
+    let within = |noise: fn(&Record, Scenario) -> f64| {
+        let contains = |null: &&&Measurement| {
+            null.ratio.is_some_and(|ratio| ratio.widened(noise(record, null.case.scenario)).contains(1.0))
+        };
+        nulls.iter().filter(contains).count()
+    };
     let worst = nulls.iter().filter_map(|null| null.ratio).map(|ratio| (ratio.median - 1.0).abs()).fold(0.0, f64::max);
     said.push(format!(
-        "The baseline took part twice, in two places: in {within} of {} cases the interval of their ratio contains 1, and \
-         the ratio is never further from it than {:.1} %. What the rounds do not explain of it, {:.1} % for forwarded \
-         packets, is due to the places, and part of the intervals of all ratios.",
+        "The baseline took part twice, in two places: in {} of {} cases the interval of their ratio, from the rounds alone, \
+         contains 1, and the ratio is never further from it than {:.1} %. What the rounds do not explain of it, {:.1} % for \
+         forwarded packets, is due to the places, and part of the intervals in the sentences above: with it, {} contain 1.",
+        within(|_, _| 0.0),
         nulls.len(),
         worst * 100.0,
-        record.noise(Scenario::Forward) * 100.0
+        record.noise(Scenario::Forward) * 100.0,
+        within(Record::noise)
     ));
     let wide = record.measurements.iter().filter(|measurement| super::table::is_uncertain(measurement)).count();
     said.push(format!(

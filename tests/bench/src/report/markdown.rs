@@ -132,6 +132,9 @@ fn method(text: &mut String) -> Result<()> {
          astray, is disqualified. Contestants are measured in short slices, in rounds of random order, on one CPU, with \
          everything else on another; ratios are taken round by round, and the intervals are bootstrapped. A contestant is \
          stopped where the growth so far leads beyond what is bearable.\n\n\
+         Failover is watched where packets enter the tunnels' devices. While packets are sent, the kernel needs up to 70 ms \
+         to take one down: 0 means that they already left by the other when it had finished. What the device dropped \
+         meanwhile is not counted.\n\n\
          Prefixes: {}. Most packets go to one of {} destinations in random order.\n",
         prefixes::DESCRIPTION,
         crate::load::DESTINATIONS,
