@@ -23,7 +23,7 @@ use nix::{
 use tunroute::net::Family;
 use tunroute_tests::Mac;
 
-use crate::layout::{Arrived, EXITS, FLOWS, Flow, Seen, Template};
+use crate::layout::{Arrived, EXITS, FLOWS, Flow, Template};
 
 /// Packets that the kernel makes before it hands them to the stack together (`xdp_test_run_batch()` in
 /// `net/bpf/test_run.c`), like a NAPI poll.
@@ -75,7 +75,7 @@ pub struct Generator {
     flows: MapData,
     template: Mutex<Array<MapData, Template>>,
     arrived: PerCpuArray<MapData, Arrived>,
-    seen: Mutex<Array<MapData, Seen>>,
+    seen: Mutex<Array<MapData, u64>>,
     tried: Mutex<ProgramArray<MapData>>,
     macs: (Mac, Mac),
 }
@@ -84,8 +84,6 @@ pub struct Generator {
 unsafe impl aya::Pod for Template {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Arrived {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Seen {}
 
 impl Generator {
     /// Loads the programs. Frames go from the first MAC address to the second.
@@ -251,16 +249,16 @@ impl Generator {
     pub fn forget_seen(&self) -> Result<()> {
         let mut seen = self.seen.lock().map_err(|_| poisoned())?;
         for exit in 0..EXITS {
-            seen.set(exit, Seen::default(), 0).context("cannot write what was seen")?;
+            seen.set(exit, 0, 0).context("cannot write what was seen")?;
         }
         Ok(())
     }
 
-    /// What the watch at an exit has seen.
+    /// When the watch at an exit has seen the first packet, in nanoseconds of `CLOCK_MONOTONIC`; 0 for never.
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn seen(&self, exit: u32) -> Result<Seen> {
+    pub fn seen(&self, exit: u32) -> Result<u64> {
         self.seen.lock().map_err(|_| poisoned())?.get(&exit, 0).context("cannot read what was seen")
     }
 

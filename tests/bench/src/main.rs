@@ -70,7 +70,7 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
     });
     let limits = Limits {
         install: Duration::from_secs(if cli.quick { 3 } else { 15 }),
-        packet: Duration::from_micros(if cli.quick { 100 } else { 500 }),
+        packet: Duration::from_micros(if cli.quick { 100 } else { 1000 }),
     };
     let effort = Effort {
         prefixes,

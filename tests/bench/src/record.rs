@@ -132,6 +132,9 @@ impl Case {
     }
 }
 
+/// The figure of a failover that is not the kernel's part of it.
+pub const TOLD: &str = "after the kernel told that the device was down";
+
 /// In what it was measured. Less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

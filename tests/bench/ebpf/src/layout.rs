@@ -57,13 +57,3 @@ pub struct Arrived {
     /// Packets that were to leave elsewhere.
     pub wrong: u64,
 }
-
-/// When packets left at an exit, in nanoseconds of `CLOCK_MONOTONIC`; 0 for never.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Seen {
-    /// The first.
-    pub first: u64,
-    /// The last.
-    pub last: u64,
-}

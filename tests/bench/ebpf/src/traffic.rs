@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-use crate::layout::{Arrived, BENCH_V4, BENCH_V6, EXIT_MASK, EXITS, FIRST_VNI, FLOWS, Flow, Seen, Template, UPLINK};
+use crate::layout::{Arrived, BENCH_V4, BENCH_V6, EXIT_MASK, EXITS, FIRST_VNI, FLOWS, Flow, Template, UPLINK};
 
 #[map]
 static FLOW_TABLE: Array<Flow> = Array::with_max_entries(FLOWS, BPF_F_MMAPABLE);
@@ -29,7 +29,7 @@ static POSITION: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 static ARRIVED: PerCpuArray<Arrived> = PerCpuArray::with_max_entries(EXITS, 0);
 /// What the watches have seen, by exit.
 #[map]
-static SEEN: Array<Seen> = Array::with_max_entries(EXITS, 0);
+static SEEN: Array<u64> = Array::with_max_entries(EXITS, 0);
 /// The program that is tried.
 #[map]
 static TRIED: ProgramArray = ProgramArray::with_max_entries(1, 0);
@@ -143,7 +143,7 @@ pub fn exit1(context: TcContext) -> i32 {
     exit_layer3::<1>(&context)
 }
 
-/// At the first tunnel, before the exit: when packets leave there.
+/// At the first tunnel, before the exit: when the first packet leaves there.
 #[classifier]
 pub fn watch0(_context: TcContext) -> i32 {
     see(0)
@@ -160,9 +160,8 @@ fn see(exit: u32) -> i32 {
     if let Some(seen) = SEEN.get_ptr_mut(exit) {
         // SAFETY: the map's value; the bench sends on one CPU while it watches.
         unsafe {
-            (*seen).last = bpf_ktime_get_ns();
-            if (*seen).first == 0 {
-                (*seen).first = (*seen).last;
+            if *seen == 0 {
+                *seen = bpf_ktime_get_ns();
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use tunroute::net::Family;
 
-use super::table::{amount, place, thousands, title};
+use super::table::{amount, details, place, thousands, title};
 use crate::{
     contestant::{BASELINE, FLAT_RULES as RULES, NFT, NULL, TUNROUTE_BOTH as BOTH, TUNROUTE_EBPF as EBPF},
     load::Pattern,
@@ -50,8 +50,9 @@ pub fn losses(record: &Record) -> Vec<String> {
             for name in [BOTH, EBPF] {
                 if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
-                        "Into vxlan, encapsulation included ({}): {name} takes {}, {}.",
+                        "Into vxlan, encapsulation included ({}, {}): {name} takes {}, {}.",
                         place(&case),
+                        details(&case),
                         median(measured),
                         against(BASELINE, &ratio)
                     ));

@@ -8,7 +8,7 @@ use tunroute::net::Family;
 use super::table::{amount, thousands};
 use crate::{
     contestant::{FLAT_RULES, FLOOR, NFT, TUNROUTE_BOTH, TUNROUTE_EBPF, TUNROUTE_KERNEL},
-    record::{Case, Measurement, Outcome, Record, Scenario, Unit},
+    record::{Case, Measurement, Outcome, Record, Scenario, TOLD, Unit},
     site::Sysctls,
     stats::Estimate,
 };
@@ -113,8 +113,11 @@ pub fn goals(record: &Record) -> Vec<Goal> {
         let what = format!("{}: one of them changed, from the reload until packets follow", case_words(&case));
         goals.push(plain(record, what, case, "one", 0.001));
         let case = Case { scenario: Scenario::Failover, prefixes: largest(record, Scenario::Failover), ..case };
-        let what = format!("{}: failover, from when the device was down until packets follow", case_words(&case));
-        goals.push(plain(record, what, case, "after the device was down", 0.0003));
+        let what = format!(
+            "{}: failover, from when the kernel told that the device was down until packets follow",
+            case_words(&case)
+        );
+        goals.push(plain(record, what, case, TOLD, 0.0003));
     }
     goals
 }

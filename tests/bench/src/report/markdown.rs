@@ -132,9 +132,9 @@ fn method(text: &mut String) -> Result<()> {
          astray, is disqualified. Contestants are measured in short slices, in rounds of random order, on one CPU, with \
          everything else on another; ratios are taken round by round, and the intervals are bootstrapped. A contestant is \
          stopped where the growth so far leads beyond what is bearable.\n\n\
-         Failover is watched where packets enter the tunnels' devices. While packets are sent, the kernel needs up to 70 ms \
-         to take one down: 0 means that they already left by the other when it had finished. What the device dropped \
-         meanwhile is not counted.\n\n\
+         Failover is the time from the command to take the tunnel's device down until packets leave by the other: none can \
+         be lost for longer. Most of it is the kernel's, which needs up to 70 ms to take a device down while packets are \
+         sent; what comes after the kernel told so is given apart.\n\n\
          Prefixes: {}. Most packets go to one of {} destinations in random order.\n",
         prefixes::DESCRIPTION,
         crate::load::DESTINATIONS,

@@ -1,10 +1,11 @@
 //! How long packets of a policy are not delivered when its tunnel goes down.
 //!
-//! Watches at the tunnels' devices write down when packets of the first tunnel's policy leave there, so that the figures
-//! are as exact as the packets are close to one another.
+//! Watches at the tunnels' devices write down when the first packet of the first tunnel's policy leaves there, so that the
+//! figures are as exact as the packets are close to one another. The last packet tells nothing: the watch is ahead of the
+//! queue, where a device that is being taken down drops what it still gets.
 
 use std::{
-    io,
+    io::{self, Read as _},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -12,14 +13,18 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::tc::SchedClassifierLink;
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::socket::NetlinkAddr,
+    time::{ClockId, clock_gettime},
+};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Arena, Bench, Place, SENDER_CPU};
 use crate::{
     generator::{Frame, Generator, pin_to},
     load::flows,
     prefixes::Prefixes,
-    record::{Case, Measurement, Outcome, Unit},
+    record::{Case, Measurement, Outcome, TOLD, Unit},
     site::{INGRESS, TUNNELS},
 };
 
@@ -37,9 +42,9 @@ const UP: i16 = 1;
 /// One failover, in seconds.
 #[derive(Clone, Copy)]
 struct Failover {
-    /// From the last packet that left by the first tunnel to the first by the second.
+    /// From the command to take the device down to the first packet by the second tunnel: no packet can be lost for longer.
     outage: f64,
-    /// From when the kernel had taken the device down, and told so, to the first packet by the second tunnel.
+    /// The part of it that is not the kernel's: from when it told that the device was down.
     reaction: f64,
 }
 
@@ -59,10 +64,7 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<Measu
         let times: Result<Vec<Failover>> = (0..failures).map(|_| one(bench, place, frame)).collect();
         match times {
             Ok(times) => {
-                for (figure, of) in [
-                    ("", (|time| time.outage) as fn(&Failover) -> f64),
-                    ("after the device was down", |time| time.reaction),
-                ] {
+                for (figure, of) in [("", (|time| time.outage) as fn(&Failover) -> f64), (TOLD, |time| time.reaction)] {
                     let values = times.iter().map(of).collect();
                     measurements.push(Measurement::of(case, name, figure, Unit::Seconds, values));
                 }
@@ -85,7 +87,9 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
     })?;
     generator.forget_seen()?;
     let done = AtomicBool::new(false);
+    let first = site.host.ifindex(TUNNELS[0])?;
     let failed = site.host.run_in(|| {
+        let links = link_messages()?;
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 pin_to(SENDER_CPU)?;
@@ -97,27 +101,61 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
             let down = (|| {
                 until_seen(generator, 0).context("while it was up")?;
                 std::thread::sleep(BEFORE);
+                // It is told before the kernel has finished and the command returns.
+                let told = scope.spawn(|| until_told(&links, first));
+                let commanded = now()?;
                 set_down(TUNNELS[0])?;
-                let down = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+                let told = told.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
                 until_seen(generator, 1).with_context(|| format!("after {} went down", TUNNELS[0]))?;
-                Ok(down)
+                Ok((commanded, told))
             })();
             done.store(true, Ordering::Release);
             sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             down
         })
     });
-    let seen = [generator.seen(0)?, generator.seen(1)?];
+    let follows = Duration::from_nanos(generator.seen(1)?);
     site.host.ip(&format!("link set {} up", TUNNELS[0]))?;
     std::thread::sleep(BACK);
-    let down = failed?;
-    let after = |earlier: u64| seen[1].first.saturating_sub(earlier) as f64 / 1e9;
-    Ok(Failover { outage: after(seen[0].last), reaction: after(u64::try_from(down.as_nanos())?) })
+    let (commanded, told) = failed?;
+    let after = |earlier: Duration| follows.saturating_sub(earlier).as_secs_f64();
+    Ok(Failover { outage: after(commanded), reaction: after(told) })
+}
+
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
+
+/// What the kernel tells of this namespace's devices, from now on.
+fn link_messages() -> Result<Socket> {
+    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let groups = u32::try_from(libc::RTMGRP_LINK)?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups)).context("cannot listen to the kernel")?;
+    Ok(socket)
+}
+
+/// When it is told that a device is down.
+fn until_told(mut links: &Socket, device: u32) -> Result<Duration> {
+    /// `struct nlmsghdr`, whose second field is the message's type, and `struct ifinfomsg`, whose fifth and sixth are the
+    /// device and its flags, of `include/uapi/linux/netlink.h` and `rtnetlink.h`.
+    const START: usize = 32;
+    let mut message = [0; 8192];
+    loop {
+        let length = links.read(&mut message).context("it was not told that the device is down")?;
+        let told = now()?;
+        let field = |at: usize| u32::from_ne_bytes(std::array::from_fn(|byte| message[at + byte]));
+        let kind = u16::from_ne_bytes([message[4], message[5]]);
+        let up = field(24) & u32::from(UP.cast_unsigned()) != 0;
+        if length >= START && kind == libc::RTM_NEWLINK && field(20) == device && !up {
+            return Ok(told);
+        }
+    }
 }
 
 fn until_seen(generator: &Generator, tunnel: usize) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    while generator.seen(u32::try_from(tunnel)?)?.first == 0 {
+    while generator.seen(u32::try_from(tunnel)?)? == 0 {
         ensure!(Instant::now() < deadline, "no packet left by {} within {PATIENCE:?}", TUNNELS[tunnel]);
         std::thread::sleep(Duration::from_micros(200));
     }
