@@ -30,12 +30,11 @@ use crate::{
 
 /// Packets are sent for so long at a time: between two times there are none.
 const FLOW: Duration = Duration::from_millis(60);
-/// For packets to leave by a tunnel. To take a device down the kernel alone needs up to 70 ms while packets are sent.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// After so much of the flow the tunnel goes down.
+/// For packets to leave by a tunnel. To take a device down the kernel alone needs up to 70 ms while packets are sent; to
+/// find it up again, a daemon with a million prefixes needs seconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// For so long all packets leave by the tunnel before it goes down.
 const BEFORE: Duration = Duration::from_millis(10);
-/// For the daemon to find the tunnel up again.
-const BACK: Duration = Duration::from_millis(50);
 /// `IFF_UP` in `include/uapi/linux/if.h`, as wide as the flags of an ifreq.
 const UP: i16 = 1;
 
@@ -85,7 +84,6 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
     let _watches: [SchedClassifierLink; 2] = site.host.run_in(|| {
         Ok([generator.attach_watch("watch0", TUNNELS[0])?, generator.attach_watch("watch1", TUNNELS[1])?])
     })?;
-    generator.forget_seen()?;
     let done = AtomicBool::new(false);
     let first = site.host.ifindex(TUNNELS[0])?;
     let failed = site.host.run_in(|| {
@@ -99,27 +97,27 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
                 anyhow::Ok(())
             });
             let down = (|| {
-                until_seen(generator, 0).context("while it was up")?;
-                std::thread::sleep(BEFORE);
+                until(|| settled(generator)).with_context(|| format!("not all packets leave by {}", TUNNELS[0]))?;
                 // It is told before the kernel has finished and the command returns.
                 let told = scope.spawn(|| until_told(&links, first));
                 let commanded = now()?;
                 set_down(TUNNELS[0])?;
                 let told = told.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                until_seen(generator, 1).with_context(|| format!("after {} went down", TUNNELS[0]))?;
-                Ok((commanded, told))
+                let follows = until(|| Ok(Some(generator.seen(1)?).filter(|&seen| seen != 0)))
+                    .with_context(|| format!("{} is down, but no packet leaves by {}", TUNNELS[0], TUNNELS[1]))?;
+                Ok((commanded, told, Duration::from_nanos(follows)))
             })();
             done.store(true, Ordering::Release);
             sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             down
         })
     });
-    let follows = Duration::from_nanos(generator.seen(1)?);
     site.host.ip(&format!("link set {} up", TUNNELS[0]))?;
-    std::thread::sleep(BACK);
-    let (commanded, told) = failed?;
-    let after = |earlier: Duration| follows.saturating_sub(earlier).as_secs_f64();
-    Ok(Failover { outage: after(commanded), reaction: after(told) })
+    let (commanded, told, follows) = failed?;
+    let outage =
+        follows.checked_sub(commanded).context("packets left by the second tunnel before the first was down")?;
+    // The daemon may be told, and act, before this process is.
+    Ok(Failover { outage: outage.as_secs_f64(), reaction: follows.saturating_sub(told).as_secs_f64() })
 }
 
 fn now() -> Result<Duration> {
@@ -153,13 +151,23 @@ fn until_told(mut links: &Socket, device: u32) -> Result<Duration> {
     }
 }
 
-fn until_seen(generator: &Generator, tunnel: usize) -> Result<()> {
+/// Do all packets leave by the first tunnel? They do not until the daemon has found it up again.
+fn settled(generator: &Generator) -> Result<Option<()>> {
+    generator.forget_seen()?;
+    std::thread::sleep(BEFORE);
+    Ok((generator.seen(0)? != 0 && generator.seen(1)? == 0).then_some(()))
+}
+
+/// Asks until there is an answer.
+fn until<T>(ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
-    while generator.seen(u32::try_from(tunnel)?)? == 0 {
-        ensure!(Instant::now() < deadline, "no packet left by {} within {PATIENCE:?}", TUNNELS[tunnel]);
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        ensure!(Instant::now() < deadline, "after {PATIENCE:?}");
         std::thread::sleep(Duration::from_micros(200));
     }
-    Ok(())
 }
 
 /// `ip link set DEVICE down`, without the time that starting `ip` takes.
