@@ -18,7 +18,7 @@ use tunroute_tests::{
     Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind, Watch,
     World,
     device::veth,
-    pace::patience,
+    pace::{patience, slowdown},
     ping,
     plan::{HOST, ISP, PLAIN_LAN, REMOTE},
     traffic::Answer,
@@ -431,7 +431,10 @@ fn nothing_ever_leaks_in_any_state_of_the_tunnels() -> Result<()> {
                 let report = flow.stop()?;
                 let counts = (report.count("uplink"), report.count("wrong tunnel"));
                 assert_eq!(counts, (0, 0), "{kind:?}, {mode}: {from} {family} leaked");
-                ensure!(report.sent > 100 && report.count("remote") > 100, "{kind:?}, {mode}: nothing was tested");
+                // A slow machine sends as much less.
+                let enough = 100 / u64::from(slowdown());
+                let arrived = report.count("remote");
+                ensure!(arrived as u64 > enough, "{kind:?}, {mode}: {arrived} packets of {from} {family} are no test");
             }
         }
     }

@@ -65,6 +65,7 @@ pub enum Refused {
     Prohibit,
     /// `EINVAL`: dropped without a word, by a `blackhole` route or rule, or for IPv4 because the source is not to be
     /// believed (`ip_route_input_slow()` in `net/ipv4/route.c`: reverse path filter, one of the host's own addresses).
+    /// `EXDEV`: the reverse path filter before Linux 6.13 (`fib_validate_source()` in `net/ipv4/fib_frontend.c`).
     Dropped,
 }
 
@@ -77,7 +78,7 @@ impl Refused {
             libc::ENETUNREACH => Some(Self::NoRoute),
             libc::EHOSTUNREACH => Some(Self::Unreachable),
             libc::EACCES => Some(Self::Prohibit),
-            libc::EINVAL => Some(Self::Dropped),
+            libc::EINVAL | libc::EXDEV => Some(Self::Dropped),
             _ => None,
         }
     }
@@ -214,6 +215,7 @@ mod tests {
             (libc::EHOSTUNREACH, None, Some(Refused::Unreachable)),
             (libc::EACCES, None, Some(Refused::Prohibit)),
             (libc::EINVAL, None, Some(Refused::Dropped)),
+            (libc::EXDEV, None, Some(Refused::Dropped)),
             (libc::EINVAL, Some("ipv4: Invalid values in header"), None),
             (libc::ENODEV, None, None),
             (libc::EPERM, None, None),

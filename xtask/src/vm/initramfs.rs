@@ -44,7 +44,7 @@ const MODULES: [&str; 22] = [
 ];
 
 /// The programs that tests call. busybox stands in for all others.
-const PROGRAMS: [&str; 9] = ["bash", "busybox", "ip", "tc", "ping", "wg", "kmod", "setpriv", "nsenter"];
+const PROGRAMS: [&str; 10] = ["bash", "busybox", "date", "ip", "tc", "ping", "wg", "kmod", "setpriv", "nsenter"];
 
 const INIT: &str = include_str!("init");
 
