@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tunroute_common::maps::{Action, Slot, Source, flags};
 
-use crate::net::{Family, IfIndex, LinkLayer};
+use crate::{
+    net::{Family, IfIndex, LinkLayer},
+    prefix_map::PrefixMap,
+};
 
 /// Where a program sees packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,7 +117,7 @@ impl Open {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastState {
     /// The source prefixes of `INDEX`.
-    pub sources: BTreeMap<IpNet, Source>,
+    pub sources: PrefixMap<Source>,
     /// The exemptions of `INDEX`.
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
@@ -135,8 +138,8 @@ impl FastState {
         match operation {
             FastOp::WriteSlot(index, slot, _) => drop(self.slots.insert(*index, *slot)),
             FastOp::ClearSlot(index) => drop(self.slots.remove(index)),
-            FastOp::PutSource(prefix, source) => drop(self.sources.insert(*prefix, *source)),
-            FastOp::RemoveSource(prefix) => drop(self.sources.remove(prefix)),
+            FastOp::PutSource(prefix, source) => self.sources.insert(*prefix, *source),
+            FastOp::RemoveSource(prefix) => self.sources.remove(prefix),
             FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
             FastOp::RemoveExemption(exemption) => drop(self.exempt.remove(exemption)),
             FastOp::Attach(attachment) => {
@@ -152,19 +155,18 @@ impl FastState {
         }
     }
 
-    /// What puts a prefix back as it is now, once an operation on it has been entered.
-    #[must_use]
-    pub fn undoing(&self, operation: &FastOp) -> Option<FastOp> {
-        match operation {
-            FastOp::PutSource(prefix, _) | FastOp::RemoveSource(prefix) => Some(match self.sources.get(prefix) {
-                Some(source) => FastOp::PutSource(*prefix, *source),
-                None => FastOp::RemoveSource(*prefix),
-            }),
-            FastOp::AddExemption(exemption) | FastOp::RemoveExemption(exemption) => {
-                let present = self.exempt.contains(exemption);
-                Some(if present { FastOp::AddExemption(*exemption) } else { FastOp::RemoveExemption(*exemption) })
+    /// Enters changes that have been made together: the prefixes among them in one go.
+    pub fn enter_all(&mut self, operations: &[&FastOp]) {
+        let mut sources = Vec::with_capacity(operations.len());
+        for operation in operations {
+            match operation {
+                FastOp::PutSource(prefix, source) => sources.push((*prefix, Some(*source))),
+                FastOp::RemoveSource(prefix) => sources.push((*prefix, None)),
+                operation => self.enter(operation),
             }
-            _ => None,
+        }
+        if !sources.is_empty() {
+            self.sources.change(sources);
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod model;
 pub mod net;
 pub mod networkd;
 pub mod plan;
+pub mod prefix_map;
 pub mod preview;
 pub mod privilege;
 pub mod service;

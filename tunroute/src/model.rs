@@ -38,12 +38,7 @@ impl From<&FastState> for Model {
         for Exemption { set, prefix } in &state.exempt {
             exempt.entry(*set).or_default().insert(*prefix);
         }
-        Self {
-            sources: state.sources.iter().map(|(prefix, source)| (*prefix, *source)).collect(),
-            exempt,
-            slots: state.slots.clone(),
-            open: state.open,
-        }
+        Self { sources: state.sources.iter().copied().collect(), exempt, slots: state.slots.clone(), open: state.open }
     }
 }
 

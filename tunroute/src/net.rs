@@ -85,6 +85,12 @@ impl fmt::Display for Family {
     }
 }
 
+/// Is it within fe80::/10?
+#[must_use]
+pub const fn is_link_local(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V6(prefix) if prefix.addr().is_unicast_link_local())
+}
+
 /// How a device takes packets, which decides how the fast path hands them over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

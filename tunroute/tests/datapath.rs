@@ -24,6 +24,7 @@ use tunroute::{
     index,
     model::Model,
     net::Family,
+    prefix_map::PrefixMap,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
@@ -136,7 +137,7 @@ fn example() -> FastState {
         slot(19, Egress::down(Action::Next), 1, none, None),
     ];
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
-    let mut sources = std::collections::BTreeMap::new();
+    let mut sources = PrefixMap::default();
     for (index, arrives_by) in (0u32..9).zip([0, 0, 0, 0, 0, TEST_DEVICE, 0, 5, 0].into_iter().cycle()) {
         sources.insert(prefix(&format!("10.{index}.0.0/16")), Source { slot: index, arrives_by });
         sources.insert(prefix(&format!("2a02:{index:x}::/32")), Source { slot: index, arrives_by });

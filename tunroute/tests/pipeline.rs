@@ -77,6 +77,7 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
         failed: &BTreeSet::new(),
         rules,
         fast: Some(FastInputs { open: Open { v4: true, v6: true }, closed: &BTreeSet::new(), reverse_path }),
+        before: None,
     })
 }
 
@@ -260,7 +261,8 @@ fn probes_have_a_way_out_with_or_without_rules() {
 fn reverse_paths_split_the_sources() {
     let config = Config::parse("story", STORY).unwrap();
     let fast = desired(&config, &host(), true, true).fast.unwrap();
-    let sources: Vec<String> = fast.sources.iter().map(|(prefix, (_, from))| format!("{prefix} by {from}")).collect();
+    let sources: Vec<String> =
+        fast.sources.prefixes().iter().map(|(prefix, lead)| format!("{prefix} by {}", lead.arrives_by)).collect();
     assert_eq!(
         sources,
         [

@@ -68,6 +68,7 @@ impl<'a> Situation<'a> {
                 closed: &BTreeSet::new(),
                 reverse_path: scenario.reverse_path,
             }),
+            before: None,
         });
         let number = |policy: &Policy| tables.get(&policy.name).copied();
         let policies = scenario.config.policies.iter().map(number).zip(0..);

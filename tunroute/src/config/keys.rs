@@ -239,8 +239,14 @@ pub(super) const POLICY: &[Key] = &[
         "from = [\"2a02:578:85a0::/48\"]",
         Kind::Texts("an address or a prefix"),
         "The source prefixes. An address without a length is that address alone.",
-    )
-    .required(),
+    ),
+    key(
+        "from-file",
+        "from-file = \"prefixes.txt\"",
+        Kind::Texts("the path of a file, from the configuration's directory on"),
+        "More source prefixes, one in each line; `#` begins a comment. The files are read with the configuration: \
+         `tunroute reload` reads them again.",
+    ),
     key(
         "via",
         "via = [\"sixxs0\", \"wg0\"]",

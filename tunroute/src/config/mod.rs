@@ -5,7 +5,9 @@
 
 mod check;
 mod doubts;
+mod file;
 pub mod keys;
+mod list;
 mod load;
 mod parse;
 mod prefix;
@@ -82,7 +84,7 @@ impl Config {
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
-        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+        self.policies.iter().any(|policy| policy.uses(family))
     }
 }
 
@@ -225,7 +227,7 @@ pub struct Policy {
     pub name: String,
     /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
     pub table: Option<u32>,
-    /// `from`: the source prefixes, without host bits. Never empty, none twice in the whole configuration.
+    /// `from` and `from-file`: the source prefixes, without host bits, sorted. Never empty, none twice in the whole configuration.
     pub from: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
@@ -235,4 +237,16 @@ pub struct Policy {
     pub exempt: Vec<IpNet>,
     /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
     pub exempt_connected: bool,
+}
+
+impl Policy {
+    /// Has it a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        // Sorted: IPv4 comes first.
+        [self.from.first(), self.from.last()]
+            .into_iter()
+            .flatten()
+            .any(|prefix| crate::net::Family::of(prefix) == family)
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
-    prefix,
+    list, prefix,
     report::{Finding, Findings, Span, quote},
     section::{Field, Section},
     values,
@@ -50,7 +51,7 @@ pub(super) struct PolicySpans {
 }
 
 /// Reads a document. What is wrong in itself is noted and left out; how the parts fit together is not looked at.
-pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, Spans) {
+pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Findings) -> (Config, Spans) {
     let top = Section::new(root, TOP, "the file's top level", 0..0, findings);
     let mut spans = Spans::default();
     let datapath = top.get("datapath").and_then(|field| {
@@ -93,7 +94,7 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
     if let Some(field) = top.get("policy") {
         if field.value().is_array() {
             for (table, span) in field.tables(findings) {
-                let (policy, policy_spans) = policy(table, span, findings);
+                let (policy, policy_spans) = policy(table, span, directory, findings);
                 policies.push(policy);
                 spans.policies.push(policy_spans);
             }
@@ -288,7 +289,7 @@ fn probe(section: &Section<'_, '_>, findings: &mut Findings) -> Option<Probe> {
     })
 }
 
-fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy, PolicySpans) {
+fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Findings) -> (Policy, PolicySpans) {
     let section = Section::new(table, POLICY, "[[policy]]", header.clone(), findings);
     let name = section.require("name", findings).and_then(|field| {
         let name = field.string(findings)?;
@@ -297,8 +298,19 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
     let (name, name_span) = name.unzip();
     let (table, table_span) = table_number(&section, findings);
     let allow_default = section.get("allow-default").and_then(|field| field.boolean(findings)).unwrap_or_default();
-    let from = section.require("from", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
-    let (from, from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
+    let files = section.get("from-file");
+    let from = if files.is_some() { section.get("from") } else { section.require("from", findings) };
+    let from = from.and_then(|field| field.at_least_one(findings)).unwrap_or_default();
+    let (mut from, mut from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
+    for (file, span) in files.and_then(|field| field.at_least_one(findings)).unwrap_or_default() {
+        match list::sources(&directory.join(file), allow_default) {
+            Ok(prefixes) => {
+                from_spans.extend(std::iter::repeat_n(span, prefixes.len()));
+                from.extend(prefixes);
+            }
+            Err(refusals) => refusals.into_iter().for_each(|refusal| findings.error(refusal.at(&span))),
+        }
+    }
     let via = section.require("via", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
     let (via, via_spans) = via.into_iter().map(|(name, span)| (name.to_owned(), span)).unzip();
     let mut on_down_span = None;

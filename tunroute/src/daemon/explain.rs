@@ -174,7 +174,8 @@ impl Daemon {
     ) -> (Vec<Considered>, Option<usize>) {
         let desired = self.desired_fast(kernel);
         let mut considered = Vec::new();
-        let mut next = longest(source, |prefix| desired.sources.get(prefix).map(|(id, _)| *id)).map(|(_, id)| id);
+        let mut next =
+            longest(source, |prefix| desired.sources.chain_of(prefix).map(|chain| chain.id)).map(|(_, id)| id);
         while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
             let policy = &self.config.policies[slot.policy];
             let holding = policy.from.iter().filter(|prefix| prefix.contains(&source));
@@ -216,6 +217,7 @@ impl Daemon {
             failed: &self.failed,
             rules: false,
             fast: Some(fast),
+            before: self.sources.as_ref(),
         };
         compile(&inputs).fast.unwrap_or_default()
     }

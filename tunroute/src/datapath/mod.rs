@@ -330,15 +330,12 @@ impl Datapath {
     ///
     /// If the map has no room for them, or the kernel refuses another one.
     pub fn apply_entries(&mut self, operations: &[&FastOp]) -> Result<()> {
-        let mut undo = Vec::with_capacity(operations.len());
-        for operation in operations {
-            undo.extend(self.state.undoing(operation));
-            self.state.enter(operation);
-        }
+        let before = (self.state.sources.clone(), self.state.exempt.clone());
+        self.state.enter_all(operations);
         let content = Content { sources: &self.state.sources, exempt: &self.state.exempt };
         let result = self.index.update(content, operations);
         if result.is_err() {
-            undo.iter().rev().for_each(|operation| self.state.enter(operation));
+            (self.state.sources, self.state.exempt) = before;
         }
         result
     }

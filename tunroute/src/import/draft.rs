@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{Route, RouteKind, Rule, Setup};
 use crate::{
     config::OnDown,
-    net::{Family, TABLE_LOCAL, TABLE_MAIN},
+    net::{Family, TABLE_LOCAL, TABLE_MAIN, is_link_local},
 };
 
 /// The rules of the main and the default table, which the kernel has by itself.
@@ -215,9 +215,8 @@ impl Draft {
             by_device.filter(|(_, device, _)| *device != "lo" && !self.tunnels.contains_key(*device)).collect();
         let uplinks = by_device.iter().filter(|(dst, ..)| dst.prefix_len() == 0);
         self.uplink = uplinks.map(|(_, device, _)| (*device).clone()).collect();
-        let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
         let on_link = by_device.iter().filter(|(dst, device, gateway)| {
-            dst.prefix_len() > 0 && !gateway && !link_local(dst) && !self.uplink.contains(*device)
+            dst.prefix_len() > 0 && !gateway && !is_link_local(dst) && !self.uplink.contains(*device)
         });
         self.ingress = on_link.map(|(_, device, _)| (*device).clone()).collect();
     }

@@ -103,7 +103,12 @@ fn the_example_file() {
     // What is commented out is right, too.
     let all = text.replace("\n#! ", "\n");
     assert_ne!(all, text);
-    let all = take(&all).config;
+    assert!(super::valid(&all));
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("prefixes.txt"), "198.51.100.0/24\n").unwrap();
+    let path = directory.path().join("tunroute.toml");
+    std::fs::write(&path, all).unwrap();
+    let all = super::Loaded::load(&path).unwrap_or_else(|error| panic!("{error}")).config;
     assert!(all.tunnels.len() > loaded.config.tunnels.len());
     assert!(all.policies.len() > loaded.config.policies.len());
 }

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod doubts;
+mod files;
 mod invariants;
 mod refused;
 mod reports;
