@@ -10,7 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Egress, flags};
+use tunroute_common::maps::{Action, Egress, OWN_SET, flags};
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
@@ -53,6 +53,10 @@ pub struct FastInputs<'a> {
     pub closed: &'a BTreeSet<IfIndex>,
     /// IPv4 ingress checks the reverse path (rp_filter).
     pub reverse_path: bool,
+    /// The families of which it may forward by the main table what no policy is about.
+    pub unmatched: Open,
+    /// Tunnels where such packets come back, to be forwarded likewise.
+    pub returning: &'a BTreeSet<IfIndex>,
 }
 
 /// What both datapaths are to look like.
@@ -79,6 +83,8 @@ pub struct DesiredFast {
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
     pub open: Open,
+    /// What the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// The programs only watch.
     pub shadow: bool,
 }
@@ -259,7 +265,8 @@ fn compile_table(
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let shadow = inputs.config.datapath == Datapath::Shadow;
     let sources = Sources::compile(inputs, fast.reverse_path);
-    let mut desired = DesiredFast { open: fast.open, shadow, sources, ..DesiredFast::default() };
+    let mut desired =
+        DesiredFast { open: fast.open, unmatched: fast.unmatched, shadow, sources, ..DesiredFast::default() };
     let sets = exempt_sets(inputs.config);
     for Chain { id, family, policies } in desired.sources.chains() {
         // Every suffix is a chain of its own: it is where the one before goes on.
@@ -280,12 +287,17 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
                 .extend(exempt(policy, family, connected).chain(local).map(|prefix| Exemption { set, prefix }));
         }
     }
+    if fast.unmatched.any() {
+        desired.exempt.extend(inputs.kernel.local.iter().map(|own| Exemption { set: OWN_SET, prefix: *own }));
+    }
+    let returning = fast.returning.iter().filter_map(|index| inputs.kernel.links.get(index));
     let interfaces = &inputs.config.interfaces;
     desired.attachments = matching(&interfaces.uplink, inputs.kernel)
         .filter_map(|link| Attachment::new(Hook::Egress, link))
         .chain(
             matching(&interfaces.ingress, inputs.kernel)
                 .filter(|link| !fast.closed.contains(&link.index))
+                .chain(returning)
                 .filter_map(|link| Attachment::new(Hook::Ingress, link)),
         )
         .collect();
@@ -346,7 +358,7 @@ fn exempt_sets(config: &Config) -> Vec<u32> {
         }
         let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
         // One policy's exemption must not become another's because of a hash.
-        while taken.get(&set).is_some_and(|other| *other != declared) {
+        while set == OWN_SET || taken.get(&set).is_some_and(|other| *other != declared) {
             set = set.wrapping_add(1);
         }
         taken.entry(set).or_insert(declared);

@@ -34,7 +34,7 @@ use self::{
 };
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
-    compile::{Desired, FastInputs, Inputs, Sources, compile, matching},
+    compile::{Desired, Inputs, Sources, compile, matching},
     config::{Config, ConfigError, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
@@ -476,7 +476,8 @@ impl Daemon {
         }
         let interfaces = &self.config.interfaces;
         let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
-        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
+        let devices = devices.map(|link| link.index).chain(self.gates.returning().iter().copied());
+        Ok(self.kernel.bpf_filters(devices).await?)
     }
 
     /// What cannot wait for a look at everything: routes and slots follow the tunnels, however many prefixes there are.
@@ -540,11 +541,7 @@ impl Daemon {
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: config.datapath != Datapath::Ebpf || self.fallback,
-            fast: (wanted && self.fast.is_some()).then_some(FastInputs {
-                open: self.gates.open(),
-                closed: self.gates.closed_devices(),
-                reverse_path: self.gates.reverse_path(),
-            }),
+            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs()),
             before: self.sources.as_ref().filter(|_| std::ptr::eq(config, &raw const self.config)),
         }
     }
@@ -571,7 +568,7 @@ impl Daemon {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
                     let waits = match operation {
-                        FastOp::SetOpen(open) => open.any(),
+                        FastOp::SetOpen(open) | FastOp::SetUnmatched(open) => open.any(),
                         FastOp::SetShadow(shadow) => !shadow,
                         operation => operation.is_removal(),
                     };

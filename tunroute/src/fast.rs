@@ -97,6 +97,12 @@ pub struct Open {
 }
 
 impl Open {
+    /// What both may decide.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { v4: self.v4 && other.v4, v6: self.v6 && other.v6 }
+    }
+
     /// May any packet be decided?
     #[must_use]
     pub const fn any(self) -> bool {
@@ -128,6 +134,8 @@ pub struct FastState {
     pub pinned: BTreeSet<Attachment>,
     /// `CONTROL`: what the ingress program may decide.
     pub open: Open,
+    /// `CONTROL`: what the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// `CONTROL`: the programs leave every packet to the kernel, whatever they decide.
     pub shadow: bool,
 }
@@ -151,6 +159,7 @@ impl FastState {
                 self.pinned.remove(attachment);
             }
             FastOp::SetOpen(open) => self.open = *open,
+            FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
         }
     }
@@ -192,6 +201,8 @@ pub enum FastOp {
     Detach(Attachment),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
+    /// Say of which families the ingress program may forward by the main table what no policy is about.
+    SetUnmatched(Open),
     /// Say whether the programs leave every packet to the kernel.
     SetShadow(bool),
 }
@@ -234,6 +245,10 @@ impl fmt::Display for FastOp {
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
+            }
+            Self::SetUnmatched(Open { v4, v6 }) => {
+                let who = |open| if open { "program" } else { "kernel" };
+                write!(f, "unmatched IPv4 by the {}, IPv6 by the {}", who(*v4), who(*v6))
             }
             Self::SetShadow(true) => f.write_str("programs only watch"),
             Self::SetShadow(false) => f.write_str("programs act"),

@@ -12,7 +12,7 @@ use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast, Lead},
-    fast::{Exemption, FastOp, FastState, Open},
+    fast::{Exemption, FastOp, FastState},
     net::{Family, KernelOp, KernelState, Route},
 };
 
@@ -190,9 +190,12 @@ impl FastPlan {
         check_room(desired, observed)?;
         let mut plan = Self::default();
 
-        let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
+        let (both, unmatched) = (observed.open.and(desired.open), observed.unmatched.and(desired.unmatched));
         if both != observed.open {
             plan.close.push(FastOp::SetOpen(both).into());
+        }
+        if unmatched != observed.unmatched {
+            plan.close.push(FastOp::SetUnmatched(unmatched).into());
         }
         plan.plan_slots(desired, observed, &numbers);
         plan.plan_entries(desired, observed, &numbers);
@@ -206,6 +209,9 @@ impl FastPlan {
         }
         if both != desired.open {
             plan.add.push(FastOp::SetOpen(desired.open).into());
+        }
+        if unmatched != desired.unmatched {
+            plan.add.push(FastOp::SetUnmatched(desired.unmatched).into());
         }
         plan.plan_removals(desired, observed, &numbers);
         Ok(plan)

@@ -104,6 +104,9 @@ pub struct FastPathStatus {
     /// How full its maps are.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub maps: Vec<MapStatus>,
+    /// What no policy is about and the programs have forwarded by the main table, with `unmatched = "fast"`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unmatched: Option<OutcomeStatus>,
 }
 
 /// How full a map is.
@@ -181,10 +184,13 @@ impl Status {
             }
         }
         let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
-        let FastPathStatus { state, attached, reasons, .. } = &self.fast_path;
+        let FastPathStatus { state, attached, reasons, unmatched, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
+        if let Some(OutcomeStatus { packets, bytes: volume }) = unmatched {
+            add(&format!("  by the main table: {packets} packets that no policy is about, {}", bytes(*volume)));
+        }
         reasons.iter().for_each(|reason| add(&format!("  {reason}")));
         self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));
         self.hints.iter().for_each(|hint| add(&format!("hint: {hint}")));

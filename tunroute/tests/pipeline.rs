@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
     compile::{Desired, FastInputs, Inputs, compile, probes},
-    config::Config,
+    config::{Config, Unmatched},
     fast::{FastOp, FastState, Open},
     net::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
@@ -76,7 +76,13 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
         tables: &tables(config),
         failed: &BTreeSet::new(),
         rules,
-        fast: Some(FastInputs { open: Open { v4: true, v6: true }, closed: &BTreeSet::new(), reverse_path }),
+        fast: Some(FastInputs {
+            open: Open { v4: true, v6: true },
+            closed: &BTreeSet::new(),
+            reverse_path,
+            unmatched: if config.unmatched == Unmatched::Fast { Open { v4: true, v6: true } } else { Open::default() },
+            returning: &BTreeSet::new(),
+        }),
         before: None,
     })
 }
@@ -99,6 +105,7 @@ impl World {
             ours: true,
             rule: Some(rule.clone()),
             looks_up_local: false,
+            looks_up_main: false,
             l3mdev: false,
             iif: None,
             oif: rule.oif.clone(),
@@ -170,7 +177,7 @@ impl World {
             }
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
-            FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
+            FastOp::WriteSlot(..) | FastOp::SetOpen(_) | FastOp::SetUnmatched(_) => {}
         }
         fast.enter(operation);
     }

@@ -123,7 +123,7 @@ fn check_compiled(config: &Config) {
     let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
     let closed = BTreeSet::new();
-    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false });
+    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false, unmatched: Open { v4: true, v6: true }, returning: &closed });
     let failed = BTreeSet::new();
     let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast, before: None };
     let desired = compile(&inputs);

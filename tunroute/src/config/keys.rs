@@ -11,11 +11,22 @@ pub struct Key {
     /// What it takes.
     pub kind: Kind,
     /// Whether the table must have it.
-    pub required: bool,
+    pub required: Required,
     /// What holds without it, as it would be written.
     pub default: Option<&'static str>,
     /// What it is for, in whole sentences.
     pub doc: &'static str,
+}
+
+/// Whether a table must have a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Required {
+    /// It may be left out.
+    No,
+    /// In any case.
+    Yes,
+    /// Unless it has this other key.
+    Unless(&'static str),
 }
 
 /// What a key takes.
@@ -47,12 +58,16 @@ pub enum Kind {
 
 /// A key without a default that may be left out.
 const fn key(name: &'static str, example: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { name, example, kind, required: false, default: None, doc }
+    Key { name, example, kind, required: Required::No, default: None, doc }
 }
 
 impl Key {
     const fn required(self) -> Self {
-        Self { required: true, ..self }
+        Self { required: Required::Yes, ..self }
+    }
+
+    const fn unless(self, other: &'static str) -> Self {
+        Self { required: Required::Unless(other), ..self }
     }
 
     const fn or(self, default: &'static str) -> Self {
@@ -79,6 +94,14 @@ pub const TOP: &[Key] = &[
         "Attach the programs although netfilter has rules for forwarded traffic, which then no longer see the packets.",
     )
     .or("false"),
+    key(
+        "unmatched",
+        "unmatched = \"fast\"",
+        Kind::Choice(UNMATCHED),
+        "Who forwards packets that no policy is about, among them those that come back by the tunnels. The rules make the \
+         kernel slower for these, too.",
+    )
+    .or("\"kernel\""),
     key(
         "metrics",
         "metrics = \"127.0.0.1:9942\"",
@@ -110,6 +133,14 @@ const DATAPATHS: &[(&str, &str)] = &[
     ("kernel", "rules and routes only"),
     ("ebpf", "the programs only; rules are installed where a program cannot be"),
     ("shadow", "rules and routes; the programs decide and count beside them, and leave every packet to them"),
+];
+
+const UNMATCHED: &[(&str, &str)] = &[
+    ("kernel", "the kernel, after it has asked all rules"),
+    (
+        "fast",
+        "the programs, by the main table, on ingress interfaces and tunnels, where nothing else could decide (Linux 6.3)",
+    ),
 ];
 
 /// `[interfaces]`
@@ -239,7 +270,8 @@ pub(super) const POLICY: &[Key] = &[
         "from = [\"2a02:578:85a0::/48\"]",
         Kind::Texts("an address or a prefix"),
         "The source prefixes. An address without a length is that address alone.",
-    ),
+    )
+    .unless("from-file"),
     key(
         "from-file",
         "from-file = \"prefixes.txt\"",

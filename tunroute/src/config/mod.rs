@@ -60,6 +60,16 @@ impl Datapath {
     }
 }
 
+/// Who forwards what no policy is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmatched {
+    /// The kernel.
+    #[default]
+    Kernel,
+    /// The programs, by the main table, where the kernel would ask nothing else.
+    Fast,
+}
+
 /// A validated configuration: every reference in it resolves, every value is in range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -70,6 +80,8 @@ pub struct Config {
     pub band: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
+    /// `unmatched`: who forwards what no policy is about.
+    pub unmatched: Unmatched,
     /// `metrics`: where a monitoring system reads; nowhere unless given.
     pub metrics: Option<Listen>,
     /// `[interfaces]`

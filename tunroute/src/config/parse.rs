@@ -9,7 +9,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
     list, prefix,
     report::{Finding, Findings, Span, quote},
@@ -64,6 +64,9 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
         field.integer(findings)
     });
     let bypass_netfilter = top.get("bypass-netfilter").and_then(|field| field.boolean(findings));
+    let unmatched = top
+        .get("unmatched")
+        .and_then(|field| field.choice(&[("kernel", Unmatched::Kernel), ("fast", Unmatched::Fast)], findings));
     let metrics = top.get("metrics").and_then(|field| {
         let text = field.string(findings)?;
         findings.accept(values::listen(text), &field.span())
@@ -106,6 +109,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
         datapath: datapath.unwrap_or_default(),
         band: band.unwrap_or(DEFAULT_BAND),
         bypass_netfilter: bypass_netfilter.unwrap_or_default(),
+        unmatched: unmatched.unwrap_or_default(),
         metrics,
         interfaces,
         tunnels,

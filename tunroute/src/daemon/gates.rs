@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::{
-    compile::matching,
-    config::Config,
+    compile::{FastInputs, matching},
+    config::{Config, Unmatched},
     fast::Open,
-    gates::{Gate, GateInput, Probes, gates},
+    gates::{Gate, GateInput, Probes, gates, main_decides},
     kernel::sysctl::{self, RpFilter},
     net::{Family, IfIndex, KernelState, Link, LinkLayer},
 };
@@ -23,7 +23,11 @@ pub(super) struct Gates {
     complete: bool,
     closed_devices: BTreeSet<IfIndex>,
     reverse_path: bool,
+    unmatched: Open,
+    returning: BTreeSet<IfIndex>,
     reasons: Vec<String>,
+    /// Why what no policy is about is left to the kernel, if it should not be.
+    hints: Vec<String>,
 }
 
 impl Gates {
@@ -31,11 +35,15 @@ impl Gates {
     pub(super) async fn look(config: &Config, kernel: &KernelState, tables: &BTreeMap<String, u32>) -> Self {
         let ingress: BTreeMap<IfIndex, Link> =
             matching(&config.interfaces.ingress, kernel).map(|link| (link.index, link.clone())).collect();
-        let probes = Probes::read(ingress.values()).await;
+        let tunnels: Vec<&Link> = match config.unmatched {
+            Unmatched::Fast => config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).collect(),
+            Unmatched::Kernel => Vec::new(),
+        };
+        let probes = Probes::read(ingress.values().chain(tunnels.iter().copied())).await;
         let report = gates(&GateInput {
             state: kernel,
             probes: &probes,
-            ingress: &ingress.keys().copied().collect::<Vec<_>>(),
+            ingress: &ingress.keys().copied().chain(tunnels.iter().map(|link| link.index)).collect::<Vec<_>>(),
             band: config.band..=config.band.saturating_add(BAND),
             bypass_netfilter: config.bypass_netfilter,
         });
@@ -72,13 +80,49 @@ impl Gates {
         let all_open = |family| ingress.keys().all(|device| is_open(*device, family)) || !config.uses(family);
         let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
         reasons.extend(unguarded);
-        Self {
-            open: Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) },
-            complete,
-            closed_devices,
-            reverse_path: ingress.values().any(|link| sysctl::rp_filter(&link.name) != RpFilter::Off),
-            reasons,
+        let open = Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) };
+        let filters = |link: &Link| sysctl::rp_filter(&link.name) != RpFilter::Off;
+        let reverse_path = ingress.values().any(filters);
+        let mut hints = Vec::new();
+        let mut unmatched = |family: Family| {
+            if config.unmatched == Unmatched::Kernel || !open.family(family) {
+                return false;
+            }
+            let why = match family {
+                Family::V4 if reverse_path => "rp_filter looks at their way back",
+                _ if main_decides(kernel, family) => return true,
+                _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
+            };
+            hints.push(format!("{family} packets that no policy is about are left to the kernel: {why}"));
+            false
+        };
+        let unmatched = Open { v4: unmatched(Family::V4), v6: unmatched(Family::V6) };
+        // A tunnel at which not all is certain is left out, which closes nothing for the ingress devices.
+        let certain =
+            |link: &&Link| Family::ALL.into_iter().all(|family| is_open(link.index, family)) && !filters(link);
+        let returning = tunnels.into_iter().filter(certain).map(|link| link.index).collect();
+        Self { open, complete, closed_devices, reverse_path, unmatched, returning, reasons, hints }
+    }
+
+    /// What the fast path's desired state depends on.
+    pub(super) const fn inputs(&self) -> FastInputs<'_> {
+        FastInputs {
+            open: self.open,
+            closed: &self.closed_devices,
+            reverse_path: self.reverse_path,
+            unmatched: self.unmatched,
+            returning: &self.returning,
         }
+    }
+
+    /// Tunnels that packets come back by and are forwarded from by the programs.
+    pub(super) const fn returning(&self) -> &BTreeSet<IfIndex> {
+        &self.returning
+    }
+
+    /// What the operator should know of packets that no policy is about.
+    pub(super) fn hints(&self) -> &[String] {
+        &self.hints
     }
 
     /// The families that the ingress program may decide.
@@ -90,16 +134,6 @@ impl Gates {
     /// can be guarded.
     pub(super) const fn complete(&self) -> bool {
         self.complete
-    }
-
-    /// Ingress devices at which nothing may be decided.
-    pub(super) const fn closed_devices(&self) -> &BTreeSet<IfIndex> {
-        &self.closed_devices
-    }
-
-    /// IPv4 ingress checks the way back to the source.
-    pub(super) const fn reverse_path(&self) -> bool {
-        self.reverse_path
     }
 
     /// Says which gates have closed and opened since an earlier look.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables};
 use crate::{
-    compile::{FastInputs, Inputs, compile},
+    compile::{Inputs, compile},
     config::{Config, Datapath},
     datapath::anything_pinned,
     fast::FastState,
@@ -79,11 +79,7 @@ async fn preview(
         tables: tables.numbers(),
         failed,
         rules: config.datapath != Datapath::Ebpf || fast.is_none() || !gates.complete(),
-        fast: fast.map(|_| FastInputs {
-            open: gates.open(),
-            closed: gates.closed_devices(),
-            reverse_path: gates.reverse_path(),
-        }),
+        fast: fast.map(|_| gates.inputs()),
         before: None,
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
-use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
@@ -44,6 +44,7 @@ impl Daemon {
             hints: self
                 .trial_hint()
                 .into_iter()
+                .chain(self.gates.hints().iter().cloned())
                 .chain(self.endpoint_error.clone())
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
@@ -203,8 +204,17 @@ impl Daemon {
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),
+            unmatched: fast.state().unmatched.any().then(|| unmatched(fast)),
         }
     }
+}
+
+fn unmatched(datapath: &datapath::Datapath) -> OutcomeStatus {
+    let Counter { packets, bytes } = datapath.unmatched().unwrap_or_else(|error| {
+        warn!("{error}");
+        Counter::default()
+    });
+    OutcomeStatus { packets, bytes }
 }
 
 fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {

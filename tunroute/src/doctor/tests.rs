@@ -59,6 +59,7 @@ fn rule(priority: u32, text: &str) -> ObservedRule {
         ours: false,
         rule: None,
         looks_up_local: false,
+        looks_up_main: false,
         l3mdev: false,
         iif: None,
         oif: None,

@@ -201,6 +201,18 @@ fn closed(input: &GateInput<'_>, link: &Link, family: Family) -> Vec<Gate> {
     closed
 }
 
+/// Does the main table alone decide what no policy is about? Not where somebody else's rule is asked before the main
+/// table's, or where one of its routes has several ways.
+#[must_use]
+pub fn main_decides(state: &KernelState, family: Family) -> bool {
+    let mut others = state.rules.iter().filter(|rule| {
+        // These decide nothing that is forwarded to others from devices that belong to no VRF.
+        rule.family == family && !rule.ours && !rule.looks_up_local && !rule.l3mdev && rule.oif.is_none()
+    });
+    let mut routes = state.main.iter().filter(|route| Family::of(&route.dst) == family);
+    others.next().is_some_and(|rule| rule.looks_up_main) && routes.all(|route| route.oif.is_some())
+}
+
 /// Is this somebody else's rule that might match a packet from the device before tunroute's own rules do?
 fn comes_first(rule: &ObservedRule, family: Family, device: &str, band_end: u32) -> bool {
     rule.family == family

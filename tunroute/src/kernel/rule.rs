@@ -206,12 +206,14 @@ impl Seen {
             _ => None,
         };
         let text = rule.as_ref().map_or_else(|| self.text(header), ToString::to_string);
+        let for_all = plain && header.src_len == 0 && self.oif.is_none();
         ObservedRule {
             handle,
             family,
             priority: self.priority,
             ours,
-            looks_up_local: plain && header.src_len == 0 && self.oif.is_none() && self.table == TABLE_LOCAL,
+            looks_up_local: for_all && self.table == TABLE_LOCAL,
+            looks_up_main: for_all && self.table == TABLE_MAIN,
             l3mdev: self.l3mdev && !inverted,
             // `not iif eth0` matches everything but: it restricts nothing that can be relied on.
             iif: self.iif.filter(|_| !inverted),
