@@ -578,7 +578,7 @@ impl Daemon {
                     changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
                     let put_off = !self.problems.is_empty();
                     let batch = batch.iter().filter_map(|op| match op {
-                        Op::Kernel(op) => (!(put_off && op.is_removal())).then_some(op),
+                        Op::Kernel(op) => (!(put_off && op.waits())).then_some(op),
                         Op::Fast(_) => None,
                     });
                     for error in self.kernel.apply_all(batch, snapshot).await {

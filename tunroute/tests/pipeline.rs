@@ -122,7 +122,7 @@ impl World {
                     let missing = desired
                         .routes
                         .iter()
-                        .find(|route| route.table == rule.table && self.routes.get(&route.key()) != Some(*route));
+                        .find(|route| Some(route.table) == rule.table() && self.routes.get(&route.key()) != Some(*route));
                     assert_eq!(missing, None, "{rule} is there before its table's route");
                     assert!(self.rules.insert(rule.clone()), "{rule} twice");
                 }

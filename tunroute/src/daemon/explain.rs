@@ -295,9 +295,10 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let mut rules = kernel.rules.iter().filter(|rule| rule.family == family && rule.oif.is_none());
     let ours = |table: Option<u32>| {
         move |rule: &&crate::net::ObservedRule| {
-            rule.rule
-                .as_ref()
-                .is_some_and(|rule| rule.from.contains(&source) && table.is_none_or(|table| rule.table == table))
+            rule.rule.as_ref().is_some_and(|rule| {
+                let asked = rule.table().filter(|_| rule.from.contains(&source) != rule.not);
+                asked.is_some_and(|asked| table.is_none_or(|table| asked == table))
+            })
         }
     };
     let table = match answer {
@@ -305,7 +306,7 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
         Answer::Refused(_) => {
             // Tables that throw are passed over.
             let reject = rules.filter(ours(None)).find_map(|rule| {
-                let table = rule.rule.as_ref()?.table;
+                let table = rule.rule.as_ref()?.table()?;
                 let rejects = |route: &&crate::net::Route| {
                     route.table == table
                         && Family::of(&route.dst) == family

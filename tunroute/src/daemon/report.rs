@@ -38,6 +38,7 @@ impl Daemon {
             fast_path: self.fast_path(),
             kernel: KernelStatus {
                 rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
+                trees: self.desired.iter().flat_map(|desired| &desired.trees).copied().collect(),
                 routes: kernel.routes.len(),
             },
             problems: self.problems.clone(),

@@ -223,8 +223,8 @@ impl Kernel {
         }
     }
 
-    /// Applies operations in order, several to a request. Every addition is tried; deletions that come after a failed
-    /// addition are put off, so that nothing is broken before its replacement is made.
+    /// Applies operations in order, several to a request. Every addition is tried; what waits ([`KernelOp::waits`]) and comes
+    /// after a failed addition is put off, so that nothing is broken before its replacement is made.
     ///
     /// Returns what failed; empty means that all is done.
     pub async fn apply_all<'a>(

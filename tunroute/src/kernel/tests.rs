@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::net::{Handle, Route, RouteKind, Rule};
+use crate::net::{Handle, Route, RouteKind, Rule, RuleAction};
 
 fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
     let v4 = (any::<[u8; 4]>(), 0..=32_u8).prop_map(|(address, length)| (address.into(), length));
@@ -11,12 +11,13 @@ fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
 
 fn some_rule() -> impl Strategy<Value = Rule> {
     let oif = prop::option::of("[a-z0-9.@-]{1,15}");
-    (any::<u32>(), prefix(), oif, 1..=u32::MAX).prop_map(|(priority, from, oif, table)| Rule {
-        priority,
-        from,
-        oif,
-        table,
-    })
+    let action = prop_oneof![
+        (1..=u32::MAX).prop_map(RuleAction::Lookup),
+        any::<u32>().prop_map(RuleAction::Goto),
+        Just(RuleAction::Nop)
+    ];
+    (any::<u32>(), prefix(), any::<bool>(), oif, action)
+        .prop_map(|(priority, from, not, oif, action)| Rule { priority, from, not, oif, action })
 }
 
 fn some_route() -> impl Strategy<Value = Route> {
