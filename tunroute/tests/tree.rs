@@ -206,7 +206,7 @@ fn sources() -> impl Strategy<Value = BTreeMap<IpNet, usize>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
     /// From one set of sources to another, as a list or a tree: at every step each packet is decided as before or as
     /// afterwards, and at the end as the list decides.
@@ -264,7 +264,7 @@ fn many(count: u32) -> impl Iterator<Item = (IpNet, usize)> {
 #[test]
 fn few_rules_are_asked() {
     let mut world = World::default();
-    let (sources, more): (Vec<_>, Vec<_>) = (many(10_000).collect(), many(10_100).skip(10_000).collect());
+    let (sources, more): (Vec<_>, Vec<_>) = (many(10_000).collect(), many(10_020).skip(10_000).collect());
     world.reach(&config(sources.clone(), 128), |_, _| {});
     let prefixes: Vec<IpNet> = sources.iter().map(|(prefix, _)| *prefix).collect();
     let host = world.host();
@@ -288,8 +288,8 @@ fn few_rules_are_asked() {
         })
         .collect();
     changes.sort_unstable();
-    println!("operations for one more prefix: median {}, most {}", changes[50], changes[99]);
-    assert!(changes[50] < 100, "{changes:?}");
+    println!("operations for one more prefix: median {}, most {}", changes[10], changes[19]);
+    assert!(changes[10] < 100, "{changes:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod lab;
 #[path = "../../../tests/src/nft.rs"]
 mod nft;
 mod query;
+mod tree;
 mod watch;
 
 use std::{
