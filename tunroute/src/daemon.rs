@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
@@ -41,7 +42,7 @@ use crate::{
     fast::{FastOp, Hook},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
-    kernel::{Change, Events, Kernel, Kinds, Snapshot},
+    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
     metrics::{self, Instruments},
     net::{Family, IfIndex, KernelOp, KernelState, Link},
     plan::{Op, PlanError, plan, plan_failover},
@@ -254,6 +255,8 @@ impl Daemon {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Rules may be many, so they are read beside everything else: a failover does not wait for it.
+        let mut digests = JoinSet::new();
         loop {
             let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
@@ -273,8 +276,12 @@ impl Daemon {
                     self.sample().await;
                 }
                 () = trial_ends => self.undo_trial().await,
-                () = retry => self.reconcile(Kinds::ALL).await,
-                _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
+                () = retry => self.reconcile(Kinds::BUT_RULES).await,
+                _ = full_check.tick() => {
+                    self.reconcile(Kinds::BUT_RULES).await;
+                    digests.spawn(rules_digest());
+                }
+                Some(digest) = digests.join_next() => self.check_rules(digest?).await,
                 _ = signals.hangup.recv() => {
                     // What went wrong has been logged; the old configuration is still in force.
                     let _logged = self.reload().await;
@@ -301,6 +308,15 @@ impl Daemon {
             self.instruments.repair();
         }
         self.reconcile(change.kinds).await;
+    }
+
+    /// Observes the rules if they are not as known.
+    async fn check_rules(&mut self, digest: Result<u64, KernelError>) {
+        match digest {
+            Ok(digest) if self.snapshot.as_ref().is_some_and(|known| known.rules_digest() == digest) => {}
+            Ok(_) => self.reconcile(Kinds::RULES).await,
+            Err(error) => warn!("{error}"),
+        }
     }
 
     /// Reads the configuration again; applies it in full or not at all.

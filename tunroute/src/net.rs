@@ -350,8 +350,16 @@ pub struct ObservedRule {
     pub iif: Option<String>,
     /// The `oif` selector: such a rule never matches a packet that is being forwarded.
     pub oif: Option<String>,
-    /// In `ip rule` syntax, for people.
+    /// In `ip rule` syntax, for people; empty where `rule` says it, for those are many. See [`Self::text`].
     pub text: String,
+}
+
+impl ObservedRule {
+    /// In `ip rule` syntax, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.rule.as_ref().map_or_else(|| self.text.clone(), ToString::to_string)
+    }
 }
 
 /// A route that carries [`PROTOCOL`], as observed.

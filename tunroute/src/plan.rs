@@ -199,9 +199,8 @@ fn addition(rule: &Rule) -> Op {
 }
 
 fn removal(observed: &ObservedRule) -> Op {
-    let ObservedRule { handle, family, rule, text, .. } = observed;
-    let shortcut = rule.as_ref().is_some_and(Rule::is_shortcut);
-    KernelOp::DelRule { handle: *handle, family: *family, shortcut, text: text.clone() }.into()
+    let shortcut = observed.rule.as_ref().is_some_and(Rule::is_shortcut);
+    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut, text: observed.text() }.into()
 }
 
 #[derive(Default)]

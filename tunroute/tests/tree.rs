@@ -90,7 +90,7 @@ impl World {
             family,
             priority,
             ours: rule.is_some(),
-            text: rule.as_ref().map(ToString::to_string).unwrap_or_default(),
+            text: String::new(),
             rule,
             looks_up_local: false,
             l3mdev: false,

@@ -313,7 +313,7 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
                         && matches!(route.kind, RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit)
                 };
                 let route = kernel.routes.iter().filter_map(|route| route.route.as_ref()).find(rejects)?;
-                Some((rule.text.clone(), route.to_string()))
+                Some((rule.text(), route.to_string()))
             });
             return reject.unzip();
         }
@@ -326,5 +326,5 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let looks_up = format!("lookup {named} ");
     let found = rules.clone().find(ours(Some(table)));
     let found = found.or_else(|| rules.find(|rule| rule.rule.is_none() && rule.text.contains(&looks_up)));
-    (found.map(|rule| rule.text.clone()), None)
+    (found.map(crate::net::ObservedRule::text), None)
 }

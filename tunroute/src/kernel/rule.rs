@@ -213,7 +213,7 @@ impl Seen {
             }
             _ => None,
         };
-        let text = rule.as_ref().map_or_else(|| self.text(header), ToString::to_string);
+        let text = if rule.is_some() { String::new() } else { self.text(header) };
         ObservedRule {
             handle,
             family,

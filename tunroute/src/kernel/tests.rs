@@ -57,7 +57,7 @@ proptest! {
     fn a_rule_is_read_as_written(rule in some_rule()) {
         let read = rule::parse(rule.family(), &rule::message(&rule), Handle(3)).unwrap();
         prop_assert!(read.ours && read.handle == Handle(3));
-        prop_assert_eq!(&read.text, &rule.to_string());
+        prop_assert_eq!(&read.text(), &rule.to_string());
         prop_assert_eq!(read.rule, Some(rule));
     }
 

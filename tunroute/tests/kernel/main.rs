@@ -79,8 +79,7 @@ fn deletion(snapshot: &Snapshot, wanted: &Rule) -> KernelOp {
 }
 
 fn deletion_of(observed: &ObservedRule) -> KernelOp {
-    let ObservedRule { handle, family, text, .. } = observed.clone();
-    KernelOp::DelRule { handle, family, shortcut: false, text }
+    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut: false, text: observed.text() }
 }
 
 #[test]
