@@ -177,6 +177,12 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
     desired
 }
 
+/// Are the rules for so many prefixes of a family to be a tree, if there is room?
+#[must_use]
+pub fn is_tree(config: &Config, prefixes: usize) -> bool {
+    prefixes > tree::LEAF && u32::try_from(prefixes).unwrap_or(u32::MAX) > config.tree_above
+}
+
 /// The policies' rules in one family: a list, or a tree where there are many.
 fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
     let band = inputs.config.band;
@@ -186,7 +192,7 @@ fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
         let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
         sources.extend(of_family.map(|prefix| (*prefix, *table)));
     }
-    if u32::try_from(sources.len()).unwrap_or(u32::MAX) > inputs.config.tree_above {
+    if is_tree(inputs.config, sources.len()) {
         sources.sort_unstable();
         if let Some(rules) = tree::rules(&sources, tree::room(band, family, &inputs.kernel.rules)) {
             desired.rules.extend(rules);

@@ -1,9 +1,9 @@
 //! Many source prefixes as rules that the kernel need not walk one by one.
 //!
 //! The rules stand so that a prefix comes after those inside it; that alone makes them decide as the list by length does.
-//! Among them stand *shortcuts*, `goto` rules past others that cannot match. Each is right by itself, since nothing that
-//! it passes over has anything in common with what it matches: wherever one is missing, not yet there or not to be
-//! resolved, more rules are asked and the same one decides.
+//! Among them stand *shortcuts*, `goto` rules past others. Each is right by itself, since nothing that it passes over has
+//! an address in common with what it matches: where one is missing, or its target is, more rules are asked and the same one
+//! decides.
 //!
 //! The tree is that of the addresses. A region with more than a few prefixes is cut in halves at the first bit in which
 //! its prefixes differ, so that its shape at one place does not depend on what there is elsewhere. In a region cut into
@@ -32,7 +32,7 @@ const BAND: u32 = 129;
 /// No more priorities than this are used, so that there is room for others.
 const ROOM: u32 = 8192;
 /// A leaf has up to this many prefixes, if that fits; otherwise twice as many, and so on.
-const LEAF: usize = 8;
+pub(super) const LEAF: usize = 8;
 /// A region with up to this many prefixes for each in a leaf is a block: it has more priorities than it needs, so that
 /// what changes there moves nothing elsewhere.
 const LEAVES_OF_BLOCK: usize = 16;
