@@ -2,6 +2,7 @@
 
 pub mod probes;
 pub mod sources;
+mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +17,7 @@ pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
     fast::{Attachment, Exemption, Hook, Open, address_words},
-    net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule},
+    net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction},
 };
 
 /// The metric of the route that catches a policy's packets when no tunnel is up: the last one asked.
@@ -64,6 +65,8 @@ pub struct FastInputs<'a> {
 pub struct Desired {
     /// The rules.
     pub rules: BTreeSet<Rule>,
+    /// The families whose policies' rules are a tree.
+    pub trees: BTreeSet<Family>,
     /// The routes of all tables of tunroute's.
     pub routes: BTreeSet<Route>,
     /// The fast path; none if there is to be nothing of it.
@@ -172,18 +175,43 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
     let connected = connected(inputs);
     let mut desired = Desired { rules: probes::rules(inputs), ..Desired::default() };
     if inputs.rules {
-        for policy in &inputs.config.policies {
-            let Some(table) = inputs.tables.get(&policy.name) else { continue };
-            // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th
-            // priority, which nothing minds.
-            let priority = |prefix: &IpNet| inputs.config.band + u32::from(128 - prefix.prefix_len());
-            let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, oif: None, table: *table };
-            desired.rules.extend(policy.from.iter().map(rule));
+        for family in Family::ALL {
+            compile_rules(inputs, family, &mut desired);
         }
     }
     desired.routes = compile_routes(inputs, &connected);
     desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
     desired
+}
+
+/// Are the rules for so many prefixes of a family to be a tree, if there is room?
+#[must_use]
+pub fn is_tree(config: &Config, prefixes: usize) -> bool {
+    prefixes > tree::LEAF && u32::try_from(prefixes).unwrap_or(u32::MAX) > config.tree_above
+}
+
+/// The policies' rules in one family: a list, or a tree where there are many.
+fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
+    let band = inputs.config.band;
+    let mut sources: Vec<(IpNet, u32)> = Vec::new();
+    for policy in &inputs.config.policies {
+        let Some(table) = inputs.tables.get(&policy.name) else { continue };
+        let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
+        sources.extend(of_family.map(|prefix| (*prefix, *table)));
+    }
+    if is_tree(inputs.config, sources.len()) {
+        sources.sort_unstable();
+        if let Some(rules) = tree::rules(&sources, tree::room(band, family, &inputs.kernel.rules)) {
+            desired.rules.extend(rules);
+            desired.trees.insert(family);
+            return;
+        }
+    }
+    // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th priority,
+    // which nothing minds.
+    let priority = |prefix: &IpNet| band + u32::from(128 - prefix.prefix_len());
+    let rule = |(from, table): (IpNet, u32)| Rule::new(priority(&from), from, RuleAction::Lookup(table));
+    desired.rules.extend(sources.into_iter().map(rule));
 }
 
 impl Desired {

@@ -24,6 +24,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
@@ -41,7 +42,7 @@ use crate::{
     fast::{FastOp, Hook},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
-    kernel::{Change, Events, Kernel, Kinds, Snapshot},
+    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
     metrics::{self, Instruments},
     net::{Family, IfIndex, KernelOp, KernelState, Link, is_link_local},
     plan::{Op, PlanError, plan, plan_failover},
@@ -262,6 +263,8 @@ impl Daemon {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Rules may be many, so they are read beside everything else: a failover does not wait for it.
+        let mut digests = JoinSet::new();
         loop {
             let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
@@ -282,8 +285,12 @@ impl Daemon {
                     self.sample().await;
                 }
                 () = trial_ends => self.undo_trial().await,
-                () = retry => self.reconcile(Kinds::ALL).await,
-                _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
+                () = retry => self.reconcile(Kinds::BUT_RULES).await,
+                _ = full_check.tick() => {
+                    self.reconcile(Kinds::BUT_RULES).await;
+                    digests.spawn(rules_digest());
+                }
+                Some(digest) = digests.join_next() => self.check_rules(digest?).await,
                 _ = signals.hangup.recv() => self.read(read::Purpose::Reload, None),
                 _ = signals.terminate.recv() => return Ok(Exit::Leave),
                 _ = signals.interrupt.recv() => return Ok(Exit::Leave),
@@ -307,6 +314,15 @@ impl Daemon {
             self.instruments.repair();
         }
         self.reconcile(change.kinds).await;
+    }
+
+    /// Observes the rules if they are not as known.
+    async fn check_rules(&mut self, digest: Result<u64, KernelError>) {
+        match digest {
+            Ok(digest) if self.snapshot.as_ref().is_some_and(|known| known.rules_digest() == digest) => {}
+            Ok(_) => self.reconcile(Kinds::RULES).await,
+            Err(error) => warn!("{error}"),
+        }
     }
 
     /// Applies a configuration that has been read again, in full or not at all.
@@ -586,7 +602,7 @@ impl Daemon {
                     changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
                     let put_off = !self.problems.is_empty();
                     let batch = batch.iter().filter_map(|op| match op {
-                        Op::Kernel(op) => (!(put_off && op.is_removal())).then_some(op),
+                        Op::Kernel(op) => (!(put_off && op.waits())).then_some(op),
                         Op::Fast(_) => None,
                     });
                     for error in self.kernel.apply_all(batch, snapshot).await {

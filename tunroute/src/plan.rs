@@ -2,8 +2,15 @@
 //!
 //! Make before break: what is new comes first, in the order routes, rules, maps, programs; what goes, afterwards, in the
 //! opposite order. Only closing the fast path comes before everything.
+//!
+//! Among rules, the longer of two nested prefixes is added first and removed last, so that the rules which a packet meets
+//! in the midst of a change are the first of those that it met before, the first of those that it will meet, or all of
+//! either: it is decided as before or as afterwards. Shortcuts ([`Rule::is_shortcut`]) are right only while no rule that
+//! they pass over matters: those that go are removed before other rules are added, new ones are added when the other
+//! rules are as they are to be.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
@@ -13,7 +20,7 @@ use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 use crate::{
     compile::{ChainId, Desired, DesiredFast, Lead},
     fast::{Exemption, FastOp, FastState},
-    net::{Family, KernelOp, KernelState, Route},
+    net::{Family, KernelOp, KernelState, ObservedRule, Route, Rule},
 };
 
 /// One operation on either datapath.
@@ -82,6 +89,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     };
     let mut operations = Vec::new();
     operations.append(&mut fast_plan.close);
+    operations.append(&mut kernel_plan.removed_shortcuts);
     operations.append(&mut kernel_plan.routes);
     operations.append(&mut fast_plan.exempt);
     operations.append(&mut fast_plan.slots);
@@ -89,6 +97,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     operations.append(&mut fast_plan.add);
     operations.append(&mut fast_plan.remove);
     operations.append(&mut kernel_plan.removed_rules);
+    operations.append(&mut kernel_plan.shortcuts);
     operations.append(&mut kernel_plan.removed_routes);
     Ok(operations)
 }
@@ -115,6 +124,8 @@ pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&Fast
 struct KernelPlan {
     routes: Vec<Op>,
     rules: Vec<Op>,
+    shortcuts: Vec<Op>,
+    removed_shortcuts: Vec<Op>,
     removed_rules: Vec<Op>,
     removed_routes: Vec<Op>,
 }
@@ -156,19 +167,40 @@ impl KernelPlan {
 
     fn plan_rules(&mut self, desired: &Desired, kernel: &KernelState) {
         let mut kept = BTreeSet::new();
+        let mut removed: Vec<&ObservedRule> = Vec::new();
         for observed in kernel.rules.iter().filter(|observed| observed.ours) {
-            if let Some(rule) = &observed.rule
-                && desired.rules.contains(rule)
-                && kept.insert(rule)
-            {
-                continue;
+            match &observed.rule {
+                Some(rule) if desired.rules.contains(rule) && kept.insert(rule) => {}
+                _ => removed.push(observed),
             }
-            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
-            self.removed_rules.push(KernelOp::DelRule { handle, family, text }.into());
         }
+        let is_shortcut = |observed: &&ObservedRule| observed.rule.as_ref().is_some_and(Rule::is_shortcut);
+        let (removed_shortcuts, mut removed): (Vec<_>, Vec<_>) = removed.into_iter().partition(is_shortcut);
+        // A prefix stands before those inside it.
+        removed.sort_by_key(|observed| observed.rule.as_ref().map(|rule| rule.from));
+        self.removed_shortcuts.extend(removed_shortcuts.into_iter().map(removal));
+        self.removed_rules.extend(removed.into_iter().map(removal));
+
         let missing = desired.rules.iter().filter(|rule| !kept.contains(rule));
-        self.rules.extend(missing.map(|rule| KernelOp::AddRule(rule.clone()).into()));
+        let (mut shortcuts, mut missing): (Vec<_>, Vec<_>) = missing.partition(|rule| rule.is_shortcut());
+        // The kernel looks for a rule's place from the front, so what stands behind comes first. Flat rules are sorted by
+        // their prefixes' lengths as they are.
+        let as_tree = |rule: &Rule| desired.trees.contains(&rule.family()) && rule.oif.is_none();
+        missing.sort_by_key(|rule| as_tree(rule).then_some(Reverse(rule.from)));
+        // Of the same priority, those for most sources are asked first.
+        shortcuts.sort_by_key(|rule| (Reverse(rule.priority), rule.from.prefix_len()));
+        self.rules.extend(missing.into_iter().map(addition));
+        self.shortcuts.extend(shortcuts.into_iter().map(addition));
     }
+}
+
+fn addition(rule: &Rule) -> Op {
+    KernelOp::AddRule(rule.clone()).into()
+}
+
+fn removal(observed: &ObservedRule) -> Op {
+    let shortcut = observed.rule.as_ref().is_some_and(Rule::is_shortcut);
+    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut, text: observed.text() }.into()
 }
 
 #[derive(Default)]

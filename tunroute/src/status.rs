@@ -121,10 +121,13 @@ pub struct MapStatus {
 }
 
 /// The kernel datapath.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KernelStatus {
     /// Installed rules.
     pub rules: usize,
+    /// The families whose rules are a tree.
+    #[serde(default)]
+    pub trees: Vec<Family>,
     /// Installed routes.
     pub routes: usize,
 }
@@ -183,7 +186,10 @@ impl Status {
                 }
             }
         }
-        let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
+        let KernelStatus { rules, trees, routes } = &self.kernel;
+        let trees: Vec<String> = trees.iter().map(ToString::to_string).collect();
+        let trees = if trees.is_empty() { String::new() } else { format!(" ({} as a tree)", trees.join(" and ")) };
+        let _infallible = writeln!(text, "kernel: {rules} rules{trees}, {routes} routes");
         let FastPathStatus { state, attached, reasons, unmatched, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);

@@ -97,6 +97,7 @@ fn print(config: &Config) -> String {
         ("datapath", Some(config.datapath.name().into())),
         ("metrics", metrics.map(Into::into)),
         ("band", Some(i64::from(config.band).into())),
+        ("tree-above", Some(i64::from(config.tree_above).into())),
         ("bypass-netfilter", Some(config.bypass_netfilter.into())),
         ("interfaces", Some(interfaces)),
         ("tunnel", Some(Value::Table(tunnels))),
@@ -129,9 +130,9 @@ fn check_compiled(config: &Config) {
     let desired = compile(&inputs);
 
     let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
-    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none());
+    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none() && rule.table().is_some());
     assert_eq!(policy_rules.clone().count(), prefixes, "a rule for each prefix");
-    for rule in policy_rules {
+    for rule in policy_rules.filter(|rule| !desired.trees.contains(&rule.family())) {
         assert_eq!(rule.priority, config.band + 128 - u32::from(rule.from.prefix_len()), "the longest first: {rule:?}");
     }
     let fast = desired.fast.as_ref().expect("a fast path was asked for");

@@ -78,6 +78,8 @@ pub struct Config {
     /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long. The priority before
     /// it is that of the probes' rules.
     pub band: u32,
+    /// `tree-above`: with more prefixes of a family, its policies' rules are a tree, behind the band.
+    pub tree_above: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
     /// `unmatched`: who forwards what no policy is about.

@@ -20,6 +20,8 @@ use crate::net::Family;
 
 /// The priority band used if the file names none.
 const DEFAULT_BAND: u32 = 20000;
+/// From about this many prefixes on a tree is faster than a list.
+const DEFAULT_TREE_ABOVE: u32 = 128;
 /// More often, a probe would be a load of its own.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -63,6 +65,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
         spans.band = Some(field.span());
         field.integer(findings)
     });
+    let tree_above = top.get("tree-above").and_then(|field| field.integer(findings));
     let bypass_netfilter = top.get("bypass-netfilter").and_then(|field| field.boolean(findings));
     let unmatched = top
         .get("unmatched")
@@ -108,6 +111,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
     let config = Config {
         datapath: datapath.unwrap_or_default(),
         band: band.unwrap_or(DEFAULT_BAND),
+        tree_above: tree_above.unwrap_or(DEFAULT_TREE_ABOVE),
         bypass_netfilter: bypass_netfilter.unwrap_or_default(),
         unmatched: unmatched.unwrap_or_default(),
         metrics,

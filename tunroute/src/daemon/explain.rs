@@ -292,9 +292,10 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let mut rules = kernel.rules.iter().filter(|rule| rule.family == family && rule.oif.is_none());
     let ours = |table: Option<u32>| {
         move |rule: &&crate::net::ObservedRule| {
-            rule.rule
-                .as_ref()
-                .is_some_and(|rule| rule.from.contains(&source) && table.is_none_or(|table| rule.table == table))
+            rule.rule.as_ref().is_some_and(|rule| {
+                let asked = rule.table().filter(|_| rule.from.contains(&source) != rule.not);
+                asked.is_some_and(|asked| table.is_none_or(|table| asked == table))
+            })
         }
     };
     let table = match answer {
@@ -302,14 +303,14 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
         Answer::Refused(_) => {
             // Tables that throw are passed over.
             let reject = rules.filter(ours(None)).find_map(|rule| {
-                let table = rule.rule.as_ref()?.table;
+                let table = rule.rule.as_ref()?.table()?;
                 let rejects = |route: &&crate::net::Route| {
                     route.table == table
                         && Family::of(&route.dst) == family
                         && matches!(route.kind, RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit)
                 };
                 let route = kernel.routes.iter().filter_map(|route| route.route.as_ref()).find(rejects)?;
-                Some((rule.text.clone(), route.to_string()))
+                Some((rule.text(), route.to_string()))
             });
             return reject.unzip();
         }
@@ -322,5 +323,5 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let looks_up = format!("lookup {named} ");
     let found = rules.clone().find(ours(Some(table)));
     let found = found.or_else(|| rules.find(|rule| rule.rule.is_none() && rule.text.contains(&looks_up)));
-    (found.map(|rule| rule.text.clone()), None)
+    (found.map(crate::net::ObservedRule::text), None)
 }

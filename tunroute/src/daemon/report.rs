@@ -7,7 +7,7 @@ use tunroute_common::maps::{Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
-    compile::{TunnelState, active_tunnel, tunnel_state},
+    compile::{TunnelState, active_tunnel, is_tree, tunnel_state},
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
     fast::Hook,
@@ -38,6 +38,7 @@ impl Daemon {
             fast_path: self.fast_path(),
             kernel: KernelStatus {
                 rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
+                trees: self.desired.iter().flat_map(|desired| &desired.trees).copied().collect(),
                 routes: kernel.routes.len(),
             },
             problems: self.problems.clone(),
@@ -46,9 +47,27 @@ impl Daemon {
                 .into_iter()
                 .chain(self.gates.hints().iter().cloned())
                 .chain(self.endpoint_error.clone())
+                .chain(self.lists())
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
+    }
+
+    /// The families whose rules are a list although there are too many for one.
+    fn lists(&self) -> impl Iterator<Item = String> {
+        let desired = self.desired.as_ref().filter(|_| self.rules_installed());
+        Family::ALL.into_iter().filter(move |family| desired.is_some_and(|desired| !desired.trees.contains(family))).filter_map(
+            |family| {
+                let sources = self.config.policies.iter().flat_map(|policy| &policy.from);
+                let count = sources.filter(|prefix| Family::of(prefix) == family).count();
+                is_tree(&self.config, count).then(|| {
+                    format!(
+                        "every packet walks all {count} {family} rules, since there is no room for a tree between `band` and \
+                         the next rule of somebody else: write a lower `band`, such as 1002"
+                    )
+                })
+            },
+        )
     }
 
     /// The state in one line, for the service manager.

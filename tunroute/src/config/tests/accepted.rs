@@ -49,6 +49,7 @@ fn the_story() {
     let expected = Config {
         datapath: Datapath::Both,
         band: 20000,
+        tree_above: 128,
         bypass_netfilter: false,
         unmatched: Unmatched::Kernel,
         metrics: None,
