@@ -74,6 +74,17 @@ pub enum Command {
               value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
     },
+    /// Watch the running daemon: packets and bytes per second, outcomes, probes, and what happens.
+    ///
+    /// It fills the terminal. q, Esc or Ctrl-C ends it.
+    #[command(after_help = "Example: tunroute top --interval 2")]
+    Top {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// Ask every so many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+    },
     /// Show what a reload, or the first start, would change.
     ///
     /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.

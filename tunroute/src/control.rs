@@ -24,6 +24,8 @@ pub const SOCKET: &str = "control.sock";
 pub const MAX_REQUEST: u64 = 64 << 10;
 /// An answer may list many tunnels.
 const MAX_ANSWER: u64 = 256 << 20;
+/// What an older or newer daemon may do.
+pub const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many clients may be served at once.

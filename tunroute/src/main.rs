@@ -13,17 +13,15 @@ use tokio::sync::oneshot;
 use tunroute::{
     cli::{AttachArg, Cli, Command, Plan, Run},
     config::{Config, ConfigError, Loaded},
-    control::{Answer, ControlError, Request, ask},
+    control::{Answer, ControlError, OTHER_ANSWER, Request, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
     doctor::{self, Observation, examine},
-    import, log, privilege,
+    import, log, privilege, top,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
 const NO_PERMISSION: u8 = 77;
-/// What an older or newer daemon may do.
-const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 
 /// `plan` has found something to do.
 const CHANGES: u8 = 2;
@@ -67,6 +65,11 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor { file, fix, json } => doctor(&file, fix, json).await,
         Command::Import { from_script } => import(from_script.as_deref()),
         Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
+        Command::Top { runtime, interval } => {
+            let paint = top::Paint { colour: colour(&io::stdout()) };
+            top::top(runtime.runtime_dir, Duration::from_secs(interval), paint).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Plan(arguments) => plan(arguments).await,
         Command::Explain { source, destination, iif, runtime, json } => {
             Ok(compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json))

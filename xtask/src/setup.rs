@@ -16,7 +16,7 @@ const BPF_LINKER: &str = "0.10.3";
 const CARGO_FUZZ: &str = "0.13.2";
 
 /// The programs that tests and demo start, and the Debian packages that have them.
-const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
+const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping"), ("tmux", "tmux")];
 /// Those that the bench starts.
 const FOR_BENCH: &[(&str, &str)] = &[("ip", "iproute2"), ("nft", "nftables")];
 
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn asks_only_for_the_packages_of_missing_programs() {
         assert_eq!(packages_without(FOR_TESTS, |_| true), Vec::<&str>::new());
-        assert_eq!(packages_without(FOR_TESTS, |program| program == "ip"), ["iputils-ping"]);
-        assert_eq!(packages_without(FOR_TESTS, |_| false), ["iproute2", "iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |program| program != "ping"), ["iputils-ping"]);
+        assert_eq!(packages_without(FOR_TESTS, |_| false), ["iproute2", "iputils-ping", "tmux"]);
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 pub use self::server::Server;
-use crate::{health::Verdict, status::Status};
+use crate::{health::Verdict, kernel::Traffic, status::Status};
 
 /// What the daemon measures of itself. A clone counts into the same instruments.
 #[derive(Clone, Debug)]
@@ -98,6 +98,8 @@ impl Scrape {
         self.gauge("fast_path_on", "1 if the fast path is attached and open wherever it should be", on);
         let reasons = count(fast_path.reasons.len());
         self.gauge("fast_path_reasons", "Reasons for which it is not: closed gates among them", reasons);
+        let gates = fast_path.gates.iter().map(|(gate, closed)| (vec![("gate", gate.clone())], count(*closed)));
+        self.gauges("gates_closed", "How many gates of this name leave packets to the kernel", gates);
         let maps = || fast_path.maps.iter();
         let label = |name: &str| vec![("map", name.to_owned())];
         let entries = maps().map(|map| (label(&map.name), count(map.entries)));
@@ -111,6 +113,27 @@ impl Scrape {
         let label = |name: &str| vec![("tunnel", name.to_owned())];
         let up = tunnels().map(|tunnel| (label(&tunnel.name), truth(tunnel.state == "up")));
         self.gauges("tunnel_up", "1 if the device is up and its probes are answered", up);
+        let states = tunnels().map(|tunnel| {
+            let labels = vec![("tunnel", tunnel.name.clone()), ("state", tunnel.state.clone())];
+            (labels, 1.0)
+        });
+        self.gauges("tunnel_state", "1 for the state that the tunnel is in", states);
+        let directions = || {
+            tunnels().flat_map(|tunnel| {
+                let label = |to: &str| vec![("tunnel", tunnel.name.clone()), ("direction", to.to_owned())];
+                tunnel.traffic.into_iter().flat_map(move |traffic| {
+                    let Traffic { sent_packets, sent_bytes, received_packets, received_bytes } = traffic;
+                    [
+                        (label("sent"), [sent_packets, sent_bytes]),
+                        (label("received"), [received_packets, received_bytes]),
+                    ]
+                })
+            })
+        };
+        let packets = directions().map(|(labels, [packets, _])| (labels, packets));
+        self.counters("tunnel_packets", "All packets sent by the device, and received from it", packets);
+        let bytes = directions().map(|(labels, [_, bytes])| (labels, bytes));
+        self.counters("tunnel_bytes", "Their bytes", bytes);
         let mtus = tunnels().filter_map(|tunnel| Some((label(&tunnel.name), f64::from(tunnel.mtu?))));
         self.gauges("tunnel_mtu_bytes", "The device's MTU", mtus);
 
