@@ -1,7 +1,9 @@
 //! What a monitoring system reads: the status as metrics, and how long the daemon takes for its work.
 //!
-//! In the OpenMetrics text format, which Prometheus scrapes. Units are seconds and bytes.
+//! In the OpenMetrics text format, which Prometheus asks for, or in the older one for all others. Units are seconds and
+//! bytes.
 
+mod format;
 mod server;
 
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
@@ -12,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::server::Server;
+pub use self::{format::Format, server::Server};
 use crate::{health::Verdict, kernel::Traffic, status::Status};
 
 /// What the daemon measures of itself. A clone counts into the same instruments.
@@ -42,7 +44,7 @@ impl Instruments {
     }
 }
 
-/// The text that a scrape gets.
+/// The text that a scrape gets, as OpenMetrics.
 ///
 /// # Errors
 ///
@@ -167,6 +169,13 @@ impl Scrape {
             "The tunnel that carries the policy, or what becomes of it without one",
             active,
         );
+        let decided = policies().flat_map(|policy| {
+            policy.carried_by.iter().map(|(family, by)| {
+                let labels = vec![("policy", policy.name.clone()), ("family", family.to_string())];
+                (labels, truth(by == "fast path"))
+            })
+        });
+        self.gauges("policy_on_fast_path", "1 if the fast path decides forwarded packets, 0 if the kernel", decided);
         let outcomes = || {
             policies().flat_map(|policy| {
                 policy.outcomes.iter().map(|(outcome, counter)| {
