@@ -57,9 +57,10 @@ pub enum Command {
     /// was made by hand. Nothing is changed.
     #[command(after_help = "Example: tunroute import > new.toml && tunroute plan new.toml")]
     Import {
-        /// Read the `ip` commands of a script, and not what is there.
-        #[arg(long, value_name = "FILE")]
-        from_script: Option<PathBuf>,
+        /// Read these files, and not what is there: scripts with `ip` commands, and files for wg-quick (whose name is the
+        /// device's) and systemd-networkd (.network).
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        from_script: Vec<PathBuf>,
     },
     /// Show tunnels, policies and counters of the running daemon.
     #[command(after_help = "Example: tunroute status --json | jq .policies")]

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -63,7 +63,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(arguments) => run(arguments).await,
         Command::Check { file, json } => check(&file, json),
         Command::Doctor { file, fix, json } => doctor(&file, fix, json).await,
-        Command::Import { from_script } => import(from_script.as_deref()),
+        Command::Import { from_script } => import(&from_script),
         Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
         Command::Top { runtime, interval } => {
             let paint = top::Paint { colour: colour(&io::stdout()) };
@@ -195,13 +195,16 @@ async fn doctor(file: &Path, fix: bool, json: bool) -> anyhow::Result<ExitCode> 
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CHANGES) })
 }
 
-fn import(script: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let setup = match script {
-        Some(file) => {
+fn import(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let setup = if files.is_empty() {
+        import::live()?
+    } else {
+        let read = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            import::parse(&text, import::table_names())
-        }
-        None => import::live()?,
+            Ok((file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), text))
+        };
+        let texts: Vec<(String, String)> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
+        import::parse(texts.iter().map(|(name, text)| import::File { name, text }), import::table_names())
     };
     let draft = import::draft(&setup);
     let (policies, prefixes) = draft.counts();
