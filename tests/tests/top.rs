@@ -1,96 +1,35 @@
 //! `tunroute top` on a terminal: tmux runs it, types into it, and reads the screen.
 
 use std::{
-    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, daemon::binary, pace::patience, ping, plan::REMOTE,
+    Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World, pace::patience, ping, plan::REMOTE, terminal::ENDED,
     traffic::Answer,
 };
 
 const SOON: Duration = Duration::from_secs(10);
-/// What the shell says when `top` has ended, with its exit status.
-const ENDED: &str = "ended with";
 
-/// A terminal with a shell in a world's host. Dropping it ends both.
-struct Terminal<'a> {
-    world: &'a World,
-    socket: PathBuf,
+/// Starts `top`.
+fn top(terminal: &Terminal<'_>, variables: &str) -> Result<()> {
+    let runtime = terminal.world().host.dir().join("run");
+    terminal.tunroute(variables, &format!("top --runtime-dir {}", runtime.display()))
 }
 
-impl<'a> Terminal<'a> {
-    fn open(world: &'a World, (columns, rows): (u16, u16)) -> Result<Self> {
-        let terminal = Self { world, socket: world.dir().join("tmux") };
-        let (columns, rows) = (columns.to_string(), rows.to_string());
-        // A shell without settings, whose prompt is known.
-        let shell = "env PS1='$ ' sh";
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &columns, "-y", &rows, shell])?;
-        Ok(terminal)
-    }
-
-    fn tmux(&self, args: &[&str]) -> Result<String> {
-        self.world.host.run_in(|| {
-            let mut tmux = Command::new("tmux");
-            tmux.arg("-u").arg("-S").arg(&self.socket).args(args).env("LC_ALL", "C.UTF-8").env_remove("NO_COLOR");
-            let output = tmux.output().context("cannot start tmux")?;
-            ensure!(output.status.success(), "tmux {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-            Ok(String::from_utf8(output.stdout)?)
-        })
-    }
-
-    /// Types a line into the shell.
-    fn command(&self, line: &str) -> Result<()> {
-        self.tmux(&["send-keys", "-l", line])?;
-        self.tmux(&["send-keys", "Enter"]).map(drop)
-    }
-
-    /// Starts `top`; the shell tells how it ended.
-    fn top(&self, variables: &str) -> Result<()> {
-        let (binary, runtime) = (binary()?, self.world.host.dir().join("run"));
-        let (binary, runtime) = (binary.display(), runtime.display());
-        self.command(&format!("clear; {variables} {binary} top --runtime-dir {runtime}; echo {ENDED} $?"))
-    }
-
-    fn screen(&self) -> Result<String> {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// Waits for a screen, and returns it.
-    fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let deadline = Instant::now() + patience(SOON);
-        loop {
-            let screen = self.screen()?;
-            if wanted(&screen) {
-                return Ok(screen);
-            }
-            ensure!(Instant::now() < deadline, "{what}: not seen in {SOON:?}; the screen is\n{screen}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// `top` has given the terminal back: the shell's own screen is there again, and takes what is typed and shows it.
-    fn is_restored(&self, status: &str) -> Result<()> {
-        let ended = format!("{ENDED} {status}");
-        self.wait("the end", |screen| screen.contains(&ended) && !screen.contains("PACKETS/s"))?;
-        self.command("stty -a | grep -o ' icanon\\| echo ' && echo a''b")?;
-        let screen = self.wait("the shell", |screen| screen.contains("ab"))?;
-        ensure!(screen.contains("\n icanon") && screen.contains("\n echo"), "{screen}");
-        let cursor = self.tmux(&["display-message", "-p", "#{cursor_flag} #{alternate_on}"])?;
-        assert_eq!(cursor.trim(), "1 0", "the cursor is shown, on the usual screen");
-        Ok(())
-    }
-}
-
-impl Drop for Terminal<'_> {
-    fn drop(&mut self) {
-        // The test has failed already if it is gone.
-        let _ = self.tmux(&["kill-server"]);
-    }
+/// `top` has given the terminal back: the shell's own screen is there again, and takes what is typed and shows it.
+fn is_restored(terminal: &Terminal<'_>, status: &str) -> Result<()> {
+    let ended = format!("{ENDED} {status}");
+    terminal.wait("the end", |screen| screen.contains(&ended) && !screen.contains("PACKETS/s"))?;
+    terminal.command("stty -a | grep -o ' icanon\\| echo ' && echo a''b")?;
+    let screen = terminal.wait("the shell", |screen| screen.contains("ab"))?;
+    ensure!(screen.contains("\n icanon") && screen.contains("\n echo"), "{screen}");
+    let cursor = terminal.tmux(&["display-message", "-p", "#{cursor_flag} #{alternate_on}"])?;
+    assert_eq!(cursor.trim(), "1 0", "the cursor is shown, on the usual screen");
+    Ok(())
 }
 
 /// The cells of the line that begins with this name.
@@ -109,7 +48,7 @@ fn top_shows_what_goes_through_and_what_happens() -> Result<()> {
     );
     let _daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
     let terminal = Terminal::open(&world, (80, 24))?;
-    terminal.top("")?;
+    top(&terminal, "")?;
     let first = terminal.wait("the view", |screen| screen.contains("PACKETS/s") && screen.contains("POLICY"))?;
     ensure!(first.starts_with("tunroute 0.1.0, pid "), "{first}");
     ensure!(first.lines().all(|line| line.chars().count() <= 80) && first.lines().count() <= 24, "{first}");
@@ -152,7 +91,7 @@ fn top_shows_what_goes_through_and_what_happens() -> Result<()> {
     terminal.tmux(&["resize-window", "-x", "60", "-y", "12"])?;
     terminal.wait("the smaller view", |screen| screen.contains("POLICY") && !screen.contains("EVENT"))?;
     terminal.tmux(&["send-keys", "q"])?;
-    terminal.is_restored("0")
+    is_restored(&terminal, "0")
 }
 
 #[test]
@@ -161,26 +100,26 @@ fn the_terminal_is_given_back_however_top_ends() -> Result<()> {
     let daemon = Daemon::start(&world, &world.config(), &DaemonOptions::default())?;
     let terminal = Terminal::open(&world, (80, 24))?;
     for keys in ["q", "Escape", "C-c"] {
-        terminal.top("")?;
+        top(&terminal, "")?;
         terminal.wait("the view", |screen| screen.contains("PACKETS/s"))?;
         terminal.tmux(&["send-keys", keys])?;
-        terminal.is_restored("0")?;
+        is_restored(&terminal, "0")?;
     }
     // Ended by a signal, with colours and without.
     for (variables, colours) in [("", true), ("NO_COLOR=1", false)] {
-        terminal.top(variables)?;
+        top(&terminal, variables)?;
         terminal.wait("the view", |screen| screen.contains("PACKETS/s"))?;
-        let painted = terminal.tmux(&["capture-pane", "-p", "-e"])?;
+        let painted = terminal.painted()?;
         // Of 256 colours, number 2 is green.
         assert_eq!(painted.contains("\x1b[38;5;2mup"), colours, "{painted:?}");
         let pane = terminal.tmux(&["display-message", "-p", "#{pane_pid}"])?;
         let ended = Command::new("pkill").args(["-TERM", "-P", pane.trim(), "tunroute"]).status()?;
         ensure!(ended.success(), "no child of the shell {}", pane.trim());
-        terminal.is_restored("0")?;
+        is_restored(&terminal, "0")?;
     }
 
     // The daemon goes and comes back: the view waits for it.
-    terminal.top("")?;
+    top(&terminal, "")?;
     terminal.wait("the view", |screen| screen.contains("PACKETS/s"))?;
     drop(daemon);
     terminal.wait("the daemon's absence", |screen| screen.contains("no answer for"))?;
@@ -189,7 +128,7 @@ fn the_terminal_is_given_back_however_top_ends() -> Result<()> {
         screen.contains("the daemon answers again") && screen.contains("another daemon answers")
     })?;
     terminal.tmux(&["send-keys", "q"])?;
-    terminal.is_restored("0")
+    is_restored(&terminal, "0")
 }
 
 #[test]
@@ -206,8 +145,8 @@ fn without_a_terminal_or_a_daemon_there_is_one_message() -> Result<()> {
     drop(daemon);
 
     let terminal = Terminal::open(&world, (80, 24))?;
-    terminal.top("")?;
+    top(&terminal, "")?;
     let screen = terminal.wait("the end", |screen| screen.contains(&format!("{ENDED} 1")))?;
     ensure!(screen.contains("no tunroute daemon answers"), "{screen}");
-    terminal.is_restored("1")
+    is_restored(&terminal, "1")
 }

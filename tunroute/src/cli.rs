@@ -70,8 +70,8 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Show it again and again, every second or every so many seconds, until interrupted.
-        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json",
+        /// Show it again and again, every second or every so many seconds, until interrupted. With --json, each in a line.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
               value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
     },
@@ -94,7 +94,7 @@ pub enum Command {
     /// Ask both datapaths what they would do with a packet, and show why.
     ///
     /// The loaded programs are asked by a test run, the kernel by a route lookup; nothing is sent, and no counter moves.
-    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked.
+    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute explain 2a02:578:85a0::7 2001:db8::1 --iif lan0")]
     Explain {
         /// The packet's source address.
@@ -114,7 +114,7 @@ pub enum Command {
     ///
     /// Packets from the first and the last address of each prefix, from those before and after it, and from random ones
     /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if the
-    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked.
+    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute verify --samples 100")]
     Verify {
         /// So many random addresses of each prefix.

@@ -38,14 +38,19 @@ fn main() -> ExitCode {
     match runtime.block_on(dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
-            let forbidden = matches!(
-                error.downcast_ref(),
-                Some(ControlError::Connect { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied
-            );
             let code = fail(&format!("{error:#}"));
-            if forbidden { ExitCode::from(NO_PERMISSION) } else { code }
+            if is_forbidden(&error) { ExitCode::from(NO_PERMISSION) } else { code }
         }
     }
+}
+
+/// It would have worked for somebody else.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let system = cause.downcast_ref::<io::Error>();
+        system.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            || matches!(cause.downcast_ref(), Some(ControlError::Forbidden { .. }))
+    })
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -72,10 +77,10 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Plan(arguments) => plan(arguments).await,
         Command::Explain { source, destination, iif, runtime, json } => {
-            Ok(compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json))
+            compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json)
         }
         Command::Verify { samples, runtime, json } => {
-            Ok(compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json))
+            compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json)
         }
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
@@ -99,8 +104,9 @@ fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble.
-fn compared(answer: Result<Answer, ControlError>, json: bool) -> ExitCode {
+/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble. (Who may
+/// not ask is told so as everywhere.)
+fn compared(answer: Result<Answer, ControlError>, json: bool) -> anyhow::Result<ExitCode> {
     let colour = colour(&io::stdout());
     let (text, value, agree) = match answer {
         Ok(Answer::Explanation(explanation)) => {
@@ -109,15 +115,16 @@ fn compared(answer: Result<Answer, ControlError>, json: bool) -> ExitCode {
         Ok(Answer::Verified(verification)) => {
             (verification.render(colour), serde_json::to_value(&verification), verification.agree())
         }
-        Ok(Answer::Failed(reason)) => return trouble(&reason),
-        Ok(_) => return trouble(OTHER_ANSWER),
-        Err(error) => return trouble(&error.to_string()),
+        Ok(Answer::Failed(reason)) => return Ok(trouble(&reason)),
+        Ok(_) => return Ok(trouble(OTHER_ANSWER)),
+        Err(error @ ControlError::Forbidden { .. }) => return Err(error.into()),
+        Err(error) => return Ok(trouble(&format!("{:#}", anyhow::Error::from(error)))),
     };
     match value {
         Ok(value) => print(&if json { format!("{value:#}\n") } else { text }),
-        Err(error) => return trouble(&error.to_string()),
+        Err(error) => return Ok(trouble(&error.to_string())),
     }
-    ExitCode::from(u8::from(!agree))
+    Ok(ExitCode::from(u8::from(!agree)))
 }
 
 fn trouble(message: &str) -> ExitCode {
@@ -231,7 +238,10 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
             Answer::Status(status) => status,
             answer => return done(answer),
         };
-        if json {
+        if json && watch.is_some() {
+            // One a line, for those who read them one by one.
+            print(&(serde_json::to_string(&status)? + "\n"));
+        } else if json {
             print(&(serde_json::to_string_pretty(&status)? + "\n"));
         } else if watch.is_some() && io::stdout().is_terminal() {
             print(&format!("{CLEAR}{}", status.render()));
