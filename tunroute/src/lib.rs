@@ -30,5 +30,6 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod text;
+pub mod top;
 pub mod trie;
 pub mod verify;

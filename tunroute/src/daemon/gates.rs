@@ -25,10 +25,25 @@ pub(super) struct Gates {
     reverse_path: bool,
     unmatched: Open,
     returning: BTreeSet<IfIndex>,
-    reasons: Vec<String>,
+    reasons: Vec<Reason>,
     /// Why what no policy is about is left to the kernel, if it should not be.
     hints: Vec<String>,
 }
+
+/// Why the kernel decides in place of the fast path.
+#[derive(Debug, PartialEq, Eq)]
+struct Reason {
+    /// The gate's name.
+    gate: &'static str,
+    /// What is so, and what to do about it.
+    text: String,
+}
+
+/// Gates that are not an ingress device's.
+const FOREIGN_ROUTES: &str = "foreign-routes";
+const UNGUARDED_UPLINK: &str = "unguarded-uplink";
+/// Closed by policies that the datapaths disagree about.
+const DISAGREEMENT: &str = "disagreement";
 
 impl Gates {
     /// Looks at the gates now. `tables` are those of the policies.
@@ -65,17 +80,25 @@ impl Gates {
                 }
             }
         }
-        let mut reasons: Vec<String> = closed_gates.iter().map(|gate| format!("{gate} ({})", gate.advice())).collect();
+        let closed = closed_gates.iter();
+        let mut reasons: Vec<Reason> =
+            closed.map(|gate| Reason { gate: gate.name(), text: format!("{gate} ({})", gate.advice()) }).collect();
         // What else the kernel would not decide as the fast path does, whatever the device.
-        let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| {
-            format!("table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)")
+        let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| Reason {
+            gate: FOREIGN_ROUTES,
+            text: format!(
+                "table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)"
+            ),
         });
         let agreed = reasons.len();
         reasons.extend(foreign);
         let agreed = agreed == reasons.len();
         let unguarded = matching(&config.interfaces.uplink, kernel).filter(|link| link.layer == LinkLayer::Other);
-        let unguarded: Vec<String> = unguarded
-            .map(|link| format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name))
+        let unguarded: Vec<Reason> = unguarded
+            .map(|link| Reason {
+                gate: UNGUARDED_UPLINK,
+                text: format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name),
+            })
             .collect();
         let all_open = |family| ingress.keys().all(|device| is_open(*device, family)) || !config.uses(family);
         let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
@@ -139,15 +162,26 @@ impl Gates {
     /// Says which gates have closed and opened since an earlier look.
     pub(super) fn log_since(&self, earlier: &Self) {
         for reason in self.reasons.iter().filter(|reason| !earlier.reasons.contains(reason)) {
-            warn!("the kernel decides in place of the fast path: {reason}");
+            warn!("the kernel decides in place of the fast path: {}", reason.text);
         }
         for reason in earlier.reasons.iter().filter(|reason| !self.reasons.contains(reason)) {
-            info!("no longer so: {reason}");
+            info!("no longer so: {}", reason.text);
         }
     }
 
     /// The closed gates in words, with what to do about each.
-    pub(super) fn reasons(&self) -> &[String] {
-        &self.reasons
+    pub(super) fn reasons(&self) -> impl Iterator<Item = &str> {
+        self.reasons.iter().map(|reason| reason.text.as_str())
     }
+
+    /// All gates by name, with how many of each are closed, if so many policies are left to the kernel.
+    pub(super) fn by_name(&self, disputed: usize) -> BTreeMap<String, usize> {
+        let names = Gate::NAMES.into_iter().chain([FOREIGN_ROUTES, UNGUARDED_UPLINK]);
+        let closed = |name| self.reasons.iter().filter(|reason| reason.gate == name).count();
+        names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed)]).map(own).collect()
+    }
+}
+
+fn own((name, number): (&str, usize)) -> (String, usize) {
+    (name.to_owned(), number)
 }

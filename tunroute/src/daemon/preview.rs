@@ -83,7 +83,7 @@ async fn preview(
         before: None,
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();
-    let held_back = |reason| format!("the kernel would decide in place of the fast path: {reason}");
-    let notes = if fast.is_some() { gates.reasons().iter().map(held_back).collect() } else { Vec::new() };
+    let held_back = |reason: &str| format!("the kernel would decide in place of the fast path: {reason}");
+    let notes = if fast.is_some() { gates.reasons().map(held_back).collect() } else { Vec::new() };
     Ok(Preview { config: file.display().to_string(), steps, notes })
 }

@@ -11,6 +11,7 @@ use crate::{
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
     fast::Hook,
+    kernel::traffic,
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -98,6 +99,7 @@ impl Daemon {
         let families: Vec<Family> = Family::ALL.into_iter().filter(|family| self.config.uses(*family)).collect();
         let commands = self.supervisor.status();
         let probes = self.probes.status();
+        let traffic = traffic();
         self.config
             .tunnels
             .iter()
@@ -122,6 +124,7 @@ impl Daemon {
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
                     failed,
+                    traffic: link.and_then(|link| traffic.get(&link.name).copied()),
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
                     probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),
                 }
@@ -220,6 +223,7 @@ impl Daemon {
             }
             .to_owned(),
             reasons,
+            gates: self.gates.by_name(self.checker.reasons().count()),
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),

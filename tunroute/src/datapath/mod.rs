@@ -4,6 +4,7 @@
 
 mod adopt;
 mod error;
+pub mod features;
 mod pins;
 mod tcx;
 mod trial;

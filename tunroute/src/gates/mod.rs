@@ -82,6 +82,26 @@ impl fmt::Display for Gate {
 }
 
 impl Gate {
+    /// All names.
+    pub const NAMES: [&str; 8] =
+        ["forwarding", "foreign-rule", "netfilter", "vrf", "port", "xfrm", "unsupported-link", "unknown"];
+
+    /// The name in `status --json` and in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        let [forwarding, foreign_rule, netfilter, vrf, port, xfrm, unsupported_link, unknown] = Self::NAMES;
+        match self {
+            Self::Forwarding { .. } => forwarding,
+            Self::ForeignRule { .. } => foreign_rule,
+            Self::Netfilter { .. } => netfilter,
+            Self::Vrf { .. } => vrf,
+            Self::Port { .. } => port,
+            Self::Xfrm => xfrm,
+            Self::UnsupportedLink { .. } => unsupported_link,
+            Self::Unknown { .. } => unknown,
+        }
+    }
+
     /// What opens the gate: a command, or what to change in the configuration.
     #[must_use]
     pub fn advice(&self) -> String {

@@ -89,8 +89,34 @@ pub fn draft(setup: &Setup) -> Draft {
         }
         draft.policies.extend(policies);
     }
+    draft.notes.extend(unused(setup));
     draft.interfaces(setup);
     draft
+}
+
+/// What is said of tables that no rule looks up, as `Table =` of wg-quick makes one.
+fn unused(setup: &Setup) -> Vec<String> {
+    let mut tables: BTreeMap<u32, &String> = BTreeMap::new();
+    for route in setup.routes.iter().filter(|route| !matches!(route.table, TABLE_LOCAL | TABLE_MAIN | 253)) {
+        if let RouteKind::Unicast { device: Some(device), .. } = &route.kind
+            && route.dst.prefix_len() == 0
+        {
+            tables.entry(route.table).or_insert(device);
+        }
+    }
+    let is_named =
+        |table: u32, word: &str| word.parse() == Ok(table) || setup.names.get(&table).is_some_and(|name| name == word);
+    let looked_up =
+        |table: u32| setup.rules.iter().any(|rule| rule.text.split_whitespace().any(|word| is_named(table, word)));
+    let unused = tables.into_iter().filter(|(table, _)| !looked_up(*table));
+    unused
+        .map(|(table, device)| {
+            format!(
+                "no rule leads to table {table}, by which {device} has a default route: write a policy whose `from` has \
+                 the sources that are to leave by {device}"
+            )
+        })
+        .collect()
 }
 
 /// Leave alike: a policy has one list of tunnels for both families.
