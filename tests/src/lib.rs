@@ -15,6 +15,7 @@ pub mod flow;
 pub mod foreign;
 pub mod inject;
 pub mod lab;
+mod netkit;
 pub mod netns;
 pub mod nft;
 pub mod pace;
