@@ -521,7 +521,7 @@ impl Daemon {
     /// a daemon that starts, or whose host got more prefixes, must not leave everything as it happens to be.
     fn plan(&mut self, snapshot: &Snapshot) -> Result<(Desired, Vec<Op>), PlanError> {
         let before = self.too_large.take();
-        let desired = self.desired(snapshot);
+        let desired = self.desired_of(&self.config, snapshot);
         let fast = self.fast.as_ref().map(datapath::Datapath::state);
         match plan(&desired, &snapshot.state, fast) {
             Ok(operations) => return Ok((desired, operations)),
@@ -538,11 +538,7 @@ impl Daemon {
         Ok((desired, operations))
     }
 
-    /// What both datapaths are to look like now.
-    fn desired(&self, snapshot: &Snapshot) -> Desired {
-        self.desired_of(&self.config, snapshot)
-    }
-
+    /// What both datapaths are to look like now, with this configuration.
     fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
         let mut desired = compile(&self.inputs(config, snapshot));
         self.enter_disputes(config, &mut desired);

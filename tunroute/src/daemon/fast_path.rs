@@ -8,7 +8,6 @@ use crate::{
     datapath::{self, DatapathError, Method},
     fast::{FastOp, Open},
     index::{self, Full},
-    kernel::Snapshot,
     privilege,
 };
 
@@ -69,8 +68,7 @@ impl Daemon {
 
     /// In `ebpf` mode: are the programs in place, so that no rules are needed? Returns whether the answer has changed.
     pub(super) fn update_fallback(&mut self) -> bool {
-        let Some(snapshot) = &self.snapshot else { return false };
-        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete(snapshot);
+        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete();
         if needed == self.fallback {
             return false;
         }
@@ -84,9 +82,9 @@ impl Daemon {
     }
 
     /// All programs are attached that the configuration asks for, and may decide all families in use.
-    fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
+    fn fast_path_complete(&self) -> bool {
         let Some(fast) = &self.fast else { return false };
-        let Some(desired) = self.desired(snapshot).fast else { return false };
+        let Some(desired) = self.desired.as_ref().and_then(|desired| desired.fast.as_ref()) else { return false };
         desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
     }
 

@@ -178,14 +178,14 @@ impl Daemon {
     /// The counters by policy: a policy has a slot for each family and chain that begins with it.
     fn counters(&self) -> BTreeMap<usize, Stats> {
         let mut by_policy: BTreeMap<usize, Stats> = BTreeMap::new();
-        let (Some(fast), Some(snapshot)) = (&self.fast, &self.snapshot) else { return by_policy };
-        let Some(desired) = self.desired(snapshot).fast else { return by_policy };
+        let desired = self.desired.as_ref().and_then(|desired| desired.fast.as_ref());
+        let (Some(fast), Some(desired)) = (&self.fast, desired) else { return by_policy };
         let counters = fast.counters().unwrap_or_else(|error| {
             warn!("{error}");
             BTreeMap::new()
         });
         // The numbers are those of the last pass: an observed chain keeps its own.
-        let Ok(numbers) = number_slots(&desired, fast.state()) else { return by_policy };
+        let Ok(numbers) = number_slots(desired, fast.state()) else { return by_policy };
         for (id, slot) in &desired.slots {
             let Some(stats) = numbers.get(id).and_then(|number| counters.get(number)) else { continue };
             let sum = by_policy.entry(slot.policy).or_default();
@@ -208,8 +208,8 @@ impl Daemon {
         };
         let mut reasons = self.closed_gates();
         reasons.extend(self.too_large.map(|error| error.to_string()));
-        let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
-        let missing = desired.attachments.difference(&fast.state().attached);
+        let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
+        let missing = desired.flat_map(|desired| desired.attachments.difference(&fast.state().attached));
         reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
