@@ -220,8 +220,7 @@ mod tests {
             main: vec![tunroute::net::MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true }],
             ..KernelState::default()
         };
-        let lookup =
-            |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));
+        let lookup = |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));
         let goto = |priority, from, to| Entry { action: RuleAction::Goto(to), ..lookup(priority, from, 0) };
         let elsewhere = |priority, from, to| Entry { not: true, ..goto(priority, from, to) };
         let nop = |priority| Entry { action: RuleAction::Nop, ..lookup(priority, "0.0.0.0/0", 0) };

@@ -119,10 +119,9 @@ impl World {
         for operation in operations {
             match operation {
                 Op::Kernel(KernelOp::AddRule(rule)) => {
-                    let missing = desired
-                        .routes
-                        .iter()
-                        .find(|route| Some(route.table) == rule.table() && self.routes.get(&route.key()) != Some(*route));
+                    let missing = desired.routes.iter().find(|route| {
+                        Some(route.table) == rule.table() && self.routes.get(&route.key()) != Some(*route)
+                    });
                     assert_eq!(missing, None, "{rule} is there before its table's route");
                     assert!(self.rules.insert(rule.clone()), "{rule} twice");
                 }

@@ -268,7 +268,8 @@ fn few_rules_are_asked() {
     world.reach(&config(sources.clone(), 128), |_, _| {});
     let prefixes: Vec<IpNet> = sources.iter().map(|(prefix, _)| *prefix).collect();
     let host = world.host();
-    let asked = |source| host.walk_counting(&Packet { source, destination: prefix("203.0.113.1/32").addr(), oif: None }).1;
+    let asked =
+        |source| host.walk_counting(&Packet { source, destination: prefix("203.0.113.1/32").addr(), oif: None }).1;
     let asked: Vec<usize> = edges(&prefixes).into_iter().map(asked).collect();
     let (most, all) = (asked.iter().max().unwrap(), asked.iter().sum::<usize>());
     println!(

@@ -16,8 +16,13 @@ fn some_rule() -> impl Strategy<Value = Rule> {
         any::<u32>().prop_map(RuleAction::Goto),
         Just(RuleAction::Nop)
     ];
-    (any::<u32>(), prefix(), any::<bool>(), oif, action)
-        .prop_map(|(priority, from, not, oif, action)| Rule { priority, from, not, oif, action })
+    (any::<u32>(), prefix(), any::<bool>(), oif, action).prop_map(|(priority, from, not, oif, action)| Rule {
+        priority,
+        from,
+        not,
+        oif,
+        action,
+    })
 }
 
 fn some_route() -> impl Strategy<Value = Route> {

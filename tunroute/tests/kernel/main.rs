@@ -484,9 +484,8 @@ fn ten_thousand_rules_and_routes() {
     in_namespace(async || {
         let (t0, _) = devices();
         let (kernel, mut events) = Kernel::connect().unwrap();
-        let rules: Vec<_> = (0..10_000)
-            .map(|i| KernelOp::AddRule(Rule::new(20000, host(i), RuleAction::Lookup(200))))
-            .collect();
+        let rules: Vec<_> =
+            (0..10_000).map(|i| KernelOp::AddRule(Rule::new(20000, host(i), RuleAction::Lookup(200)))).collect();
         let routes: Vec<_> = (0..10_000)
             .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: unicast("t0", t0, None) })
             .map(KernelOp::AddRoute)
