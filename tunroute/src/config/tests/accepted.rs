@@ -48,7 +48,7 @@ fn the_story() {
     let expected = Config {
         datapath: Datapath::Both,
         band: 20000,
-        tree_above: 128,
+        tree_above: 32,
         bypass_netfilter: false,
         metrics: None,
         interfaces: Interfaces { ingress: vec![pattern("lan0"), pattern("br-*")], uplink: vec![pattern("net0")] },
