@@ -165,7 +165,9 @@ fn a_list_becomes_a_tree_and_a_tree_a_list() {
         let snapshot = observe(&kernel).await;
         let tree = desired(&config, &snapshot);
         let list = desired(&Config { tree_above: u32::MAX, ..config }, &snapshot);
-        for (desired, what) in [(&list, "a list"), (&tree, "a tree"), (&list, "a list"), (&Desired::default(), "nothing")] {
+        for (desired, what) in
+            [(&list, "a list"), (&tree, "a tree"), (&list, "a list"), (&Desired::default(), "nothing")]
+        {
             reach(&kernel, desired, what).await;
         }
     });
