@@ -85,6 +85,11 @@ impl Netns {
         &self.dir
     }
 
+    /// The namespace itself, as netlink takes it.
+    pub(crate) fn handle(&self) -> &File {
+        &self.handle
+    }
+
     /// Runs a closure on a fresh thread in this namespace: sockets that it opens and `/proc/sys/net` belong to it.
     /// A panic in the closure goes on in the caller.
     ///

@@ -31,13 +31,16 @@ pub enum TunnelKind {
     Ip6gre,
     /// WireGuard over IPv4.
     Wireguard,
+    /// A plain wire to the broker, an Ethernet device without neighbours.
+    Netkit,
 }
 
 impl TunnelKind {
     /// Those that every kernel here has, for loops over them.
     pub const ALL: [Self; 3] = [Self::Tun, Self::Vxlan, Self::Veth];
     /// Those that a kernel may lack.
-    pub const OPTIONAL: [Self; 6] = [Self::Sit, Self::Ipip, Self::Ip6tnl, Self::Gre, Self::Ip6gre, Self::Wireguard];
+    pub const OPTIONAL: [Self; 7] =
+        [Self::Sit, Self::Ipip, Self::Ip6tnl, Self::Gre, Self::Ip6gre, Self::Wireguard, Self::Netkit];
 
     /// The kernel's name for it, which `ip link` takes.
     #[must_use]
@@ -52,10 +55,11 @@ impl TunnelKind {
             Self::Gre => "gre",
             Self::Ip6gre => "ip6gre",
             Self::Wireguard => "wireguard",
+            Self::Netkit => "netkit",
         }
     }
 
-    /// Needs a gateway: it is an Ethernet device.
+    /// Needs a gateway: it is an Ethernet device that asks for neighbours.
     #[must_use]
     pub const fn needs_gateway(self) -> bool {
         matches!(self, Self::Vxlan | Self::Veth)

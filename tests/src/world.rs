@@ -48,6 +48,7 @@ use crate::{
     device::{End, Mac, veth},
     inject::Injector,
     lab::{Lab, Share},
+    netkit::netkit,
     netns::{BpfFs, Netns},
     plan::{
         Addrs, HOST, ISP, MAC_CLIENT, MAC_HOST, MAC_ISP, MAC_LAN, Nets, PLAIN, PLAIN_CLIENT, PLAIN_LAN, REMOTE,
@@ -290,6 +291,7 @@ impl World {
                 self.tuns()[index] = Some(pair);
             }
             TunnelKind::Veth => veth(ends[0], ends[1], mtu)?,
+            TunnelKind::Netkit => netkit(ends[0], ends[1], mtu)?,
             TunnelKind::Wireguard => wireguard((ends[0], HOST.v4), (ends[1], plan.underlay.v4), number, mtu)?,
             kind => {
                 let underlay = [HOST, plan.underlay].map(|addrs| addrs.of(kind.underlay()));
@@ -364,7 +366,11 @@ impl World {
     #[must_use]
     pub fn macs(&self, index: usize) -> Option<(Mac, Mac)> {
         let number = u8::try_from(index).ok()?;
-        self.options.kind.needs_gateway().then(|| (mac_tunnel(number), mac_broker(number)))
+        match self.options.kind {
+            TunnelKind::Vxlan | TunnelKind::Veth => Some((mac_tunnel(number), mac_broker(number))),
+            TunnelKind::Netkit => Some((Mac([0; 6]), Mac([0; 6]))),
+            _ => None,
+        }
     }
 
     /// What the tunnels are made of.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, plan::REMOTE};
+use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, nft, plan::REMOTE};
 
 /// A look at the gates is due twice a second.
 const SOON: Duration = Duration::from_secs(3);
@@ -22,7 +22,7 @@ fn forwarding(world: &World, name: &str, value: &str) -> Result<()> {
     world.host.sysctl(&[(name, value)])
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     Case {
         name: "a foreign IPv6 rule",
         close: |world| world.host.ip("-6 rule add from 2a02::/16 lookup main pref 100"),
@@ -50,6 +50,20 @@ const CASES: [Case; 6] = [
         open: |world| forwarding(world, "ipv6/conf/all/forwarding", "1"),
         family: "v6",
         words: ["does not forward IPv6 from lan0", "sysctl -w net.ipv6.conf.all.forwarding=1"],
+    },
+    Case {
+        name: "netfilter",
+        close: |world| world.host.run_in(|| nft::add_chain(nft::INET, Some(nft::FORWARD), &[])),
+        open: |world| world.host.run_in(|| nft::delete_table(nft::INET)),
+        family: "v6",
+        words: ["netfilter looks at forwarded IPv6 packets", "`bypass-netfilter = true`"],
+    },
+    Case {
+        name: "IPsec",
+        close: |world| world.host.ip("xfrm policy add src 192.0.2.0/24 dst 198.51.100.0/24 dir fwd action block"),
+        open: |world| world.host.ip("xfrm policy flush"),
+        family: "v4",
+        words: ["IPsec policies (xfrm) apply to forwarded packets", "ip xfrm policy flush"],
     },
     Case {
         name: "a bridge",

@@ -31,8 +31,9 @@ fn main() -> Result<ExitCode> {
         trials.push(trial(name, "carries", move || matrix(kind))?);
         trials.push(trial(name, "too_big", move || too_big(kind))?);
     }
-    trials.push(trial("sit", "enters_by", || enters_by(TunnelKind::Sit))?);
-    trials.push(trial("wireguard", "enters_by", || enters_by(TunnelKind::Wireguard))?);
+    for kind in [TunnelKind::Sit, TunnelKind::Wireguard, TunnelKind::Netkit] {
+        trials.push(trial(kind.name(), "enters_by", move || enters_by(kind))?);
+    }
     trials.push(trial("vrf", "closes_the_fast_path", vrf_closes_the_fast_path)?);
     Ok(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
 }
@@ -62,7 +63,7 @@ fn too_big_error(family: Family, seen: &Seen) -> bool {
 fn too_big(kind: TunnelKind) -> Result<()> {
     const MTU: usize = 1400;
     let world = World::with(kind).build()?;
-    let device_answers = kind != TunnelKind::Wireguard;
+    let device_answers = !matches!(kind, TunnelKind::Wireguard | TunnelKind::Netkit);
     let injector = world.client_injector()?;
     let mut client = Capture::on(&world.client, "lan0")?;
     let mut remote = Capture::everywhere(&world.remote)?;

@@ -7,10 +7,16 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
-/// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
+/// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
+
+/// Where [`STATS`](names::STATS) counts what no policy is about and is forwarded all the same.
+pub const UNMATCHED: u32 = MAX_SLOTS;
+
+/// The exemption set of the host's own addresses, and of those that it broadcasts to.
+pub const OWN_SET: u32 = 0;
 
 /// So many source prefixes and so many exemptions of each family the fast path takes, old and new together while it
 /// changes: a bound, not a reservation.
@@ -25,7 +31,7 @@ pub mod names {
     pub const INDEX: &str = "INDEX";
     /// Array: slot number → [`Slot`](super::Slot).
     pub const POLICY: &str = "POLICY";
-    /// Per-CPU array: slot number → [`Stats`](super::Stats).
+    /// Per-CPU array: slot number, or [`UNMATCHED`](super::UNMATCHED) → [`Stats`](super::Stats).
     pub const STATS: &str = "STATS";
     /// Array of one [`Control`](super::Control).
     pub const CONTROL: &str = "CONTROL";
@@ -184,7 +190,7 @@ pub mod flags {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Handed to the tunnel by the ingress program.
+    /// Handed to the tunnel by the ingress program; or where the main table says, if no policy is about it.
     Forwarded,
     /// Handed to the tunnel by the egress program of an uplink.
     Diverted,
@@ -274,8 +280,9 @@ pub struct Control {
     pub open_v6: u32,
     /// If 1, all programs decide and count, and leave every packet to the kernel.
     pub shadow: u32,
-    /// Always 0: keeps the type free of padding.
-    pub reserved: u32,
+    /// The families of which the ingress program forwards by the main table what no policy is about: 1 for IPv4, 2 for
+    /// IPv6, or both.
+    pub unmatched: u32,
 }
 
 #[cfg(feature = "user")]

@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
-    maps::Outcome,
+    maps::{Outcome, UNMATCHED},
     packet::Packet as _,
 };
 
@@ -55,9 +55,9 @@ pub fn egress_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
     let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
-    if let Verdict::Redirect(..) = verdict
+    if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
         && !Maps::shadow()
         && packet.take_hop().is_none()
     {
@@ -69,7 +69,7 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
 }
 
@@ -82,8 +82,10 @@ fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) ->
         Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) if Maps::shadow() => {
             (index, outcome, TC_ACT_UNSPEC)
         }
+        Verdict::Forward(_) if Maps::shadow() => (UNMATCHED, Outcome::Forwarded, TC_ACT_UNSPEC),
         Verdict::Drop(index, outcome) => (index, outcome, TC_ACT_SHOT),
         Verdict::Redirect(index, slot, outcome) => (index, outcome, packet.redirect(slot)),
+        Verdict::Forward(next_hop) => (UNMATCHED, Outcome::Forwarded, packet.forward(&next_hop)),
     };
     count(index, outcome, packet.length());
     result

@@ -14,17 +14,15 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
-    decide::Arrival,
+    decide::{Arrival, NextHop},
     maps::{Slot, flags},
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
+use crate::lookup::{AF_INET, AF_INET6};
+
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// `AF_INET`
-const AF_INET: u32 = 2;
-/// `AF_INET6`
-const AF_INET6: u32 = 10;
 /// The length of an Ethernet header.
 const ETHERNET_HEADER: u32 = 14;
 /// As many bytes of headers as the decision reads: an IPv6 header and TCP's data offset.
@@ -116,22 +114,32 @@ impl<const OFFSET: usize> Skb<OFFSET> {
             // SAFETY: a number and flags.
             return unsafe { bpf_redirect(slot.egress.ifindex(), 0) } as i32;
         }
-        let Some(mut next_hop) = self.next_hop(slot) else { return TC_ACT_SHOT };
+        match self.next_hop(slot) {
+            Some(next_hop) => self.hand_over(slot.egress.ifindex(), next_hop),
+            None => TC_ACT_SHOT,
+        }
+    }
+
+    /// Sends the packet to its next hop, by a device of any kind; it is dropped if it cannot be.
+    #[inline(always)]
+    pub fn forward(&self, next_hop: &NextHop) -> i32 {
+        let nh_family = u32::from(if next_hop.is_v6 { AF_INET6 } else { AF_INET });
+        let address = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop.address };
+        self.hand_over(next_hop.ifindex, bpf_redir_neigh { nh_family, __bindgen_anon_1: address })
+    }
+
+    #[inline(always)]
+    fn hand_over(&self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
         // `bpf_redirect_neigh` takes the link-layer header for granted (`__bpf_redirect_neigh()` in
         // `net/core/filter.c`).
         // SAFETY: the context that the kernel gave, and a parameter block of the size that is said.
         unsafe {
             if OFFSET == 0 && bpf_skb_change_head(self.skb, ETHERNET_HEADER, 0) != 0 {
                 let context = TcContext::new(self.skb);
-                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", slot.egress.ifindex());
+                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", ifindex);
                 return TC_ACT_SHOT;
             }
-            bpf_redirect_neigh(
-                slot.egress.ifindex(),
-                ptr::from_mut(&mut next_hop),
-                size_of::<bpf_redir_neigh>() as i32,
-                0,
-            ) as i32
+            bpf_redirect_neigh(ifindex, ptr::from_mut(&mut next_hop), size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }
     }
 
@@ -144,13 +152,13 @@ impl<const OFFSET: usize> Skb<OFFSET> {
                 Some([first, ..]) => first,
                 None => self.read(offset_of!(Ipv4Header, destination))?,
             };
-            (AF_INET, [hop, 0, 0, 0])
+            (u32::from(AF_INET), [hop, 0, 0, 0])
         } else {
             let hop = match gateway {
                 Some(gateway) => gateway,
                 None => self.read(offset_of!(Ipv6Header, destination))?,
             };
-            (AF_INET6, hop)
+            (u32::from(AF_INET6), hop)
         };
         Some(bpf_redir_neigh { nh_family, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: hop } })
     }

@@ -15,7 +15,7 @@ use roff::{Inline, Roff, bold, italic, roman};
 use tunroute::{
     cli::Cli,
     config::{
-        keys::{Key, Kind, TOP},
+        keys::{Key, Kind, Required, TOP},
         schema,
     },
     status,
@@ -158,9 +158,14 @@ fn section(page: &mut Roff, title: &str, keys: &[Key]) {
             }
             page.control("RE", []);
         }
-        if key.required {
-            page.control("IP", []).text([roman("Required.")]);
-        } else if let Some(default) = key.default {
+        match key.required {
+            Required::Yes => drop(page.control("IP", []).text([roman("Required.")])),
+            Required::Unless(other) => {
+                page.control("IP", []).text([roman("Required, unless there is "), bold(other), roman(".")]);
+            }
+            Required::No => {}
+        }
+        if let Some(default) = key.default {
             page.control("IP", []).text([roman("Default: "), bold(default), roman(".")]);
         }
     }

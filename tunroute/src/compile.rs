@@ -1,16 +1,19 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
 pub mod probes;
+pub mod sources;
 pub mod tree;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Egress, Source, flags};
+use tunroute_common::maps::{Action, Egress, OWN_SET, flags};
 
+pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
     fast::{Attachment, Exemption, Hook, Open, address_words},
@@ -38,6 +41,8 @@ pub struct Inputs<'a> {
     pub rules: bool,
     /// The fast path, if there is to be one.
     pub fast: Option<FastInputs<'a>>,
+    /// What was compiled from the same configuration before: it is taken if nothing has changed for the prefixes.
+    pub before: Option<&'a Arc<Sources>>,
 }
 
 /// What the fast path's desired state depends on besides.
@@ -49,6 +54,10 @@ pub struct FastInputs<'a> {
     pub closed: &'a BTreeSet<IfIndex>,
     /// IPv4 ingress checks the reverse path (rp_filter).
     pub reverse_path: bool,
+    /// The families of which it may forward by the main table what no policy is about.
+    pub unmatched: Open,
+    /// Tunnels where such packets come back, to be forwarded likewise.
+    pub returning: &'a BTreeSet<IfIndex>,
 }
 
 /// What both datapaths are to look like.
@@ -69,14 +78,16 @@ pub struct Desired {
 pub struct DesiredFast {
     /// The slots, by the chain that each stands for.
     pub slots: BTreeMap<ChainId, SlotSpec>,
-    /// The source prefixes: the chain and [`Source::arrives_by`].
-    pub sources: BTreeMap<IpNet, (ChainId, u32)>,
+    /// The source prefixes.
+    pub sources: Arc<Sources>,
     /// The exemptions.
     pub exempt: BTreeSet<Exemption>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
     pub open: Open,
+    /// What the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// The programs only watch.
     pub shadow: bool,
 }
@@ -89,10 +100,6 @@ impl DesiredFast {
         }
     }
 }
-
-/// Names a chain of nested policies in one family, the same in every run: a hash of the policies' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainId(pub u64);
 
 /// What a slot is to hold, before it has a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,7 +268,7 @@ fn compile_table(
     connected: &BTreeSet<IpNet>,
     routes: &mut BTreeSet<Route>,
 ) {
-    if !policy.from.iter().any(|prefix| Family::of(prefix) == family) {
+    if !policy.uses(family) {
         return;
     }
     let mut default_exempt = false;
@@ -287,19 +294,18 @@ fn compile_table(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let shadow = inputs.config.datapath == Datapath::Shadow;
-    let mut desired = DesiredFast { open: fast.open, shadow, ..DesiredFast::default() };
+    let sources = Sources::compile(inputs, fast.reverse_path);
+    let mut desired =
+        DesiredFast { open: fast.open, unmatched: fast.unmatched, shadow, sources, ..DesiredFast::default() };
     let sets = exempt_sets(inputs.config);
-    for family in Family::ALL {
-        let chains = compile_sources(inputs, fast, family, &mut desired.sources);
-        for (policies, id) in chains {
-            // Every suffix is a chain of its own: it is where the one before goes on.
-            let mut id = Some(id);
-            let mut policies = policies.as_slice();
-            while let (Some(current), [policy, rest @ ..]) = (id, policies) {
-                let next = (!rest.is_empty()).then(|| chain_id(inputs.config, family, rest));
-                desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), family, next));
-                (id, policies) = (next, rest);
-            }
+    for Chain { id, family, policies } in desired.sources.chains() {
+        // Every suffix is a chain of its own: it is where the one before goes on.
+        let mut id = Some(*id);
+        let mut policies = policies.as_slice();
+        while let (Some(current), [policy, rest @ ..]) = (id, policies) {
+            let next = (!rest.is_empty()).then(|| ChainId::new(inputs.config, *family, rest));
+            desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), *family, next));
+            (id, policies) = (next, rest);
         }
     }
     for (policy, set) in inputs.config.policies.iter().zip(&sets) {
@@ -311,113 +317,21 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
                 .extend(exempt(policy, family, connected).chain(local).map(|prefix| Exemption { set, prefix }));
         }
     }
+    if fast.unmatched.any() {
+        desired.exempt.extend(inputs.kernel.local.iter().map(|own| Exemption { set: OWN_SET, prefix: *own }));
+    }
+    let returning = fast.returning.iter().filter_map(|index| inputs.kernel.links.get(index));
     let interfaces = &inputs.config.interfaces;
     desired.attachments = matching(&interfaces.uplink, inputs.kernel)
         .filter_map(|link| Attachment::new(Hook::Egress, link))
         .chain(
             matching(&interfaces.ingress, inputs.kernel)
                 .filter(|link| !fast.closed.contains(&link.index))
+                .chain(returning)
                 .filter_map(|link| Attachment::new(Hook::Ingress, link)),
         )
         .collect();
     desired
-}
-
-/// Enters a family's source prefixes, and returns the chains of policies that they need.
-fn compile_sources(
-    inputs: &Inputs<'_>,
-    fast: &FastInputs<'_>,
-    family: Family,
-    sources: &mut BTreeMap<IpNet, (ChainId, u32)>,
-) -> HashMap<Vec<usize>, ChainId> {
-    let reverse = (fast.reverse_path && family == Family::V4).then(|| ReversePaths::new(&inputs.kernel.main));
-    let mut prefixes: Vec<(IpNet, Event)> = Vec::new();
-    for (index, policy) in inputs.config.policies.iter().enumerate() {
-        let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
-        prefixes.extend(of_family.map(|prefix| (*prefix, Event::Policy(index))));
-    }
-    // What splits a policy's prefix, because packets from a part of it must arrive elsewhere, or nowhere.
-    let of_family = |prefix: &&IpNet| Family::of(prefix) == family;
-    prefixes.extend(inputs.kernel.local.iter().filter(of_family).map(|own| (*own, Event::Own)));
-    if reverse.is_some() {
-        let of_family = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == family);
-        prefixes.extend(of_family.map(|route| (route.dst, Event::Reverse)));
-    }
-    // A shorter prefix stands before the longer ones inside it; the policy of a prefix before what splits it.
-    prefixes.sort_unstable_by_key(|(prefix, event)| (*prefix, event.order()));
-
-    let mut chains = HashMap::new();
-    let mut around: Vec<(IpNet, Vec<usize>, ChainId)> = Vec::new();
-    for (prefix, event) in prefixes {
-        while around.last().is_some_and(|(outer, ..)| !outer.contains(&prefix)) {
-            around.pop();
-        }
-        if let Event::Policy(policy) = event {
-            let mut chain = vec![policy];
-            if let Some((_, outer, _)) = around.last() {
-                // A policy that was passed over once would be passed over again.
-                chain.extend(outer.iter().copied().filter(|outer| *outer != policy));
-            }
-            let id = *chains.entry(chain.clone()).or_insert_with(|| chain_id(inputs.config, family, &chain));
-            around.push((prefix, chain, id));
-        }
-        let Some((_, _, id)) = around.last() else { continue };
-        let arrives_by = match (event, &reverse) {
-            (Event::Own, _) => Source::OWN_ADDRESS,
-            (Event::Policy(_) | Event::Reverse, None) => Source::ANY_DEVICE,
-            (Event::Policy(_) | Event::Reverse, Some(reverse)) => reverse.device(&prefix),
-        };
-        sources.insert(prefix, (*id, arrives_by));
-    }
-    chains
-}
-
-/// Why a prefix stands among the sources.
-#[derive(Clone, Copy)]
-enum Event {
-    /// A policy's prefix.
-    Policy(usize),
-    /// A route of the main table ends here: the reverse path is another inside.
-    Reverse,
-    /// An address of this host.
-    Own,
-}
-
-impl Event {
-    const fn order(&self) -> u8 {
-        match self {
-            Self::Policy(_) => 0,
-            Self::Reverse => 1,
-            Self::Own => 2,
-        }
-    }
-}
-
-/// The main table, asked the other way round: by which device are a source's packets expected?
-struct ReversePaths(BTreeMap<IpNet, Option<IfIndex>>);
-
-impl ReversePaths {
-    fn new(main: &[MainRoute]) -> Self {
-        let mut paths = BTreeMap::new();
-        for route in main {
-            // Two routes to one prefix: whichever the kernel prefers, neither is certain.
-            paths.entry(route.dst).and_modify(|oif| *oif = None).or_insert(route.oif);
-        }
-        Self(paths)
-    }
-
-    /// [`Source::arrives_by`] for the sources of a prefix that no route of the table splits.
-    fn device(&self, prefix: &IpNet) -> u32 {
-        let mut candidate = Some(*prefix);
-        while let Some(current) = candidate {
-            if let Some(oif) = self.0.get(&current.trunc()) {
-                return oif.unwrap_or(Source::OWN_ADDRESS);
-            }
-            candidate = current.supernet();
-        }
-        // No route back: the kernel decides.
-        Source::OWN_ADDRESS
-    }
 }
 
 /// The slot of a policy, which comes with its exemption set.
@@ -474,23 +388,13 @@ fn exempt_sets(config: &Config) -> Vec<u32> {
         }
         let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
         // One policy's exemption must not become another's because of a hash.
-        while taken.get(&set).is_some_and(|other| *other != declared) {
+        while set == OWN_SET || taken.get(&set).is_some_and(|other| *other != declared) {
             set = set.wrapping_add(1);
         }
         taken.entry(set).or_insert(declared);
         set
     };
     config.policies.iter().map(set).collect()
-}
-
-fn chain_id(config: &Config, family: Family, policies: &[usize]) -> ChainId {
-    let family = match family {
-        Family::V4 => "v4",
-        Family::V6 => "v6",
-    };
-    let names = policies.iter().map(|policy| config.policies[*policy].name.as_str());
-    // 0 marks a free slot.
-    ChainId(fnv1a(std::iter::once(family).chain(names)).max(1))
 }
 
 /// FNV-1a over the words and their ends. It must never change: pinned maps hold its results.

@@ -24,6 +24,8 @@ pub const SOCKET: &str = "control.sock";
 pub const MAX_REQUEST: u64 = 64 << 10;
 /// An answer may list many tunnels.
 const MAX_ANSWER: u64 = 256 << 20;
+/// What an older or newer daemon may do.
+pub const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many clients may be served at once.
@@ -97,7 +99,7 @@ pub type Call = (Request, oneshot::Sender<Answer>);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The daemon cannot listen.
-    #[error("cannot listen on {}: {source}", path.display())]
+    #[error("cannot listen on {}", path.display())]
     Listen {
         /// The socket.
         path: PathBuf,
@@ -110,8 +112,14 @@ pub enum ControlError {
         /// The socket.
         path: PathBuf,
     },
-    /// The socket may not be used.
-    #[error("cannot connect to {}: {source}", path.display())]
+    /// The socket is not the caller's to use.
+    #[error("only root and the daemon's own user may ask the daemon at {}: run this as root", path.display())]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be used.
+    #[error("cannot connect to {}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -119,7 +127,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The connection broke, or something else answered.
-    #[error("the daemon at {} did not answer: {source}", path.display())]
+    #[error("the daemon at {} did not answer", path.display())]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -226,6 +234,7 @@ pub async fn ask(runtime_dir: &Path, request: Request) -> Result<Answer, Control
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Err(ControlError::NoDaemon { path });
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(ControlError::Forbidden { path }),
         Err(source) => return Err(ControlError::Connect { path, source }),
     };
     exchange(stream, request).await.map_err(|source| ControlError::Broken { path, source })

@@ -9,6 +9,7 @@ mod fast_path;
 mod gates;
 mod messages;
 mod preview;
+mod read;
 mod report;
 mod requests;
 mod tables;
@@ -20,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -35,8 +35,8 @@ use self::{
 };
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile, matching},
-    config::{Config, Datapath},
+    compile::{Desired, Inputs, Sources, compile, matching},
+    config::{Config, ConfigError, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
     fast::{FastOp, Hook},
@@ -44,7 +44,7 @@ use crate::{
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
     metrics::{self, Instruments},
-    net::{Family, IfIndex, KernelOp, KernelState, Link},
+    net::{Family, IfIndex, KernelOp, KernelState, Link, is_link_local},
     plan::{Op, PlanError, plan, plan_failover},
     service::Service,
     state::StateDir,
@@ -86,6 +86,8 @@ struct Daemon {
     snapshot: Option<Snapshot>,
     /// What the last pass made of the configuration in force.
     desired: Option<Desired>,
+    /// The prefixes of the configuration in force, as they were compiled last.
+    sources: Option<Arc<Sources>>,
     /// The programs, unless the datapath is `kernel` or they could not be loaded.
     fast: Option<datapath::Datapath>,
     /// Why there are none although there should be.
@@ -109,6 +111,7 @@ struct Daemon {
     logged: Vec<String>,
     /// The way to this daemon's own control requests.
     calls: mpsc::Sender<Call>,
+    reader: read::Reader,
     instruments: Instruments,
     endpoint: Option<metrics::Server>,
     /// Why there is none although there should be.
@@ -147,9 +150,10 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let runtime_lock = options.instance.record(&options.runtime_dir)?;
     let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
-    let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
+    let (verdicts, changed_verdicts) = mpsc::unbounded_channel();
     let (calls, requests) = control::channel();
-    let (verified, mut verifications) = mpsc::unbounded_channel();
+    let (verified, verifications) = mpsc::unbounded_channel();
+    let (read, configurations) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -157,6 +161,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         kernel,
         snapshot: None,
         desired: None,
+        sources: None,
         fast: None,
         fast_error: None,
         fallback: false,
@@ -171,6 +176,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         problems: Vec::new(),
         logged: Vec::new(),
         calls,
+        reader: read::Reader::start(read),
         instruments: Instruments::default(),
         endpoint: None,
         endpoint_error: None,
@@ -188,7 +194,8 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     daemon.update_endpoint().await;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, requests, &mut changed_verdicts, &mut verifications, &mut signals).await?;
+    let mut inbox = Inbox { requests, verdicts: changed_verdicts, verifications, configurations };
+    let exit = daemon.serve(&mut events, &mut inbox, &mut signals).await?;
     daemon.service.stopping();
     daemon.undo_trial().await;
     match exit {
@@ -211,6 +218,14 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What comes from the daemon's own tasks and threads.
+struct Inbox {
+    requests: mpsc::Receiver<Call>,
+    verdicts: mpsc::UnboundedReceiver<health::Change>,
+    verifications: mpsc::UnboundedReceiver<check::Verified>,
+    configurations: mpsc::UnboundedReceiver<read::Read>,
 }
 
 /// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
@@ -243,14 +258,7 @@ fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
 }
 
 impl Daemon {
-    async fn serve(
-        &mut self,
-        events: &mut Events,
-        mut calls: mpsc::Receiver<Call>,
-        verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
-        verifications: &mut mpsc::UnboundedReceiver<check::Verified>,
-        signals: &mut Signals,
-    ) -> anyhow::Result<Exit> {
+    async fn serve(&mut self, events: &mut Events, inbox: &mut Inbox, signals: &mut Signals) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
@@ -261,16 +269,17 @@ impl Daemon {
             let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
                 change = events.next() => self.follow(&change?).await,
-                Some(call) = calls.recv() => {
+                Some(call) = inbox.requests.recv() => {
                     if let Some(exit) = self.answer(call).await {
                         return Ok(exit);
                     }
                 }
-                Some(verdict) = verdicts.recv() => {
+                Some(verdict) = inbox.verdicts.recv() => {
                     self.enter_verdict(verdict);
                     self.reconcile(Kinds::NONE).await;
                 }
-                Some(verified) = verifications.recv() => self.finish_verify(verified).await,
+                Some(verified) = inbox.verifications.recv() => self.finish_verify(verified).await,
+                Some(read) = inbox.configurations.recv() => self.finish_read(read).await,
                 _ = audit.tick() => {
                     self.audit().await;
                     self.sample().await;
@@ -282,10 +291,7 @@ impl Daemon {
                     digests.spawn(rules_digest());
                 }
                 Some(digest) = digests.join_next() => self.check_rules(digest?).await,
-                _ = signals.hangup.recv() => {
-                    // What went wrong has been logged; the old configuration is still in force.
-                    let _logged = self.reload().await;
-                }
+                _ = signals.hangup.recv() => self.read(read::Purpose::Reload, None),
                 _ = signals.terminate.recv() => return Ok(Exit::Leave),
                 _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
@@ -319,11 +325,10 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again; applies it in full or not at all.
-    async fn reload(&mut self) -> anyhow::Result<()> {
-        self.service.reloading();
-        let result = match self.check_no_trial() {
-            Ok(()) => self.try_reload().await,
+    /// Applies a configuration that has been read again, in full or not at all.
+    async fn reload(&mut self, config: Result<Config, ConfigError>) -> anyhow::Result<()> {
+        let result = match self.check_no_trial().and_then(|()| Ok(config?)) {
+            Ok(config) => self.try_reload(config).await,
             Err(error) => Err(error),
         };
         self.service.ready();
@@ -334,14 +339,13 @@ impl Daemon {
         result
     }
 
-    async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
+    async fn try_reload(&mut self, config: Config) -> anyhow::Result<()> {
         self.reconcile(Kinds::ALL).await;
-        self.check_applicable(&config)?;
+        let sources = self.check_applicable(&config)?;
         // What cannot be done anyway says nothing about the new configuration.
         let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
-        self.desired = None;
+        (self.desired, self.sources) = (None, sources);
         let tables = self.tables.clone();
         self.reconcile(Kinds::NONE).await;
         let new: Vec<&str> =
@@ -361,17 +365,19 @@ impl Daemon {
     /// Puts an earlier configuration in force again.
     async fn go_back(&mut self, config: Config, tables: tables::Tables) {
         self.config = config;
-        self.desired = None;
+        (self.desired, self.sources) = (None, None);
         self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
     }
 
-    /// Refuses what is known to fail, before anything is changed for it.
-    fn check_applicable(&self, config: &Config) -> anyhow::Result<()> {
-        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+    /// Refuses what is known to fail, before anything is changed for it. Returns the prefixes, which need not be compiled
+    /// twice.
+    fn check_applicable(&self, config: &Config) -> anyhow::Result<Option<Arc<Sources>>> {
+        let Some(snapshot) = &self.snapshot else { return Ok(None) };
         self.tables.check_free(config, &snapshot.state)?;
-        plan(&self.desired_of(config, snapshot), &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
-        Ok(())
+        let desired = self.desired_of(config, snapshot);
+        plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        Ok(desired.fast.map(|fast| fast.sources))
     }
 
     /// Tells the supervisor and the probes which tunnels there are.
@@ -467,6 +473,9 @@ impl Daemon {
         let changed = self.apply(&operations, &snapshot).await;
         // What was planned is not necessarily what is: look.
         self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
+        if let Some(fast) = &desired.fast {
+            self.sources = Some(Arc::clone(&fast.sources));
+        }
         self.desired = Some(desired);
         if !self.problems.is_empty() {
             self.close_fast_path();
@@ -483,7 +492,8 @@ impl Daemon {
         }
         let interfaces = &self.config.interfaces;
         let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
-        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
+        let devices = devices.map(|link| link.index).chain(self.gates.returning().iter().copied());
+        Ok(self.kernel.bpf_filters(devices).await?)
     }
 
     /// What cannot wait for a look at everything: routes and slots follow the tunnels, however many prefixes there are.
@@ -503,6 +513,7 @@ impl Daemon {
         let changed = self.apply(&operations, &snapshot).await;
         self.problems = problems;
         self.snapshot = Some(snapshot);
+        self.desired = Some(desired);
         Ok(changed)
     }
 
@@ -546,11 +557,8 @@ impl Daemon {
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: config.datapath != Datapath::Ebpf || self.fallback,
-            fast: (wanted && self.fast.is_some()).then_some(FastInputs {
-                open: self.gates.open(),
-                closed: self.gates.closed_devices(),
-                reverse_path: self.gates.reverse_path(),
-            }),
+            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs()),
+            before: self.sources.as_ref().filter(|_| std::ptr::eq(config, &raw const self.config)),
         }
     }
 
@@ -576,7 +584,7 @@ impl Daemon {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
                     let waits = match operation {
-                        FastOp::SetOpen(open) => open.any(),
+                        FastOp::SetOpen(open) | FastOp::SetUnmatched(open) => open.any(),
                         FastOp::SetShadow(shadow) => !shadow,
                         operation => operation.is_removal(),
                     };
@@ -663,8 +671,8 @@ const fn config_wants_no_fast_path(config: &Config) -> bool {
 /// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
 /// a route. At boot they would otherwise use up their start limit before the network is there.
 fn online(config: &Config, kernel: &KernelState) -> bool {
-    let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
-    let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
+    let routed =
+        |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !is_link_local(&route.dst));
     let uplinks = &config.interfaces.uplink;
     uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }

@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tunroute_common::maps::{Action, Slot, Source, flags};
 
-use crate::net::{Family, IfIndex, LinkLayer};
+use crate::{
+    net::{Family, IfIndex, LinkLayer},
+    prefix_map::PrefixMap,
+};
 
 /// Where a program sees packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,6 +97,12 @@ pub struct Open {
 }
 
 impl Open {
+    /// What both may decide.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { v4: self.v4 && other.v4, v6: self.v6 && other.v6 }
+    }
+
     /// May any packet be decided?
     #[must_use]
     pub const fn any(self) -> bool {
@@ -114,7 +123,7 @@ impl Open {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastState {
     /// The source prefixes of `INDEX`.
-    pub sources: BTreeMap<IpNet, Source>,
+    pub sources: PrefixMap<Source>,
     /// The exemptions of `INDEX`.
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
@@ -125,6 +134,8 @@ pub struct FastState {
     pub pinned: BTreeSet<Attachment>,
     /// `CONTROL`: what the ingress program may decide.
     pub open: Open,
+    /// `CONTROL`: what the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// `CONTROL`: the programs leave every packet to the kernel, whatever they decide.
     pub shadow: bool,
 }
@@ -135,8 +146,8 @@ impl FastState {
         match operation {
             FastOp::WriteSlot(index, slot, _) => drop(self.slots.insert(*index, *slot)),
             FastOp::ClearSlot(index) => drop(self.slots.remove(index)),
-            FastOp::PutSource(prefix, source) => drop(self.sources.insert(*prefix, *source)),
-            FastOp::RemoveSource(prefix) => drop(self.sources.remove(prefix)),
+            FastOp::PutSource(prefix, source) => self.sources.insert(*prefix, *source),
+            FastOp::RemoveSource(prefix) => self.sources.remove(prefix),
             FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
             FastOp::RemoveExemption(exemption) => drop(self.exempt.remove(exemption)),
             FastOp::Attach(attachment) => {
@@ -148,23 +159,23 @@ impl FastState {
                 self.pinned.remove(attachment);
             }
             FastOp::SetOpen(open) => self.open = *open,
+            FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
         }
     }
 
-    /// What puts a prefix back as it is now, once an operation on it has been entered.
-    #[must_use]
-    pub fn undoing(&self, operation: &FastOp) -> Option<FastOp> {
-        match operation {
-            FastOp::PutSource(prefix, _) | FastOp::RemoveSource(prefix) => Some(match self.sources.get(prefix) {
-                Some(source) => FastOp::PutSource(*prefix, *source),
-                None => FastOp::RemoveSource(*prefix),
-            }),
-            FastOp::AddExemption(exemption) | FastOp::RemoveExemption(exemption) => {
-                let present = self.exempt.contains(exemption);
-                Some(if present { FastOp::AddExemption(*exemption) } else { FastOp::RemoveExemption(*exemption) })
+    /// Enters changes that have been made together: the prefixes among them in one go.
+    pub fn enter_all(&mut self, operations: &[&FastOp]) {
+        let mut sources = Vec::with_capacity(operations.len());
+        for operation in operations {
+            match operation {
+                FastOp::PutSource(prefix, source) => sources.push((*prefix, Some(*source))),
+                FastOp::RemoveSource(prefix) => sources.push((*prefix, None)),
+                operation => self.enter(operation),
             }
-            _ => None,
+        }
+        if !sources.is_empty() {
+            self.sources.change(sources);
         }
     }
 }
@@ -190,6 +201,8 @@ pub enum FastOp {
     Detach(Attachment),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
+    /// Say of which families the ingress program may forward by the main table what no policy is about.
+    SetUnmatched(Open),
     /// Say whether the programs leave every packet to the kernel.
     SetShadow(bool),
 }
@@ -232,6 +245,10 @@ impl fmt::Display for FastOp {
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
+            }
+            Self::SetUnmatched(Open { v4, v6 }) => {
+                let who = |open| if open { "program" } else { "kernel" };
+                write!(f, "unmatched IPv4 by the {}, IPv6 by the {}", who(*v4), who(*v6))
             }
             Self::SetShadow(true) => f.write_str("programs only watch"),
             Self::SetShadow(false) => f.write_str("programs act"),

@@ -85,6 +85,12 @@ impl fmt::Display for Family {
     }
 }
 
+/// Is it within fe80::/10?
+#[must_use]
+pub const fn is_link_local(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V6(prefix) if prefix.addr().is_unicast_link_local())
+}
+
 /// How a device takes packets, which decides how the fast path hands them over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -343,6 +349,8 @@ pub struct ObservedRule {
     pub rule: Option<Rule>,
     /// Looks up [`TABLE_LOCAL`] for every packet, as the kernel's own rule at priority 0 does.
     pub looks_up_local: bool,
+    /// Looks up [`TABLE_MAIN`] for every packet.
+    pub looks_up_main: bool,
     /// The `l3mdev` selector: such a rule, which the kernel makes with the first VRF, matches only what enters by a VRF's
     /// port or is bound to one (`l3mdev_fib_rule_match()` in `net/l3mdev/l3mdev.c`).
     pub l3mdev: bool,

@@ -18,8 +18,8 @@ use std::{
 use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
-    compile::{ChainId, Desired, DesiredFast},
-    fast::{Exemption, FastOp, FastState, Open},
+    compile::{ChainId, Desired, DesiredFast, Lead},
+    fast::{Exemption, FastOp, FastState},
     net::{Family, KernelOp, KernelState, ObservedRule, Route, Rule},
 };
 
@@ -209,6 +209,7 @@ struct FastPlan {
     exempt: Vec<Op>,
     slots: Vec<Op>,
     add: Vec<Op>,
+    sources_removed: Vec<Op>,
     remove: Vec<Op>,
 }
 
@@ -221,9 +222,12 @@ impl FastPlan {
         check_room(desired, observed)?;
         let mut plan = Self::default();
 
-        let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
+        let (both, unmatched) = (observed.open.and(desired.open), observed.unmatched.and(desired.unmatched));
         if both != observed.open {
             plan.close.push(FastOp::SetOpen(both).into());
+        }
+        if unmatched != observed.unmatched {
+            plan.close.push(FastOp::SetUnmatched(unmatched).into());
         }
         plan.plan_slots(desired, observed, &numbers);
         plan.plan_entries(desired, observed, &numbers);
@@ -237,6 +241,9 @@ impl FastPlan {
         }
         if both != desired.open {
             plan.add.push(FastOp::SetOpen(desired.open).into());
+        }
+        if unmatched != desired.unmatched {
+            plan.add.push(FastOp::SetUnmatched(desired.unmatched).into());
         }
         plan.plan_removals(desired, observed, &numbers);
         Ok(plan)
@@ -269,10 +276,16 @@ impl FastPlan {
         // These come first of all: a slot whose set is not yet filled would redirect too far.
         let exemptions = desired.exempt.difference(&observed.exempt);
         self.exempt.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
-        for (prefix, (id, arrives_by)) in &desired.sources {
-            let Some(slot) = numbers.get(id) else { continue };
-            let source = Source { slot: *slot, arrives_by: *arrives_by };
-            if observed.sources.get(prefix) != Some(&source) {
+        let chains = desired.sources.chains();
+        let slots: Vec<Option<u32>> = chains.iter().map(|chain| numbers.get(&chain.id).copied()).collect();
+        for (prefix, lead, present) in desired.sources.prefixes().beside(&observed.sources) {
+            let Some(Lead { chain, arrives_by }) = lead else {
+                self.sources_removed.push(FastOp::RemoveSource(*prefix).into());
+                continue;
+            };
+            let slot = usize::try_from(*chain).ok().and_then(|chain| *slots.get(chain)?);
+            let Some(source) = slot.map(|slot| Source { slot, arrives_by: *arrives_by }) else { continue };
+            if present != Some(&source) {
                 self.add.push(FastOp::PutSource(*prefix, source).into());
             }
         }
@@ -288,8 +301,7 @@ impl FastPlan {
     }
 
     fn plan_removals(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
-        let sources = observed.sources.keys().filter(|prefix| !desired.sources.contains_key(*prefix));
-        self.remove.extend(sources.map(|prefix| FastOp::RemoveSource(*prefix).into()));
+        self.remove.append(&mut self.sources_removed);
         let exemptions = observed.exempt.difference(&desired.exempt);
         self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
         let used: BTreeSet<u32> = numbers.values().copied().collect();
@@ -307,12 +319,14 @@ fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanErr
     };
     let limit = usize::try_from(MAX_PREFIXES).unwrap_or(usize::MAX);
     // The usual case costs nothing.
-    if desired.sources.len().saturating_add(observed.sources.len()) > limit {
+    let sources = desired.sources.prefixes();
+    if sources.len().saturating_add(observed.sources.len()) > limit {
+        let mut needed = [0usize; 2];
+        for (prefix, ..) in sources.beside(&observed.sources) {
+            needed[Family::of(prefix) as usize] += 1;
+        }
         for family in Family::ALL {
-            let added = desired.sources.keys().filter(|prefix| !observed.sources.contains_key(prefix));
-            let added = added.filter(|prefix| Family::of(prefix) == family).count();
-            let present = observed.sources.keys().filter(|prefix| Family::of(prefix) == family).count();
-            check("sources", family, added, present)?;
+            check("sources", family, needed[family as usize], 0)?;
         }
     }
     if desired.exempt.len().saturating_add(observed.exempt.len()) > limit {

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, health, net::Family, supervise, text::wrapped};
+use crate::{config::Datapath, health, kernel::Traffic, net::Family, supervise, text::wrapped};
 
 /// What `status` prints fits a terminal of this many columns.
 const WIDTH: usize = 80;
@@ -50,6 +50,9 @@ pub struct TunnelStatus {
     pub mtu: Option<u32>,
     /// The families that its probes declare down.
     pub failed: Vec<Family>,
+    /// What has gone through the device.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
     /// Its supervised command, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<supervise::Status>")]
@@ -96,6 +99,9 @@ pub struct FastPathStatus {
     pub state: String,
     /// Why it is not `on`, and what to do about it.
     pub reasons: Vec<String>,
+    /// The gates by name, with how many of each are closed; none where the fast path is not used.
+    #[serde(default)]
+    pub gates: BTreeMap<String, usize>,
     /// Where programs are attached: `ingress dev lan0`.
     pub attached: Vec<String>,
     /// How they are attached: `tcx` or `clsact`.
@@ -104,6 +110,9 @@ pub struct FastPathStatus {
     /// How full its maps are.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub maps: Vec<MapStatus>,
+    /// What no policy is about and the programs have forwarded by the main table, with `unmatched = "fast"`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unmatched: Option<OutcomeStatus>,
 }
 
 /// How full a map is.
@@ -187,10 +196,13 @@ impl Status {
         let trees: Vec<String> = trees.iter().map(ToString::to_string).collect();
         let trees = if trees.is_empty() { String::new() } else { format!(" ({} as a tree)", trees.join(" and ")) };
         let _infallible = writeln!(text, "kernel: {rules} rules{trees}, {routes} routes");
-        let FastPathStatus { state, attached, reasons, .. } = &self.fast_path;
+        let FastPathStatus { state, attached, reasons, unmatched, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
+        if let Some(OutcomeStatus { packets, bytes: volume }) = unmatched {
+            add(&format!("  by the main table: {packets} packets that no policy is about, {}", bytes(*volume)));
+        }
         reasons.iter().for_each(|reason| add(&format!("  {reason}")));
         self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));
         self.hints.iter().for_each(|hint| add(&format!("hint: {hint}")));
@@ -199,7 +211,7 @@ impl Status {
 }
 
 /// What happened to packets that were not handed to the tunnel.
-fn in_words(outcome: &str) -> Option<&'static str> {
+pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
     Some(match outcome {
         "leak_prevented" => "dropped at an uplink that they must not leave by",
         "blackholed" => "dropped while no tunnel was up",
@@ -232,7 +244,7 @@ fn trimmed(table: &Table) -> String {
 }
 
 /// One word if both families agree.
-fn by_family(values: &BTreeMap<Family, String>) -> String {
+pub(crate) fn by_family(values: &BTreeMap<Family, String>) -> String {
     let mut distinct: Vec<&String> = values.values().collect();
     distinct.dedup();
     match distinct.as_slice() {
@@ -242,7 +254,7 @@ fn by_family(values: &BTreeMap<Family, String>) -> String {
 }
 
 /// Bytes with a binary unit, at most four digits.
-fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes;
     let mut tenths = 0;
@@ -273,6 +285,7 @@ mod tests {
                 ifindex: Some(u32::MAX),
                 mtu: Some(65_535),
                 failed: Vec::new(),
+                traffic: None,
                 command: None,
                 probes: Vec::new(),
             }],

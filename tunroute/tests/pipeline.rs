@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
     compile::{Desired, FastInputs, Inputs, compile, probes},
-    config::Config,
+    config::{Config, Unmatched},
     fast::{FastOp, FastState, Open},
     net::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
@@ -76,7 +76,14 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
         tables: &tables(config),
         failed: &BTreeSet::new(),
         rules,
-        fast: Some(FastInputs { open: Open { v4: true, v6: true }, closed: &BTreeSet::new(), reverse_path }),
+        fast: Some(FastInputs {
+            open: Open { v4: true, v6: true },
+            closed: &BTreeSet::new(),
+            reverse_path,
+            unmatched: if config.unmatched == Unmatched::Fast { Open { v4: true, v6: true } } else { Open::default() },
+            returning: &BTreeSet::new(),
+        }),
+        before: None,
     })
 }
 
@@ -98,6 +105,7 @@ impl World {
             ours: true,
             rule: Some(rule.clone()),
             looks_up_local: false,
+            looks_up_main: false,
             l3mdev: false,
             iif: None,
             oif: rule.oif.clone(),
@@ -168,7 +176,7 @@ impl World {
             }
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
-            FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
+            FastOp::WriteSlot(..) | FastOp::SetOpen(_) | FastOp::SetUnmatched(_) => {}
         }
         fast.enter(operation);
     }
@@ -259,7 +267,8 @@ fn probes_have_a_way_out_with_or_without_rules() {
 fn reverse_paths_split_the_sources() {
     let config = Config::parse("story", STORY).unwrap();
     let fast = desired(&config, &host(), true, true).fast.unwrap();
-    let sources: Vec<String> = fast.sources.iter().map(|(prefix, (_, from))| format!("{prefix} by {from}")).collect();
+    let sources: Vec<String> =
+        fast.sources.prefixes().iter().map(|(prefix, lead)| format!("{prefix} by {}", lead.arrives_by)).collect();
     assert_eq!(
         sources,
         [

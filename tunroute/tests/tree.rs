@@ -93,6 +93,7 @@ impl World {
             text: String::new(),
             rule,
             looks_up_local: false,
+            looks_up_main: false,
             l3mdev: false,
             iif: None,
             oif: None,
@@ -125,7 +126,15 @@ impl World {
     fn desired(&self, config: &Config) -> Desired {
         let tables = config.policies.iter().map(|policy| policy.name.clone()).zip(200..).collect();
         let failed = BTreeSet::new();
-        compile(&Inputs { config, kernel: &self.state(), tables: &tables, failed: &failed, rules: true, fast: None })
+        compile(&Inputs {
+            config,
+            kernel: &self.state(),
+            tables: &tables,
+            failed: &failed,
+            rules: true,
+            fast: None,
+            before: None,
+        })
     }
 
     /// Makes the world what the configuration says, and looks at it after every step.

@@ -124,9 +124,9 @@ fn check_compiled(config: &Config) {
     let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
     let closed = BTreeSet::new();
-    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false });
+    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false, unmatched: Open { v4: true, v6: true }, returning: &closed });
     let failed = BTreeSet::new();
-    let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast };
+    let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast, before: None };
     let desired = compile(&inputs);
 
     let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
@@ -136,9 +136,10 @@ fn check_compiled(config: &Config) {
         assert_eq!(rule.priority, config.band + 128 - u32::from(rule.from.prefix_len()), "the longest first: {rule:?}");
     }
     let fast = desired.fast.as_ref().expect("a fast path was asked for");
-    assert_eq!(fast.sources.len(), prefixes, "an entry for each prefix");
-    for (chain, _) in fast.sources.values() {
-        assert!(fast.slots.contains_key(chain), "a source without a slot");
+    assert_eq!(fast.sources.prefixes().len(), prefixes, "an entry for each prefix");
+    for prefix in fast.sources.prefixes().keys() {
+        let chain = fast.sources.chain_of(prefix);
+        assert!(chain.is_some_and(|chain| fast.slots.contains_key(&chain.id)), "a source without a slot");
     }
     for slot in fast.slots.values() {
         assert!(slot.next.is_none_or(|next| fast.slots.contains_key(&next)), "a chain that leads nowhere");

@@ -189,8 +189,8 @@ fn prefixes(config: &Config, spans: &Spans, findings: &mut Findings) {
             policy.from.iter().zip(&at.from).map(move |(net, span)| Source { net: *net, policy: index, span })
         })
         .collect();
-    // Shorter prefixes come before those that they contain.
-    sources.sort_unstable_by(|a, b| a.net.cmp(&b.net).then(a.span.start.cmp(&b.span.start)));
+    // Shorter prefixes come before those that they contain. Stable, as files are mostly sorted already.
+    sources.sort_by(|a, b| a.net.cmp(&b.net).then(a.span.start.cmp(&b.span.start)));
     let mut around: Vec<(Source<'_>, u32)> = Vec::new();
     for source in sources {
         while around.pop_if(|(outer, _)| !outer.net.contains(&source.net)).is_some() {}

@@ -60,8 +60,8 @@ fn fates(config: &Config) -> Vec<Fate> {
     for (index, policy) in config.policies.iter().enumerate() {
         sources.extend(policy.from.iter().map(|net| (*net, index)));
     }
-    // Shorter prefixes come before those that they contain.
-    sources.sort_unstable();
+    // Shorter prefixes come before those that they contain. Stable, as files are mostly sorted already.
+    sources.sort();
     let mut around: Vec<Outer<'_>> = Vec::new();
     for (net, index) in sources {
         while around.last().is_some_and(|outer| !outer.net.contains(&net)) {

@@ -11,11 +11,22 @@ pub struct Key {
     /// What it takes.
     pub kind: Kind,
     /// Whether the table must have it.
-    pub required: bool,
+    pub required: Required,
     /// What holds without it, as it would be written.
     pub default: Option<&'static str>,
     /// What it is for, in whole sentences.
     pub doc: &'static str,
+}
+
+/// Whether a table must have a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Required {
+    /// It may be left out.
+    No,
+    /// In any case.
+    Yes,
+    /// Unless it has this other key.
+    Unless(&'static str),
 }
 
 /// What a key takes.
@@ -47,12 +58,16 @@ pub enum Kind {
 
 /// A key without a default that may be left out.
 const fn key(name: &'static str, example: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { name, example, kind, required: false, default: None, doc }
+    Key { name, example, kind, required: Required::No, default: None, doc }
 }
 
 impl Key {
     const fn required(self) -> Self {
-        Self { required: true, ..self }
+        Self { required: Required::Yes, ..self }
+    }
+
+    const fn unless(self, other: &'static str) -> Self {
+        Self { required: Required::Unless(other), ..self }
     }
 
     const fn or(self, default: &'static str) -> Self {
@@ -88,6 +103,14 @@ pub const TOP: &[Key] = &[
     )
     .or("false"),
     key(
+        "unmatched",
+        "unmatched = \"fast\"",
+        Kind::Choice(UNMATCHED),
+        "Who forwards packets that no policy is about, among them those that come back by the tunnels. The rules make the \
+         kernel slower for these, too.",
+    )
+    .or("\"kernel\""),
+    key(
         "metrics",
         "metrics = \"127.0.0.1:9942\"",
         Kind::Text("an address and port, or \"unix:\" and an absolute path"),
@@ -118,6 +141,14 @@ const DATAPATHS: &[(&str, &str)] = &[
     ("kernel", "rules and routes only"),
     ("ebpf", "the programs only; rules are installed where a program cannot be"),
     ("shadow", "rules and routes; the programs decide and count beside them, and leave every packet to them"),
+];
+
+const UNMATCHED: &[(&str, &str)] = &[
+    ("kernel", "the kernel, after it has asked all rules"),
+    (
+        "fast",
+        "the programs, by the main table, on ingress interfaces and tunnels, where nothing else could decide (Linux 6.3)",
+    ),
 ];
 
 /// `[interfaces]`
@@ -248,7 +279,14 @@ pub(super) const POLICY: &[Key] = &[
         Kind::Texts("an address or a prefix"),
         "The source prefixes. An address without a length is that address alone.",
     )
-    .required(),
+    .unless("from-file"),
+    key(
+        "from-file",
+        "from-file = \"prefixes.txt\"",
+        Kind::Texts("the path of a file, from the configuration's directory on"),
+        "More source prefixes, one in each line; `#` begins a comment. The files are read with the configuration: \
+         `tunroute reload` reads them again.",
+    ),
     key(
         "via",
         "via = [\"sixxs0\", \"wg0\"]",

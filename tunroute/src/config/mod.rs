@@ -5,7 +5,9 @@
 
 mod check;
 mod doubts;
+mod file;
 pub mod keys;
+mod list;
 mod load;
 mod parse;
 mod prefix;
@@ -58,6 +60,16 @@ impl Datapath {
     }
 }
 
+/// Who forwards what no policy is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmatched {
+    /// The kernel.
+    #[default]
+    Kernel,
+    /// The programs, by the main table, where the kernel would ask nothing else.
+    Fast,
+}
+
 /// A validated configuration: every reference in it resolves, every value is in range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -70,6 +82,8 @@ pub struct Config {
     pub tree_above: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
+    /// `unmatched`: who forwards what no policy is about.
+    pub unmatched: Unmatched,
     /// `metrics`: where a monitoring system reads; nowhere unless given.
     pub metrics: Option<Listen>,
     /// `[interfaces]`
@@ -84,7 +98,7 @@ impl Config {
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
-        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+        self.policies.iter().any(|policy| policy.uses(family))
     }
 }
 
@@ -227,7 +241,7 @@ pub struct Policy {
     pub name: String,
     /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
     pub table: Option<u32>,
-    /// `from`: the source prefixes, without host bits. Never empty, none twice in the whole configuration.
+    /// `from` and `from-file`: the source prefixes, without host bits, sorted. Never empty, none twice in the whole configuration.
     pub from: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
@@ -237,4 +251,16 @@ pub struct Policy {
     pub exempt: Vec<IpNet>,
     /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
     pub exempt_connected: bool,
+}
+
+impl Policy {
+    /// Has it a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        // Sorted: IPv4 comes first.
+        [self.from.first(), self.from.last()]
+            .into_iter()
+            .flatten()
+            .any(|prefix| crate::net::Family::of(prefix) == family)
+    }
 }

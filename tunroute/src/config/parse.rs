@@ -2,15 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
     time::Duration,
 };
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
-    prefix,
+    list, prefix,
     report::{Finding, Findings, Span, quote},
     section::{Field, Section},
     values,
@@ -52,7 +53,7 @@ pub(super) struct PolicySpans {
 }
 
 /// Reads a document. What is wrong in itself is noted and left out; how the parts fit together is not looked at.
-pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, Spans) {
+pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Findings) -> (Config, Spans) {
     let top = Section::new(root, TOP, "the file's top level", 0..0, findings);
     let mut spans = Spans::default();
     let datapath = top.get("datapath").and_then(|field| {
@@ -66,6 +67,9 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
     });
     let tree_above = top.get("tree-above").and_then(|field| field.integer(findings));
     let bypass_netfilter = top.get("bypass-netfilter").and_then(|field| field.boolean(findings));
+    let unmatched = top
+        .get("unmatched")
+        .and_then(|field| field.choice(&[("kernel", Unmatched::Kernel), ("fast", Unmatched::Fast)], findings));
     let metrics = top.get("metrics").and_then(|field| {
         let text = field.string(findings)?;
         findings.accept(values::listen(text), &field.span())
@@ -96,7 +100,7 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
     if let Some(field) = top.get("policy") {
         if field.value().is_array() {
             for (table, span) in field.tables(findings) {
-                let (policy, policy_spans) = policy(table, span, findings);
+                let (policy, policy_spans) = policy(table, span, directory, findings);
                 policies.push(policy);
                 spans.policies.push(policy_spans);
             }
@@ -109,6 +113,7 @@ pub(super) fn document(root: &DeTable<'_>, findings: &mut Findings) -> (Config, 
         band: band.unwrap_or(DEFAULT_BAND),
         tree_above: tree_above.unwrap_or(DEFAULT_TREE_ABOVE),
         bypass_netfilter: bypass_netfilter.unwrap_or_default(),
+        unmatched: unmatched.unwrap_or_default(),
         metrics,
         interfaces,
         tunnels,
@@ -292,7 +297,7 @@ fn probe(section: &Section<'_, '_>, findings: &mut Findings) -> Option<Probe> {
     })
 }
 
-fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy, PolicySpans) {
+fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Findings) -> (Policy, PolicySpans) {
     let section = Section::new(table, POLICY, "[[policy]]", header.clone(), findings);
     let name = section.require("name", findings).and_then(|field| {
         let name = field.string(findings)?;
@@ -301,8 +306,19 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
     let (name, name_span) = name.unzip();
     let (table, table_span) = table_number(&section, findings);
     let allow_default = section.get("allow-default").and_then(|field| field.boolean(findings)).unwrap_or_default();
-    let from = section.require("from", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
-    let (from, from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
+    let files = section.get("from-file");
+    let from = if files.is_some() { section.get("from") } else { section.require("from", findings) };
+    let from = from.and_then(|field| field.at_least_one(findings)).unwrap_or_default();
+    let (mut from, mut from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
+    for (file, span) in files.and_then(|field| field.at_least_one(findings)).unwrap_or_default() {
+        match list::sources(&directory.join(file), allow_default) {
+            Ok(prefixes) => {
+                from_spans.extend(std::iter::repeat_n(span, prefixes.len()));
+                from.extend(prefixes);
+            }
+            Err(refusals) => refusals.into_iter().for_each(|refusal| findings.error(refusal.at(&span))),
+        }
+    }
     let via = section.require("via", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
     let (via, via_spans) = via.into_iter().map(|(name, span)| (name.to_owned(), span)).unzip();
     let mut on_down_span = None;

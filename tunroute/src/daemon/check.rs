@@ -156,7 +156,7 @@ impl Daemon {
 
     /// The closed gates, and what to do about each.
     pub(super) fn closed_gates(&self) -> Vec<String> {
-        self.gates.reasons().iter().cloned().chain(self.checker.reasons()).collect()
+        self.gates.reasons().map(str::to_owned).chain(self.checker.reasons()).collect()
     }
 
     fn field(&mut self, kernel: &KernelState) -> Arc<Field> {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::Daemon;
 use crate::{
-    compile::{ChainId, DesiredFast, FastInputs, Inputs, TunnelState, compile, matching, tunnel_state},
+    compile::{ChainId, DesiredFast, Inputs, TunnelState, compile, matching, tunnel_state},
     config::{Datapath, Interfaces, OnDown},
     datapath::Place,
     explain::{
@@ -174,7 +174,8 @@ impl Daemon {
     ) -> (Vec<Considered>, Option<usize>) {
         let desired = self.desired_fast(kernel);
         let mut considered = Vec::new();
-        let mut next = longest(source, |prefix| desired.sources.get(prefix).map(|(id, _)| *id)).map(|(_, id)| id);
+        let mut next =
+            longest(source, |prefix| desired.sources.chain_of(prefix).map(|chain| chain.id)).map(|(_, id)| id);
         while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
             let policy = &self.config.policies[slot.policy];
             let holding = policy.from.iter().filter(|prefix| prefix.contains(&source));
@@ -204,18 +205,14 @@ impl Daemon {
 
     /// What the maps should hold, whether there are programs or not.
     pub(super) fn desired_fast(&self, kernel: &KernelState) -> DesiredFast {
-        let fast = FastInputs {
-            open: self.gates.open(),
-            closed: self.gates.closed_devices(),
-            reverse_path: self.gates.reverse_path(),
-        };
         let inputs = Inputs {
             config: &self.config,
             kernel,
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: false,
-            fast: Some(fast),
+            fast: Some(self.gates.inputs()),
+            before: self.sources.as_ref(),
         };
         compile(&inputs).fast.unwrap_or_default()
     }

@@ -37,7 +37,8 @@ impl Daemon {
             Some(missing) => Err(missing),
             None => {
                 let method = self.options.method.unwrap_or_else(Method::detect);
-                let words = self.outgrown.take().unwrap_or(index::MINIMUM);
+                let expected = || index::expected(self.config.policies.iter().flat_map(|policy| &policy.from));
+                let words = self.outgrown.take().unwrap_or_else(expected);
                 datapath::Datapath::open(pins, method, words).map_err(|error| error.to_string())
             }
         };

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, with_datapath};
+use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables};
 use crate::{
-    compile::{FastInputs, Inputs, compile},
+    compile::{Inputs, compile},
     config::{Config, Datapath},
     datapath::anything_pinned,
     fast::FastState,
@@ -18,15 +18,13 @@ use crate::{
 };
 
 impl Daemon {
-    /// What a reload would do now, with another file if one is named.
-    pub(super) async fn preview(&self, file: Option<&Path>) -> anyhow::Result<Preview> {
-        let file = file.unwrap_or(&self.options.config);
-        let config = with_datapath(Config::load(file)?, self.options.datapath);
+    /// What a reload with this file would do now.
+    pub(super) async fn preview(&self, file: &Path, config: &Config) -> anyhow::Result<Preview> {
         let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
-        self.tables.check_free(&config, &snapshot.state)?;
-        let tables = self.tables.following(&config, &snapshot.state);
+        self.tables.check_free(config, &snapshot.state)?;
+        let tables = self.tables.following(config, &snapshot.state);
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
-        preview(file, &config, &snapshot, &tables, &self.failed, fast).await
+        preview(file, config, &snapshot, &tables, &self.failed, fast).await
     }
 }
 
@@ -81,14 +79,11 @@ async fn preview(
         tables: tables.numbers(),
         failed,
         rules: config.datapath != Datapath::Ebpf || fast.is_none() || !gates.complete(),
-        fast: fast.map(|_| FastInputs {
-            open: gates.open(),
-            closed: gates.closed_devices(),
-            reverse_path: gates.reverse_path(),
-        }),
+        fast: fast.map(|_| gates.inputs()),
+        before: None,
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();
-    let held_back = |reason| format!("the kernel would decide in place of the fast path: {reason}");
-    let notes = if fast.is_some() { gates.reasons().iter().map(held_back).collect() } else { Vec::new() };
+    let held_back = |reason: &str| format!("the kernel would decide in place of the fast path: {reason}");
+    let notes = if fast.is_some() { gates.reasons().map(held_back).collect() } else { Vec::new() };
     Ok(Preview { config: file.display().to_string(), steps, notes })
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
-use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
     fast::Hook,
+    kernel::traffic,
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -45,6 +46,7 @@ impl Daemon {
             hints: self
                 .trial_hint()
                 .into_iter()
+                .chain(self.gates.hints().iter().cloned())
                 .chain(self.endpoint_error.clone())
                 .chain(self.lists())
                 .chain(networkd::hint(Path::new("/")))
@@ -93,6 +95,7 @@ impl Daemon {
         let families: Vec<Family> = Family::ALL.into_iter().filter(|family| self.config.uses(*family)).collect();
         let commands = self.supervisor.status();
         let probes = self.probes.status();
+        let traffic = traffic();
         self.config
             .tunnels
             .iter()
@@ -117,6 +120,7 @@ impl Daemon {
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
                     failed,
+                    traffic: link.and_then(|link| traffic.get(&link.name).copied()),
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
                     probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),
                 }
@@ -215,11 +219,21 @@ impl Daemon {
             }
             .to_owned(),
             reasons,
+            gates: self.gates.by_name(self.checker.reasons().count()),
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),
+            unmatched: fast.state().unmatched.any().then(|| unmatched(fast)),
         }
     }
+}
+
+fn unmatched(datapath: &datapath::Datapath) -> OutcomeStatus {
+    let Counter { packets, bytes } = datapath.unmatched().unwrap_or_else(|error| {
+        warn!("{error}");
+        Counter::default()
+    });
+    OutcomeStatus { packets, bytes }
 }
 
 fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod error;
+pub mod features;
 mod pins;
 mod tcx;
 mod trial;
@@ -27,7 +28,7 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
-use tunroute_common::maps::{Control, Counter, MAX_SLOTS, Slot, Stats, names};
+use tunroute_common::maps::{Control, Counter, MAX_SLOTS, Outcome, Slot, Stats, UNMATCHED, names};
 
 use self::error::chain;
 pub use self::{
@@ -186,6 +187,7 @@ impl Datapath {
         }
         let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
         state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
+        state.unmatched = Open { v4: control.unmatched & 1 != 0, v6: control.unmatched & 2 != 0 };
         state.shadow = control.shadow == 1;
         self.state = state;
         Ok(())
@@ -315,6 +317,10 @@ impl Datapath {
                 let before = std::mem::replace(&mut self.state.open, *open);
                 self.beat().inspect_err(|_| self.state.open = before)?;
             }
+            FastOp::SetUnmatched(open) => {
+                let before = std::mem::replace(&mut self.state.unmatched, *open);
+                self.beat().inspect_err(|_| self.state.unmatched = before)?;
+            }
             FastOp::SetShadow(shadow) => {
                 let before = std::mem::replace(&mut self.state.shadow, *shadow);
                 self.beat().inspect_err(|_| self.state.shadow = before)?;
@@ -330,15 +336,12 @@ impl Datapath {
     ///
     /// If the map has no room for them, or the kernel refuses another one.
     pub fn apply_entries(&mut self, operations: &[&FastOp]) -> Result<()> {
-        let mut undo = Vec::with_capacity(operations.len());
-        for operation in operations {
-            undo.extend(self.state.undoing(operation));
-            self.state.enter(operation);
-        }
+        let before = (self.state.sources.clone(), self.state.exempt.clone());
+        self.state.enter_all(operations);
         let content = Content { sources: &self.state.sources, exempt: &self.state.exempt };
         let result = self.index.update(content, operations);
         if result.is_err() {
-            undo.iter().rev().for_each(|operation| self.state.enter(operation));
+            (self.state.sources, self.state.exempt) = before;
         }
         result
     }
@@ -363,7 +366,7 @@ impl Datapath {
             open_v4: v4.into(),
             open_v6: v6.into(),
             shadow: self.state.shadow.into(),
-            reserved: 0,
+            unmatched: u32::from(self.state.unmatched.v4) | u32::from(self.state.unmatched.v6) << 1,
         };
         self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
     }
@@ -501,6 +504,16 @@ impl Datapath {
             counters.insert(*index, summed(&self.stats.get(index, 0).map_err(map_error(names::STATS))?));
         }
         Ok(counters)
+    }
+
+    /// What the ingress programs have forwarded although no policy is about it, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn unmatched(&self) -> Result<Counter> {
+        let stats = summed(&self.stats.get(&UNMATCHED, 0).map_err(map_error(names::STATS))?);
+        Ok(stats.outcomes[Outcome::Forwarded as usize])
     }
 }
 

@@ -13,6 +13,7 @@ mod route;
 mod rule;
 pub(crate) mod socket;
 pub mod sysctl;
+mod traffic;
 mod watch;
 
 use std::{collections::BTreeSet, fmt, io, net::IpAddr, ops};
@@ -22,6 +23,7 @@ use rtnetlink::{packet_route::AddressFamily, sys::protocols::NETLINK_ROUTE};
 pub use self::{
     observe::Snapshot,
     query::{Answer, Oracle, Question, Refused},
+    traffic::{Traffic, traffic},
     watch::{Change, Events, Removed},
 };
 use crate::{

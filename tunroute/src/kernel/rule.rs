@@ -214,16 +214,20 @@ impl Seen {
             _ => None,
         };
         let text = if rule.is_some() { String::new() } else { self.text(header) };
+        let looks_up = |table| {
+            self.plain
+                && !inverted
+                && header.src_len == 0
+                && self.oif.is_none()
+                && action == Some(net::RuleAction::Lookup(table))
+        };
         ObservedRule {
             handle,
             family,
             priority: self.priority,
             ours,
-            looks_up_local: self.plain
-                && !inverted
-                && header.src_len == 0
-                && self.oif.is_none()
-                && action == Some(net::RuleAction::Lookup(TABLE_LOCAL)),
+            looks_up_local: looks_up(TABLE_LOCAL),
+            looks_up_main: looks_up(TABLE_MAIN),
             l3mdev: self.l3mdev && !inverted,
             // `not iif eth0` matches everything but: it restricts nothing that can be relied on.
             iif: self.iif.filter(|_| !inverted),

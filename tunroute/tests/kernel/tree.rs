@@ -50,7 +50,15 @@ fn config(prefixes: u32) -> Config {
 fn desired(config: &Config, snapshot: &Snapshot) -> Desired {
     let tables: BTreeMap<String, u32> = [("p0".to_owned(), 200), ("p1".to_owned(), 201)].into();
     let failed = BTreeSet::new();
-    compile(&Inputs { config, kernel: &snapshot.state, tables: &tables, failed: &failed, rules: true, fast: None })
+    compile(&Inputs {
+        config,
+        kernel: &snapshot.state,
+        tables: &tables,
+        failed: &failed,
+        rules: true,
+        fast: None,
+        before: None,
+    })
 }
 
 fn planned(desired: &Desired, snapshot: &Snapshot) -> Vec<KernelOp> {

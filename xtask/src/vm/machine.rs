@@ -103,8 +103,10 @@ fn qemu(accelerator: Accelerator, kernel: &Kernel, initramfs: &Path, console: &P
     qemu.args(accelerator.options()).args(["-cpu", "max", "-machine", "q35", "-smp", "1", "-m", "1024"]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
-    let options =
-        "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic no_timer_check net.ifnames=0 mitigations=off rdinit=/init";
+    // Without randomized addresses, what qemu has translated of a program serves it when it is started again: all of it
+    // takes 0.56 of the time.
+    let options = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic no_timer_check net.ifnames=0 mitigations=off \
+                   norandmaps rdinit=/init";
     qemu.args(["-append", options]);
     let console = format!("file,id=console,path={}", console.display());
     qemu.args(["-chardev", &console, "-serial", "chardev:console"]);

@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{from, policy, probe, take, tunnel};
+use super::{from, policy, probe, take, take_file, tunnel};
 use crate::config::{
     Config, Datapath, DevicePattern, Interfaces, Listen, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Unmatched,
 };
 
 /// The example of the design.
@@ -50,6 +51,7 @@ fn the_story() {
         band: 20000,
         tree_above: 32,
         bypass_netfilter: false,
+        unmatched: Unmatched::Kernel,
         metrics: None,
         interfaces: Interfaces { ingress: vec![pattern("lan0"), pattern("br-*")], uplink: vec![pattern("net0")] },
         tunnels: vec![
@@ -104,7 +106,7 @@ fn the_example_file() {
     // What is commented out is right, too.
     let all = text.replace("\n#! ", "\n");
     assert_ne!(all, text);
-    let all = take(&all).config;
+    let all = take_file(&all).config;
     assert!(all.tunnels.len() > loaded.config.tunnels.len());
     assert!(all.policies.len() > loaded.config.policies.len());
 }
@@ -129,6 +131,9 @@ fn variants() {
         assert_eq!(take(&format!("metrics = \"{text}\"")).config.metrics, Some(listen));
     }
 
+    for (word, unmatched) in [("kernel", Unmatched::Kernel), ("fast", Unmatched::Fast)] {
+        assert_eq!(take(&format!("unmatched = \"{word}\"")).config.unmatched, unmatched);
+    }
     for (word, on_down) in [
         ("unreachable", OnDown::Unreachable),
         ("blackhole", OnDown::Blackhole),

@@ -376,7 +376,7 @@ fn files() {
     let large = write("large", b"");
     std::fs::OpenOptions::new().write(true).open(&large).unwrap().set_len((64 << 20) + 1).unwrap();
     for (path, message, help) in [
-        (dir.path().join("none"), "cannot be read: No such file", "--config"),
+        (dir.path().join("none"), "cannot be read: No such file", "write the file"),
         (dir.path().to_owned(), "is a directory", "name the file in it"),
         (fifo, "is not a regular file", "regular file"),
         (large, "is larger than 64 MiB", "shorter prefixes"),
