@@ -73,7 +73,7 @@ fn remove_exemptions(world: &World) -> Result<usize> {
 /// Among many rules, which are a tree then, the one that decides is named.
 #[test]
 fn a_rule_of_a_tree_is_explained() -> Result<()> {
-    let world = World::with(TunnelKind::Tun).alone().build()?;
+    let world = World::with(TunnelKind::Tun).build()?;
     let many: Vec<String> = (0x100..0x128).map(|n| format!("\"2001:db8:{n:x}::/48\"")).collect();
     let config = format!(
         "datapath = \"kernel\"\ntree-above = 20\n[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n\

@@ -2,7 +2,7 @@
 
 pub mod probes;
 pub mod sources;
-mod tree;
+pub mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -184,10 +184,12 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
     desired
 }
 
-/// Are the rules for so many prefixes of a family to be a tree, if there is room?
+/// Are a family's rules to be a tree, if there is room for one?
 #[must_use]
-pub fn is_tree(config: &Config, prefixes: usize) -> bool {
-    prefixes > tree::LEAF && u32::try_from(prefixes).unwrap_or(u32::MAX) > config.tree_above
+pub fn wants_tree(config: &Config, family: Family) -> bool {
+    let sources = config.policies.iter().flat_map(|policy| &policy.from);
+    let count = sources.filter(|prefix| Family::of(prefix) == family).count();
+    count > tree::LEAF && u32::try_from(count).unwrap_or(u32::MAX) > config.tree_above
 }
 
 /// The policies' rules in one family: a list, or a tree where there are many.
@@ -199,7 +201,7 @@ fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
         let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
         sources.extend(of_family.map(|prefix| (*prefix, *table)));
     }
-    if is_tree(inputs.config, sources.len()) {
+    if wants_tree(inputs.config, family) {
         sources.sort_unstable();
         if let Some(rules) = tree::rules(&sources, tree::room(band, family, &inputs.kernel.rules)) {
             desired.rules.extend(rules);

@@ -1,5 +1,5 @@
 //! The rules as a tree decide as the list does: whole, in parts, and in the midst of any change.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 /// Of the integration tests, whose crate depends on this one.
 #[path = "../../tests/src/rule_walk.rs"]

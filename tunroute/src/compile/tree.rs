@@ -30,7 +30,7 @@ use crate::net::{Family, ObservedRule, Rule, RuleAction};
 /// The flat band's length: one priority for each prefix length.
 const BAND: u32 = 129;
 /// No more priorities than this are used, so that there is room for others.
-const ROOM: u32 = 8192;
+pub const ROOM: u32 = 8192;
 /// A leaf has up to this many prefixes, if that fits; otherwise twice as many, and so on.
 pub(super) const LEAF: usize = 8;
 /// A region with up to this many prefixes for each in a leaf is a block: it has more priorities than it needs, so that

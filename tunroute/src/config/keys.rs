@@ -89,12 +89,12 @@ pub const TOP: &[Key] = &[
     .or("20000"),
     key(
         "tree-above",
-        "tree-above = 128",
+        "tree-above = 32",
         Kind::Number(0, u32::MAX),
         "With more prefixes of a family than this, its rules are a tree of `goto` rules, which the kernel need not walk one \
          by one. They have priorities behind the 129 of the band, before the next rule of somebody else, 8192 at most.",
     )
-    .or("128"),
+    .or("32"),
     key(
         "bypass-netfilter",
         "bypass-netfilter = true",

@@ -7,7 +7,7 @@ use tunroute_common::maps::{Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
-    compile::{TunnelState, active_tunnel, is_tree, tunnel_state},
+    compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
     config::{Datapath, OnDown, Policy},
     datapath::{self, Method},
     fast::Hook,
@@ -54,21 +54,17 @@ impl Daemon {
         }
     }
 
-    /// The families whose rules are a list although there are too many for one.
+    /// The families whose rules are a list although they are to be a tree.
     fn lists(&self) -> impl Iterator<Item = String> {
         let desired = self.desired.as_ref().filter(|_| self.rules_installed());
-        Family::ALL.into_iter().filter(move |family| desired.is_some_and(|desired| !desired.trees.contains(family))).filter_map(
-            |family| {
-                let sources = self.config.policies.iter().flat_map(|policy| &policy.from);
-                let count = sources.filter(|prefix| Family::of(prefix) == family).count();
-                is_tree(&self.config, count).then(|| {
-                    format!(
-                        "every packet walks all {count} {family} rules, since there is no room for a tree between `band` and \
-                         the next rule of somebody else: write a lower `band`, such as 1002"
-                    )
-                })
-            },
-        )
+        let is_list = move |family: &Family| desired.is_some_and(|desired| !desired.trees.contains(family));
+        let lists = Family::ALL.into_iter().filter(is_list).filter(|family| wants_tree(&self.config, *family));
+        lists.map(|family| {
+            format!(
+                "every packet walks all {family} rules: between `band` and the next rule of somebody else there is no room \
+                 for a tree; write a lower `band`, such as 1002"
+            )
+        })
     }
 
     /// The state in one line, for the service manager.

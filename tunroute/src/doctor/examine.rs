@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
-    compile::matching,
+    compile::{matching, tree, wants_tree},
     config::{Config, Datapath, DevicePattern, Policy},
     gates::Gate,
     net::{Family, Link, MainRoute, ObservedRule},
@@ -115,6 +115,8 @@ fn foreign_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator
     };
     let lowest = seen.kernel.rules.iter().filter(before).map(|rule| rule.priority).min();
     let band = lowest.and_then(|lowest| lowest.checked_sub(BAND - 1)).filter(|band| *band >= FIRST_BAND);
+    let room = if Family::ALL.into_iter().any(|family| wants_tree(config, family)) { tree::ROOM } else { 0 };
+    let band = band.map(|band| band.saturating_sub(room).max(FIRST_BAND));
     seen.kernel.rules.iter().filter(before).filter(|rule| config.uses(rule.family)).map(move |rule| {
         let whose = whose(&rule.text).map_or_else(String::new, |whose| format!(", which looks like {whose}'s"));
         let ip = match rule.family {

@@ -161,13 +161,22 @@ fn ten_thousand_prefixes_as_a_tree() {
             ip(&command["ip ".len()..]);
             assert_eq!(reach(&kernel, &desired, &command).await, 1);
         }
-        // As a list, as a tree again, and nothing at all.
-        let as_list = Config { tree_above: u32::MAX, ..config };
-        let list = self::desired(&as_list, &snapshot);
-        if prefixes <= 10_000 {
-            reach(&kernel, &list, "to a list").await;
-            reach(&kernel, &desired, "to a tree").await;
-        }
         reach(&kernel, &Desired::default(), "to nothing").await;
+    });
+}
+
+#[test]
+fn a_list_becomes_a_tree_and_a_tree_a_list() {
+    in_namespace(async || {
+        let (kernel, _events) = Kernel::connect().unwrap();
+        let config = config(1_000);
+        let snapshot = observe(&kernel).await;
+        let tree = desired(&config, &snapshot);
+        let list = desired(&Config { tree_above: u32::MAX, ..config }, &snapshot);
+        for (desired, what) in
+            [(&list, "a list"), (&tree, "a tree"), (&list, "a list"), (&Desired::default(), "nothing")]
+        {
+            reach(&kernel, desired, what).await;
+        }
     });
 }

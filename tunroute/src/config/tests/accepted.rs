@@ -49,7 +49,7 @@ fn the_story() {
     let expected = Config {
         datapath: Datapath::Both,
         band: 20000,
-        tree_above: 128,
+        tree_above: 32,
         bypass_netfilter: false,
         unmatched: Unmatched::Kernel,
         metrics: None,
