@@ -178,10 +178,7 @@ impl Gates {
     pub(super) fn by_name(&self, disputed: usize) -> BTreeMap<String, usize> {
         let names = Gate::NAMES.into_iter().chain([FOREIGN_ROUTES, UNGUARDED_UPLINK]);
         let closed = |name| self.reasons.iter().filter(|reason| reason.gate == name).count();
-        names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed)]).map(own).collect()
+        let all = names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed)]);
+        all.map(|(name, number)| (name.to_owned(), number)).collect()
     }
-}
-
-fn own((name, number): (&str, usize)) -> (String, usize) {
-    (name.to_owned(), number)
 }

@@ -10,8 +10,11 @@ use ratatui::{
     widgets::{Cell, Row, Table},
 };
 
-use super::model::{Model, Subject};
-use crate::{health::Verdict, status::bytes};
+use super::model::{Model, OutcomeRow, PolicyRow, Subject, TunnelRow};
+use crate::{
+    health::{self, Verdict},
+    status::bytes,
+};
 
 /// A name has at least so many columns, and at most so many.
 const NAME: (usize, usize) = (6, 20);
@@ -156,7 +159,7 @@ fn tunnels(model: &Model, paint: Paint, width: u16) -> Section {
     let name = name_width(rows.iter().map(|row| row.name.as_str()));
     let widths = vec![name, 7, 9, 12, 9, 12];
     let spark = rest(&widths, width);
-    let row = |row: &super::model::TunnelRow| {
+    let row = |row: &TunnelRow| {
         let cells = [
             Cell::new(row.name.clone()),
             paint.state(&row.state),
@@ -189,7 +192,7 @@ fn policies(model: &Model, width: u16) -> Section {
     let leaves_by = name_width(rows.iter().map(|row| row.leaves_by.as_str()).chain(["LEAVES BY"]));
     let widths = vec![name, leaves_by, 10, 9, 12];
     let spark = rest(&widths, width);
-    let row = |row: &super::model::PolicyRow| {
+    let row = |row: &PolicyRow| {
         let cells = [
             Cell::new(row.name.clone()),
             Cell::new(row.leaves_by.clone()),
@@ -217,7 +220,7 @@ fn policies(model: &Model, width: u16) -> Section {
 fn outcomes(model: &Model) -> Section {
     let rows = &model.rows().outcomes;
     let name = name_width(rows.iter().map(|row| row.policy.as_str()));
-    let row = |row: &super::model::OutcomeRow| {
+    let row = |row: &OutcomeRow| {
         let cells = [
             Cell::new(row.policy.clone()),
             Cell::new(right(row.rate.packets.to_string())),
@@ -237,7 +240,7 @@ fn probes(model: &Model, paint: Paint) -> Section {
     let probes: Vec<_> = model.status().tunnels.iter().flat_map(|tunnel| &tunnel.probes).collect();
     let name = name_width(probes.iter().map(|probe| probe.tunnel.as_str()));
     let target = name_width(probes.iter().map(|probe| probe.target.as_str()));
-    let row = |probe: &&crate::health::Status| {
+    let row = |probe: &&health::Status| {
         let delay = probe.mean_delay_us.map_or_else(|| "-".to_owned(), milliseconds);
         let loss = probe.loss_percent.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.1} %"));
         let error = probe.last_error.clone().unwrap_or_default();
