@@ -1,12 +1,15 @@
-//! The configuration: whatever is written is refused in words that point at it; or means the same when it is printed and
-//! read again, and compiles to rules, routes and maps in which every reference resolves.
+//! The configuration: whatever is written is refused in words that point at it; or keeps what its types promise, means the
+//! same when it is printed and read again, and compiles to rules, routes and maps in which every reference resolves.
 #![no_main]
+
+mod few_words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
+use arbitrary::{Arbitrary as _, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
@@ -16,6 +19,12 @@ use tunroute::{
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
 };
+use tunroute_common::maps::MAX_NESTING;
+
+use crate::few_words::FewWords;
+
+/// The longest duration of a configuration.
+const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> Value {
     Value::Array(items.into_iter().map(|item| Value::String(item.to_string())).collect())
@@ -51,7 +60,8 @@ fn print(config: &Config) -> String {
         .tunnels
         .iter()
         .map(|tunnel| {
-            let via = tunnel.via_v4.map(|via| via.to_string()).into_iter().chain(tunnel.via_v6.map(|via| via.to_string()));
+            let via =
+                tunnel.via_v4.map(|via| via.to_string()).into_iter().chain(tunnel.via_v6.map(|via| via.to_string()));
             let via: Vec<String> = via.collect();
             let limit = tunnel.start_limit;
             let limit = [("burst", Some(i64::from(limit.burst).into())), ("interval", Some(duration(limit.interval)))];
@@ -61,7 +71,10 @@ fn print(config: &Config) -> String {
                 ("up", tunnel.up.as_ref().map(list)),
                 ("down", tunnel.down.as_ref().map(list)),
                 ("start-limit", Some(table(limit))),
-                ("probe", (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into())),
+                (
+                    "probe",
+                    (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into()),
+                ),
             ]);
             (tunnel.name.clone(), value)
         })
@@ -106,13 +119,78 @@ fn print(config: &Config) -> String {
     toml::to_string(&whole).expect("a table can be printed")
 }
 
+fn ensure_none_twice<T: Ord>(items: impl IntoIterator<Item = T>, what: &str) {
+    let mut seen = BTreeSet::new();
+    assert!(items.into_iter().all(|item| seen.insert(item)), "{what} twice");
+}
+
+/// What the configuration's types promise, in their descriptions and on [`Config`]'s.
+fn check_promises(config: &Config) {
+    let Config { band, interfaces, tunnels, policies, .. } = config;
+    for (priority, rule) in [(0, "local"), (1000, "l3mdev"), (32766, "main"), (32767, "default")] {
+        assert!(!(band - 1..=band + 128).contains(&priority), "the rule `{rule}` is within the band");
+    }
+
+    ensure_none_twice(tunnels.iter().map(|tunnel| &tunnel.name), "a tunnel");
+    for tunnel in tunnels {
+        let mut roles = interfaces.ingress.iter().chain(&interfaces.uplink);
+        assert!(
+            tunnel.name != "lo" && !roles.any(|role| role.matches(&tunnel.name)),
+            "a tunnel is something else, too"
+        );
+        assert!(tunnel.start_limit.burst >= 1 && !tunnel.start_limit.interval.is_zero());
+        assert!(tunnel.start_limit.interval <= MONTH);
+        for probe in &tunnel.probes {
+            assert!((Duration::from_millis(10)..=MONTH).contains(&probe.interval), "{probe:?}");
+            assert!(!probe.timeout.is_zero() && probe.timeout <= probe.interval, "{probe:?}");
+            assert!(probe.fail >= 1 && probe.rise >= 1 && probe.hold_down <= MONTH, "{probe:?}");
+        }
+    }
+
+    assert!(policies.len() <= 1024, "too many policies");
+    ensure_none_twice(policies.iter().map(|policy| &policy.name), "a policy's name");
+    ensure_none_twice(policies.iter().flat_map(|policy| &policy.from), "a source");
+    for policy in policies {
+        assert!(!policy.from.is_empty() && !policy.via.is_empty(), "{policy:?}");
+        assert!(
+            policy.from.iter().chain(&policy.exempt).all(|prefix| *prefix == prefix.trunc()),
+            "host bits: {policy:?}"
+        );
+        ensure_none_twice(&policy.exempt, "an exemption");
+        assert!(policy.exempt.iter().all(|prefix| prefix.prefix_len() > 0), "everything is exempt");
+        ensure_none_twice(&policy.via, "a tunnel in `via`");
+        let is_declared = |name: &String| tunnels.iter().any(|tunnel| tunnel.name == *name);
+        assert!(policy.via.iter().all(is_declared), "a tunnel that is not declared: {:?}", policy.via);
+    }
+
+    let of_policies = || policies.iter().filter_map(|policy| policy.table);
+    let of_tunnels = || tunnels.iter().filter_map(|tunnel| tunnel.table);
+    assert!(of_policies().chain(of_tunnels()).all(|table| !matches!(table, 0 | 253..=255)), "a table of the kernel's");
+    ensure_none_twice(of_policies(), "a policy's table");
+    ensure_none_twice(of_tunnels(), "a tunnel's table");
+    for tunnel in tunnels {
+        let first = policies.iter().find(|policy| policy.via.first() == Some(&tunnel.name));
+        let mut others = policies.iter().filter(|policy| first.is_none_or(|first| first.name != policy.name));
+        let mine = |table| tunnel.table.is_some_and(|table_of_tunnel| table == table_of_tunnel);
+        assert!(!others.any(|policy| policy.table.is_some_and(mine)), "two policies have a table");
+    }
+}
+
 /// A host on which every other tunnel is up.
 fn host(config: &Config) -> KernelState {
     let names = config.tunnels.iter().map(|tunnel| tunnel.name.as_str()).chain(["lan0", "net0"]);
     let links = names.zip(1..).map(|(name, index)| {
         let layer = [LinkLayer::Ip, LinkLayer::Ethernet, LinkLayer::Other][index as usize % 3];
-        let link =
-            Link { index, name: name.to_owned(), layer, kind: None, mtu: 1400, mtu_v6: None, up: index % 2 == 0, master: None };
+        let link = Link {
+            index,
+            name: name.to_owned(),
+            layer,
+            kind: None,
+            mtu: 1400,
+            mtu_v6: None,
+            up: index % 2 == 0,
+            master: None,
+        };
         (index, link)
     });
     KernelState { links: links.collect(), ..KernelState::default() }
@@ -138,8 +216,12 @@ fn check_compiled(config: &Config) {
     let fast = desired.fast.as_ref().expect("a fast path was asked for");
     assert_eq!(fast.sources.prefixes().len(), prefixes, "an entry for each prefix");
     for prefix in fast.sources.prefixes().keys() {
-        let chain = fast.sources.chain_of(prefix);
-        assert!(chain.is_some_and(|chain| fast.slots.contains_key(&chain.id)), "a source without a slot");
+        let first = fast.sources.chain_of(prefix).and_then(|chain| fast.slots.get(&chain.id));
+        let chain = std::iter::successors(first, |slot| fast.slots.get(&slot.next?));
+        assert!(
+            (1..=MAX_NESTING as usize + 1).contains(&chain.count()),
+            "a source without a slot, or too deep a chain"
+        );
     }
     for slot in fast.slots.values() {
         assert!(slot.next.is_none_or(|next| fast.slots.contains_key(&next)), "a chain that leads nowhere");
@@ -150,27 +232,40 @@ fn check_compiled(config: &Config) {
     }
 }
 
-fuzz_target!(|text: &str| match Config::parse("fuzz.toml", text) {
-    Ok(config) => {
-        let printed = print(&config);
-        match Config::parse("printed.toml", &printed) {
-            // Tables of a file have no order; their names do.
-            Ok(mut again) => {
-                let place = |name: &str| config.tunnels.iter().position(|tunnel| tunnel.name == name);
-                again.tunnels.sort_by_key(|tunnel| place(&tunnel.name));
-                assert_eq!(again, config, "{printed}");
-            }
-            Err(error) => panic!("{printed}\n{error}"),
-        }
-        check_compiled(&config);
-    }
-    Err(error) => {
-        assert!(!error.problems().is_empty());
-        let _report = error.render(false);
-        for problem in error.problems() {
-            let (line, column) = problem.position().expect("every problem has a place");
-            assert!(line <= text.matches('\n').count() + 2 && column >= 1, "{error}");
-            assert!(!problem.message().is_empty() && !problem.help().is_empty(), "{error}");
-        }
+fuzz_target!(|input: &[u8]| {
+    // No configuration begins with a zero: here one of few words is written.
+    let written =
+        input.strip_prefix(&[0]).and_then(|choices| FewWords::arbitrary(&mut Unstructured::new(choices)).ok());
+    let written = written.map(|words| words.write());
+    if let Some(text) = written.as_deref().or(std::str::from_utf8(input).ok()) {
+        check(text);
     }
 });
+
+fn check(text: &str) {
+    match Config::parse("fuzz.toml", text) {
+        Ok(config) => {
+            check_promises(&config);
+            let printed = print(&config);
+            match Config::parse("printed.toml", &printed) {
+                // Tables of a file have no order; their names do.
+                Ok(mut again) => {
+                    let place = |name: &str| config.tunnels.iter().position(|tunnel| tunnel.name == name);
+                    again.tunnels.sort_by_key(|tunnel| place(&tunnel.name));
+                    assert_eq!(again, config, "{printed}");
+                }
+                Err(error) => panic!("{printed}\n{error}"),
+            }
+            check_compiled(&config);
+        }
+        Err(error) => {
+            assert!(!error.problems().is_empty());
+            let _report = error.render(false);
+            for problem in error.problems() {
+                let (line, column) = problem.position().expect("every problem has a place");
+                assert!(line <= text.matches('\n').count() + 2 && column >= 1, "{error}");
+                assert!(!problem.message().is_empty() && !problem.help().is_empty(), "{error}");
+            }
+        }
+    }
+}
