@@ -1,5 +1,6 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+mod follow;
 pub mod probes;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     net::IpAddr,
 };
 
+pub use follow::follow;
 use ipnet::IpNet;
 use tunroute_common::maps::{Action, Egress, Source, flags};
 
@@ -25,7 +27,7 @@ const ANSWERING_KINDS: [&str; 6] = ["sit", "gre", "ipip", "ip6tnl", "ip6gre", "v
 /// Everything that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The configuration.
+    /// The configuration, in which [`follow`] has entered what the interfaces have.
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
@@ -171,7 +173,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
             // priority, which nothing minds.
             let priority = |prefix: &IpNet| inputs.config.band + u32::from(128 - prefix.prefix_len());
             let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, oif: None, table: *table };
-            desired.rules.extend(policy.from.iter().map(rule));
+            desired.rules.extend(policy.sources().map(rule));
         }
     }
     desired.routes = compile_routes(inputs, &connected);
@@ -231,7 +233,7 @@ fn compile_table(
     connected: &BTreeSet<IpNet>,
     routes: &mut BTreeSet<Route>,
 ) {
-    if !policy.from.iter().any(|prefix| Family::of(prefix) == family) {
+    if !policy.uses(family) {
         return;
     }
     let mut default_exempt = false;
@@ -303,7 +305,7 @@ fn compile_sources(
     let reverse = (fast.reverse_path && family == Family::V4).then(|| ReversePaths::new(&inputs.kernel.main));
     let mut prefixes: Vec<(IpNet, Event)> = Vec::new();
     for (index, policy) in inputs.config.policies.iter().enumerate() {
-        let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
+        let of_family = policy.sources().filter(|prefix| Family::of(prefix) == family);
         prefixes.extend(of_family.map(|prefix| (*prefix, Event::Policy(index))));
     }
     // What splits a policy's prefix, because packets from a part of it must arrive elsewhere, or nowhere.

@@ -34,7 +34,7 @@ use self::{
 };
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile, matching},
+    compile::{Desired, FastInputs, Inputs, compile, follow, matching},
     config::{Config, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
@@ -102,6 +102,8 @@ struct Daemon {
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
     service: Service,
+    /// Prefixes of interfaces that policies follow and do not get.
+    contested: Vec<String>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
@@ -167,6 +169,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         failed: BTreeSet::new(),
         state,
         service: Service::detect(),
+        contested: Vec::new(),
         problems: Vec::new(),
         logged: Vec::new(),
         calls,
@@ -319,9 +322,9 @@ impl Daemon {
     }
 
     async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
+        let mut config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
         self.reconcile(Kinds::ALL).await;
-        self.check_applicable(&config)?;
+        self.check_applicable(&mut config)?;
         // What cannot be done anyway says nothing about the new configuration.
         let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
@@ -351,8 +354,9 @@ impl Daemon {
     }
 
     /// Refuses what is known to fail, before anything is changed for it.
-    fn check_applicable(&self, config: &Config) -> anyhow::Result<()> {
+    fn check_applicable(&self, config: &mut Config) -> anyhow::Result<()> {
         let Some(snapshot) = &self.snapshot else { return Ok(()) };
+        follow(config, &snapshot.state);
         self.tables.check_free(config, &snapshot.state)?;
         plan(&self.desired_of(config, snapshot), &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
         Ok(())
@@ -428,6 +432,7 @@ impl Daemon {
         let snapshot = self.kernel.observe(dirty, before).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
+        self.follow_interfaces(&snapshot.state);
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
@@ -458,6 +463,15 @@ impl Daemon {
             self.remove_fast_path().await?;
         }
         Ok(())
+    }
+
+    /// The policies' sources are what is on the link at the interfaces that they follow.
+    fn follow_interfaces(&mut self, kernel: &KernelState) {
+        let contested = follow(&mut self.config, kernel);
+        for problem in contested.iter().filter(|problem| !self.contested.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.contested = contested;
     }
 
     /// The programs in filters on ingress and uplink devices, where programs are attached that way.

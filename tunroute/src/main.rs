@@ -159,8 +159,12 @@ fn check(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
             } else {
                 format!("; {}", count(warnings.len(), "warning", "warnings"))
             };
+            let followed = match config.policies.iter().map(|policy| policy.follow.len()).sum() {
+                0 => String::new(),
+                interfaces => format!(" and those of {}", count(interfaces, "interface", "interfaces")),
+            };
             print(&format!(
-                "{}: good: {}, {}, {}{warned}\n",
+                "{}: good: {}, {}, {}{followed}{warned}\n",
                 file.display(),
                 count(config.tunnels.len(), "tunnel", "tunnels"),
                 count(config.policies.len(), "policy", "policies"),
@@ -252,7 +256,7 @@ async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
             }
             let file = file.unwrap_or_else(|| DEFAULT_CONFIG.into());
             let Some(config) = load(&file) else { return Ok(ExitCode::FAILURE) };
-            preview_without_daemon(&file, &config, &arguments.directories.into()).await?
+            preview_without_daemon(&file, config, &arguments.directories.into()).await?
         }
         Err(error) => return Err(error.into()),
     };

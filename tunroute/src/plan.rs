@@ -8,7 +8,7 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast},
@@ -55,6 +55,15 @@ pub enum PlanError {
     )]
     Slots {
         /// How many would be used at once.
+        needed: usize,
+    },
+    /// More policies around one another than the programs follow, by way of what is on the link at interfaces.
+    #[error(
+        "{needed} policies stand around one another, and the fast path follows {MAX_NESTING}; use fewer prefixes inside \
+         one another"
+    )]
+    Nesting {
+        /// How many there are.
         needed: usize,
     },
     /// More prefixes than a map takes.
@@ -187,6 +196,7 @@ impl FastPlan {
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
         check_room(desired, observed)?;
+        check_nesting(desired)?;
         let mut plan = Self::default();
 
         let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
@@ -291,6 +301,17 @@ fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanErr
         }
     }
     Ok(())
+}
+
+/// Can the programs follow every chain to its end? A configuration that is too deep by itself is refused when it is read.
+fn check_nesting(desired: &DesiredFast) -> Result<(), PlanError> {
+    let length = |id: &ChainId| std::iter::successors(Some(*id), |id| desired.slots.get(id)?.next).count();
+    match desired.slots.keys().map(length).max() {
+        Some(needed) if u32::try_from(needed).is_ok_and(|needed| needed > MAX_NESTING) => {
+            Err(PlanError::Nesting { needed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.

@@ -30,7 +30,7 @@ pub struct Status {
     pub fast_path: FastPathStatus,
     /// The kernel datapath.
     pub kernel: KernelStatus,
-    /// What could not be done, and is tried again; empty if the system is as it should be.
+    /// What could not be done, and is tried again, or what two policies want alike; empty if the system is as it should be.
     pub problems: Vec<String>,
     /// What the operator should change on this host.
     #[serde(default)]
@@ -66,6 +66,9 @@ pub struct PolicyStatus {
     pub name: String,
     /// How many source prefixes it has.
     pub prefixes: usize,
+    /// The interfaces whose prefixes are among them, as they change.
+    #[serde(default)]
+    pub follows: Vec<String>,
     /// Its routing table.
     pub table: Option<u32>,
     /// By family: the tunnel that carries its packets, or what happens to them while none is up.
@@ -230,6 +233,7 @@ fn by_family(values: &BTreeMap<Family, String>) -> String {
     let mut distinct: Vec<&String> = values.values().collect();
     distinct.dedup();
     match distinct.as_slice() {
+        [] => "-".to_owned(),
         [one] => (*one).clone(),
         _ => values.iter().map(|(family, value)| format!("{family}: {value}")).collect::<Vec<_>>().join("\n"),
     }
@@ -273,6 +277,7 @@ mod tests {
             policies: vec![PolicyStatus {
                 name: name.into(),
                 prefixes: 1_000_000,
+                follows: Vec::new(),
                 table: None,
                 active: both(device),
                 carried_by: [(Family::V4, "fast path".to_owned()), (Family::V6, "kernel".to_owned())].into(),

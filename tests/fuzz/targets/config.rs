@@ -74,10 +74,11 @@ fn print(config: &Config) -> String {
             OnDown::Next => "next",
         };
         let exempt = policy.exempt.iter().map(ToString::to_string);
+        let from = policy.from.iter().map(ToString::to_string);
         table([
             ("name", Some(policy.name.clone().into())),
             ("table", policy.table.map(|table| i64::from(table).into())),
-            ("from", Some(list(&policy.from))),
+            ("from", Some(list(from.chain(policy.follow.iter().map(|pattern| format!("@{}", pattern.0)))))),
             ("via", Some(list(&policy.via))),
             ("on-down", Some(on_down.into())),
             ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),

@@ -236,9 +236,11 @@ pub(super) const POLICY: &[Key] = &[
     ),
     key(
         "from",
-        "from = [\"2a02:578:85a0::/48\"]",
-        Kind::Texts("an address or a prefix"),
-        "The source prefixes. An address without a length is that address alone.",
+        "from = [\"2a02:578:85a0::/48\", \"@lan0\"]",
+        Kind::Texts("an address, a prefix, or @ and an interface's name or the beginning of names and *"),
+        "The source prefixes. An address without a length is that address alone. \"@lan0\" stands for the networks on the \
+         link at that interface, as they change: none that is link-local. If two policies would get the same prefix so, the \
+         first has it, and one that has it literally comes before both.",
     )
     .required(),
     key(

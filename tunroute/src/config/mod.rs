@@ -26,6 +26,7 @@ use std::{
 
 use ipnet::IpNet;
 pub use load::Loaded;
+pub use prefix::can_be_source;
 pub use report::{ConfigError, Problem};
 pub use schema::schema;
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ impl Config {
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
-        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+        self.policies.iter().any(|policy| policy.uses(family))
     }
 }
 
@@ -225,8 +226,14 @@ pub struct Policy {
     pub name: String,
     /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
     pub table: Option<u32>,
-    /// `from`: the source prefixes, without host bits. Never empty, none twice in the whole configuration.
+    /// `from`: the source prefixes, without host bits. None twice in the whole configuration, and never empty unless
+    /// `follow` has something.
     pub from: Vec<IpNet>,
+    /// `from = ["@lan0"]`: the interfaces whose on-link prefixes are sources, too, as they change. None twice in the whole
+    /// configuration.
+    pub follow: Vec<DevicePattern>,
+    /// The prefixes of those interfaces as [`crate::compile::follow`] saw them last; none in what has just been read.
+    pub followed: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
     /// `on-down`
@@ -235,4 +242,17 @@ pub struct Policy {
     pub exempt: Vec<IpNet>,
     /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
     pub exempt_connected: bool,
+}
+
+impl Policy {
+    /// All source prefixes: the literal ones, and those of the interfaces that it follows.
+    pub fn sources(&self) -> impl Iterator<Item = &IpNet> {
+        self.from.iter().chain(&self.followed)
+    }
+
+    /// Has it a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        self.sources().any(|prefix| crate::net::Family::of(prefix) == family)
+    }
 }

@@ -44,6 +44,7 @@ pub(super) struct PolicySpans {
     pub(super) name: Option<Span>,
     pub(super) table: Option<Span>,
     pub(super) from: Vec<Span>,
+    pub(super) follow: Vec<Span>,
     pub(super) via: Vec<Span>,
     pub(super) on_down: Option<Span>,
     pub(super) exempt: Vec<Span>,
@@ -298,7 +299,9 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
     let (table, table_span) = table_number(&section, findings);
     let allow_default = section.get("allow-default").and_then(|field| field.boolean(findings)).unwrap_or_default();
     let from = section.require("from", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
+    let (follow, from): (Vec<_>, Vec<_>) = from.into_iter().partition(|(text, _)| text.starts_with('@'));
     let (from, from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
+    let (follow, follow_spans) = accepted(follow, values::followed, findings);
     let via = section.require("via", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
     let (via, via_spans) = via.into_iter().map(|(name, span)| (name.to_owned(), span)).unzip();
     let mut on_down_span = None;
@@ -326,6 +329,8 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
         name: name.unwrap_or_default(),
         table,
         from,
+        follow,
+        followed: Vec::new(),
         via,
         on_down: on_down.unwrap_or_default(),
         exempt,
@@ -336,6 +341,7 @@ fn policy(table: &DeTable<'_>, header: Span, findings: &mut Findings) -> (Policy
         name: name_span,
         table: table_span,
         from: from_spans,
+        follow: follow_spans,
         via: via_spans,
         on_down: on_down_span,
         exempt: exempt_spans,

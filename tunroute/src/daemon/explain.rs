@@ -177,7 +177,7 @@ impl Daemon {
         let mut next = longest(source, |prefix| desired.sources.get(prefix).map(|(id, _)| *id)).map(|(_, id)| id);
         while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
             let policy = &self.config.policies[slot.policy];
-            let holding = policy.from.iter().filter(|prefix| prefix.contains(&source));
+            let holding = policy.sources().filter(|prefix| prefix.contains(&source));
             let Some(prefix) = holding.max_by_key(|prefix| prefix.prefix_len()) else { break };
             let set = slot.exempt_set;
             let exempt = longest(destination, |prefix| {

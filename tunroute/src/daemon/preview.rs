@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, with_datapath};
 use crate::{
-    compile::{FastInputs, Inputs, compile},
+    compile::{FastInputs, Inputs, compile, follow},
     config::{Config, Datapath},
     datapath::anything_pinned,
     fast::FastState,
@@ -21,8 +21,9 @@ impl Daemon {
     /// What a reload would do now, with another file if one is named.
     pub(super) async fn preview(&self, file: Option<&Path>) -> anyhow::Result<Preview> {
         let file = file.unwrap_or(&self.options.config);
-        let config = with_datapath(Config::load(file)?, self.options.datapath);
+        let mut config = with_datapath(Config::load(file)?, self.options.datapath);
         let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
+        follow(&mut config, &snapshot.state);
         self.tables.check_free(&config, &snapshot.state)?;
         let tables = self.tables.following(&config, &snapshot.state);
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
@@ -35,7 +36,7 @@ impl Daemon {
 /// # Errors
 ///
 /// If the kernel cannot be asked, or the configuration does not fit it.
-pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Instance) -> anyhow::Result<Preview> {
+pub async fn preview_without_daemon(file: &Path, mut config: Config, instance: &Instance) -> anyhow::Result<Preview> {
     let remembered = if instance.state_dir.is_dir() {
         Tables::load(&StateDir::open(&instance.state_dir)?)
     } else {
@@ -43,6 +44,8 @@ pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Ins
     };
     let (kernel, _events) = Kernel::connect()?;
     let snapshot = kernel.observe(Kinds::ALL, None).await?;
+    follow(&mut config, &snapshot.state);
+    let config = &config;
     remembered.check_free(config, &snapshot.state)?;
     let tables = remembered.following(config, &snapshot.state);
     let mut notes = Vec::new();

@@ -8,7 +8,7 @@ use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
-    config::{Datapath, OnDown, Policy},
+    config::{Datapath, DevicePattern, OnDown, Policy},
     datapath::{self, Method},
     fast::Hook,
     net::{Family, KernelState, Link},
@@ -40,11 +40,12 @@ impl Daemon {
                 rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
                 routes: kernel.routes.len(),
             },
-            problems: self.problems.clone(),
+            problems: self.problems.iter().chain(&self.contested).cloned().collect(),
             hints: self
                 .trial_hint()
                 .into_iter()
                 .chain(self.endpoint_error.clone())
+                .chain(self.config.policies.iter().filter_map(without_sources))
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
@@ -110,10 +111,7 @@ impl Daemon {
     }
 
     fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
-        let families: Vec<Family> = Family::ALL
-            .into_iter()
-            .filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family))
-            .collect();
+        let families: Vec<Family> = Family::ALL.into_iter().filter(|family| policy.uses(*family)).collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
             None => match policy.on_down {
@@ -136,7 +134,8 @@ impl Daemon {
         let (forwarded, diverted) = (counter(Outcome::Forwarded), counter(Outcome::Diverted));
         PolicyStatus {
             name: policy.name.clone(),
-            prefixes: policy.from.len(),
+            prefixes: policy.sources().count(),
+            follows: policy.follow.iter().map(|DevicePattern(name)| name.clone()).collect(),
             table: self.tables.numbers().get(&policy.name).copied(),
             active: families.iter().map(|family| (*family, active(*family))).collect(),
             carried_by: families.iter().map(|family| (*family, carried_by(*family))).collect(),
@@ -205,6 +204,14 @@ impl Daemon {
             maps: maps(fast),
         }
     }
+}
+
+/// Nothing is on the link at the interfaces that a policy follows.
+fn without_sources(policy: &Policy) -> Option<String> {
+    let names: Vec<&str> = policy.follow.iter().map(|DevicePattern(name)| name.as_str()).collect();
+    policy.sources().next().is_none().then(|| {
+        format!("policy \"{}\" has no sources: {} has no prefix just now (`ip addr`)", policy.name, names.join(", "))
+    })
 }
 
 fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {

@@ -2,7 +2,7 @@
 
 use super::{Finding, Observation, Setting, Severity};
 use crate::{
-    compile::matching,
+    compile::{follow, matching},
     config::{Config, Datapath, DevicePattern},
     gates::Gate,
     net::{Family, Link, MainRoute, ObservedRule},
@@ -30,6 +30,9 @@ const FIRST_BAND: u32 = 1002;
 /// Everything that is not as this configuration needs it; what is worse comes first.
 #[must_use]
 pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
+    let mut config = config.clone();
+    follow(&mut config, &seen.kernel);
+    let config = &config;
     let mut findings = Vec::new();
     findings.extend(seen.gates.iter().map(gate));
     findings.extend(devices(config, seen));
@@ -171,9 +174,7 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     let uplink: Option<&Link> = matching(&config.interfaces.uplink, &seen.kernel).min_by_key(|link| link.mtu);
     let mut findings = Vec::new();
     for link in config.tunnels.iter().filter_map(|tunnel| seen.kernel.link(&tunnel.name)) {
-        let uses_v6 = config.policies.iter().any(|policy| {
-            policy.via.contains(&link.name) && policy.from.iter().any(|net| Family::of(net) == Family::V6)
-        });
+        let uses_v6 = config.policies.iter().any(|policy| policy.via.contains(&link.name) && policy.uses(Family::V6));
         if uses_v6 && link.mtu < SMALLEST_V6 {
             findings.push(problem(
                 format!("the MTU of {} is {} bytes", link.name, link.mtu),
@@ -208,7 +209,7 @@ fn own_packets(config: &Config, seen: &Observation) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (device, address) in of_uplinks {
         // The longest prefix decides.
-        let prefixes = config.policies.iter().flat_map(|policy| policy.from.iter().map(move |net| (net, policy)));
+        let prefixes = config.policies.iter().flat_map(|policy| policy.sources().map(move |net| (net, policy)));
         let around = prefixes.filter(|(net, _)| net.contains(address)).max_by_key(|(net, _)| net.prefix_len());
         if let Some((net, policy)) = around {
             findings.push(problem(

@@ -85,6 +85,8 @@ fn the_story() {
             name: "tunnel0".to_owned(),
             table: None,
             from: vec!["2a02::1/128".parse().unwrap(), "2a02:578:85a0::/48".parse().unwrap()],
+            follow: Vec::new(),
+            followed: Vec::new(),
             via: strings(&["sixxs0", "wg0"]),
             on_down: OnDown::Unreachable,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
@@ -150,6 +152,12 @@ fn variants() {
     for (value, length) in [("\"10.1.2.3\"", 32), ("[\"2a02::\"]", 128), ("\"10.0.0.0/7\"", 7), ("\"2000::/3\"", 3)] {
         let policies = take(&from(value, "")).config.policies;
         assert_eq!(policies[0].from[0].prefix_len(), length, "{value}");
+    }
+    for (value, literal, followed) in [("\"@lan0\"", 0, 1), ("[\"@lan0\", \"2a02::1\", \"@br-*\"]", 1, 2)] {
+        let loaded = take(&from(value, ""));
+        let policy = &loaded.config.policies[0];
+        assert_eq!((policy.from.len(), policy.follow.len(), policy.followed.len()), (literal, followed, 0), "{value}");
+        assert!(loaded.warnings.is_empty(), "{value}");
     }
     for all in ["0.0.0.0/0", "::/0", "0.0.0.0/1", "::/8"] {
         take(&from(&format!("\"{all}\""), "allow-default = true"));
