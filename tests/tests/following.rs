@@ -112,7 +112,7 @@ fn an_interface_without_prefixes() -> Result<()> {
     let shown = String::from_utf8(daemon.client(&["status"])?.stdout)?.split_whitespace().collect::<Vec<_>>().join(" ");
     let hint = "hint: policy \"lan\" has no sources: lan9 has no prefix just now (`ip addr`)";
     ensure!(shown.contains(hint), "{shown}");
-    world.host.ip("link add lan9 type dummy\nlink set lan9 up\naddr add 10.44.0.1/24 dev lan9")?;
+    world.host.ip("link add lan9 type veth peer name peer9\nlink set lan9 up\naddr add 10.44.0.1/24 dev lan9")?;
     daemon.wait_status(|status| *prefixes(status) == json!(1) && status["hints"] == json!([]), SOON)?;
     let explained = daemon.client(&["explain", "10.44.0.7", "198.18.0.1"])?;
     let explained = String::from_utf8(explained.stdout)?;

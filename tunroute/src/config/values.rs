@@ -93,9 +93,10 @@ pub(super) fn pattern(text: &str) -> Result<DevicePattern, Refusal> {
 pub(super) fn followed(text: &str) -> Result<DevicePattern, Refusal> {
     let name = text.strip_prefix('@').unwrap_or(text);
     let refusal = match pattern(name) {
+        Err(refusal) => refusal,
         Ok(_) if name == "lo" => Refusal::new("no network is on the link at `lo`", ""),
         Ok(_) if name.starts_with('@') => Refusal::new(format!("{} has one `@` too many", quote(text)), ""),
-        result => return result,
+        Ok(pattern) => return Ok(pattern),
     };
     let help = "write the name of the interface that the sources are behind, such as \"@lan0\"";
     Err(Refusal { help: help.to_owned(), ..refusal })
