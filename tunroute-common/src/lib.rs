@@ -9,5 +9,6 @@
 pub mod decide;
 pub mod index;
 pub mod maps;
+pub mod mss;
 pub mod packet;
 pub mod trie;

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
 pub const MAX_SLOTS: u32 = 4096;
@@ -15,6 +15,9 @@ pub const MAX_SLOTS: u32 = 4096;
 /// So many source prefixes and so many exemptions of each family the fast path takes, old and new together while it
 /// changes: a bound, not a reservation.
 pub const MAX_PREFIXES: u32 = 1 << 22;
+
+/// As many tunnels may have their segment size limited.
+pub const MAX_CLAMPS: u32 = 4096;
 
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
@@ -29,9 +32,11 @@ pub mod names {
     pub const STATS: &str = "STATS";
     /// Array of one [`Control`](super::Control).
     pub const CONTROL: &str = "CONTROL";
+    /// Hash: a tunnel's device number → [`Clamp`](super::Clamp).
+    pub const CLAMP: &str = "CLAMP";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 4] = [INDEX, POLICY, STATS, CONTROL];
+    pub const ALL: [&str; 5] = [INDEX, POLICY, STATS, CONTROL, CLAMP];
 }
 
 /// An IPv4 address in network byte order, as in the packet.
@@ -261,6 +266,16 @@ pub struct Stats {
     pub outcomes: [Counter; Outcome::ALL.len()],
 }
 
+/// The largest segment size (MSS) that TCP may tell the other end through a tunnel, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Clamp {
+    /// Over IPv4.
+    pub v4: u16,
+    /// Over IPv6.
+    pub v6: u16,
+}
+
 /// What the daemon tells all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -288,5 +303,5 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(Slot, Counter, Stats, Control);
+    pod!(Slot, Counter, Stats, Control, Clamp);
 }

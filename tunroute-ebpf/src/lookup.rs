@@ -1,14 +1,15 @@
 //! The maps, and the decision's view of them.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use tunroute_common::{
     decide::Lookup,
     index::{self, Root},
-    maps::{Control, MAX_SLOTS, Slot, Source, Stats},
+    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, Slot, Source, Stats},
     packet::Addresses,
     trie::Key,
 };
@@ -21,6 +22,15 @@ static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS, 0);
 #[map]
 static CONTROL: Array<Control> = Array::pinned(1, 0);
+#[map]
+static CLAMP: HashMap<u32, Clamp> = HashMap::pinned(MAX_CLAMPS, BPF_F_NO_PREALLOC);
+
+/// The largest segment size that may be told through a device.
+#[inline(always)]
+pub fn clamp(ifindex: u32) -> Option<Clamp> {
+    // SAFETY: a copy of one aligned word; the daemon replaces an entry, and does not write to it.
+    unsafe { CLAMP.get(ifindex) }.copied()
+}
 
 /// The BPF maps as a [`Lookup`].
 pub struct Maps {

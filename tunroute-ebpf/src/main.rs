@@ -18,10 +18,14 @@ use aya_ebpf::{
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
     maps::Outcome,
+    mss,
     packet::Packet as _,
 };
 
-use crate::{lookup::Maps, skb::Skb};
+use crate::{
+    lookup::Maps,
+    skb::{Loaded, Skb},
+};
 
 /// The length of an Ethernet header: where the network header of an Ethernet device's packets starts.
 const ETHERNET: usize = 14;
@@ -52,6 +56,18 @@ pub fn egress_l3(context: TcContext) -> i32 {
     egress::<BARE>(context.skb.skb)
 }
 
+/// Traffic that enters or leaves by an Ethernet tunnel whose segment size is limited.
+#[classifier]
+pub fn clamp_l2(context: TcContext) -> i32 {
+    clamp::<ETHERNET>(context.skb.skb)
+}
+
+/// Traffic that enters or leaves by such a tunnel without link-layer header.
+#[classifier]
+pub fn clamp_l3(context: TcContext) -> i32 {
+    clamp::<BARE>(context.skb.skb)
+}
+
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
@@ -71,6 +87,17 @@ fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
     let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
+}
+
+#[inline(always)]
+fn clamp<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
+    let packet = Loaded::<OFFSET>(skb);
+    if let Some(most) = lookup::clamp(packet.ifindex())
+        && let Some(change) = mss::lower(packet.ethertype(), &packet, &most)
+    {
+        packet.change(&change);
+    }
+    TC_ACT_UNSPEC
 }
 
 /// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.

@@ -4,11 +4,17 @@
     reason = "lengths of headers, and helpers that return small numbers in a wide register"
 )]
 
-use core::{mem::offset_of, ptr};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    ptr,
+};
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::generated::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use aya_log_ebpf::warn;
@@ -16,6 +22,7 @@ use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
     maps::{Slot, flags},
+    mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
@@ -174,5 +181,64 @@ impl<const OFFSET: usize> Packet for Skb<OFFSET> {
     fn gso_size(&self) -> u32 {
         // SAFETY: the context that the kernel gave.
         unsafe { (*self.skb).gso_size }
+    }
+}
+
+/// An skb whose network header is at `OFFSET`, read by a helper: at any offset, which the verifier need not follow.
+pub struct Loaded<const OFFSET: usize>(pub *mut __sk_buff);
+
+impl<const OFFSET: usize> Loaded<OFFSET> {
+    /// The device at which the packet is seen.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// The ethertype, in host byte order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: the context that the kernel gave. The field holds a 16-bit number in network byte order.
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
+    }
+
+    /// Makes a change. The checksum is left alone where the card or the stack has yet to compute it.
+    #[inline(always)]
+    pub fn change(&self, change: &Change) {
+        let mut value = change.value;
+        let (lost, gained) = change.words;
+        let place = |offset: usize| (OFFSET + offset) as u32;
+        // SAFETY: the context that the kernel gave, and two bytes that live until the call returns. The helpers look at
+        // the packet's length themselves; what the first could write to, the second can, too.
+        unsafe {
+            if bpf_skb_store_bytes(self.0, place(change.at), ptr::from_mut(&mut value).cast(), 2, 0) == 0 {
+                bpf_l4_csum_replace(self.0, place(change.checksum), lost.into(), gained.into(), 2);
+            }
+        }
+    }
+}
+
+impl<const OFFSET: usize> Packet for Loaded<OFFSET> {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, size) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the context that the kernel gave, and as many bytes as are said. The helper fills all of them or fails;
+        // every bit pattern is a `T`.
+        unsafe {
+            (bpf_skb_load_bytes(self.0.cast(), (OFFSET + offset) as u32, to, size) == 0).then(|| value.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.0).len }.saturating_sub(OFFSET as u32)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.0).gso_size }
     }
 }

@@ -10,11 +10,11 @@ use std::{
 
 pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Egress, Source, flags};
+use tunroute_common::maps::{Action, Clamp, Egress, Source, flags};
 
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
-    fast::{Attachment, Exemption, Hook, Open, address_words},
+    fast::{Attachment, Exemption, Hook, Open, Part, address_words},
     net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule},
 };
 
@@ -72,6 +72,8 @@ pub struct DesiredFast {
     pub sources: BTreeMap<IpNet, (ChainId, u32)>,
     /// The exemptions.
     pub exempt: BTreeSet<Exemption>,
+    /// The tunnels whose segment size is limited.
+    pub clamps: BTreeMap<IfIndex, Clamp>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
@@ -259,7 +261,12 @@ fn compile_table(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let shadow = inputs.config.datapath == Datapath::Shadow;
-    let mut desired = DesiredFast { open: fast.open, shadow, ..DesiredFast::default() };
+    let mut desired = DesiredFast { shadow, ..DesiredFast::default() };
+    compile_clamps(inputs, &mut desired);
+    if inputs.config.datapath == Datapath::Kernel {
+        return desired;
+    }
+    desired.open = fast.open;
     let sets = exempt_sets(inputs.config);
     for family in Family::ALL {
         let chains = compile_sources(inputs, fast, family, &mut desired.sources);
@@ -284,15 +291,25 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
         }
     }
     let interfaces = &inputs.config.interfaces;
-    desired.attachments = matching(&interfaces.uplink, inputs.kernel)
-        .filter_map(|link| Attachment::new(Hook::Egress, link))
-        .chain(
-            matching(&interfaces.ingress, inputs.kernel)
-                .filter(|link| !fast.closed.contains(&link.index))
-                .filter_map(|link| Attachment::new(Hook::Ingress, link)),
-        )
-        .collect();
+    desired.attachments.extend(
+        matching(&interfaces.uplink, inputs.kernel)
+            .filter_map(|link| Attachment::new(Part::Decide, Hook::Egress, link))
+            .chain(
+                matching(&interfaces.ingress, inputs.kernel)
+                    .filter(|link| !fast.closed.contains(&link.index))
+                    .filter_map(|link| Attachment::new(Part::Decide, Hook::Ingress, link)),
+            ),
+    );
     desired
+}
+
+/// The limits of what TCP tells through tunnels: in both directions, whichever datapath sends packets there.
+fn compile_clamps(inputs: &Inputs<'_>, desired: &mut DesiredFast) {
+    for tunnel in &inputs.config.tunnels {
+        let (Some(mss), Some(link)) = (tunnel.mss, inputs.kernel.link(&tunnel.name)) else { continue };
+        desired.clamps.insert(link.index, mss.clamp(link));
+        desired.attachments.extend(Hook::ALL.iter().filter_map(|hook| Attachment::new(Part::Clamp, *hook, link)));
+    }
 }
 
 /// Enters a family's source prefixes, and returns the chains of policies that they need.

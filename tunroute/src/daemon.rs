@@ -459,7 +459,7 @@ impl Daemon {
         self.desired = Some(desired);
         if !self.problems.is_empty() {
             self.close_fast_path();
-        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+        } else if wants_no_programs(&self.config) && self.fast.is_some() {
             self.remove_fast_path().await?;
         }
         Ok(())
@@ -480,7 +480,9 @@ impl Daemon {
             return Ok(BTreeSet::new());
         }
         let interfaces = &self.config.interfaces;
-        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let limited = limited.filter_map(|tunnel| kernel.link(&tunnel.name));
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel)).chain(limited);
         Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
     }
 
@@ -537,7 +539,7 @@ impl Daemon {
     }
 
     fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
-        let wanted = !config_wants_no_fast_path(config);
+        let wanted = !wants_no_programs(config);
         Inputs {
             config,
             kernel: &snapshot.state,
@@ -656,6 +658,11 @@ impl Daemon {
 
 const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Not even those that limit segment sizes, which have nothing to do with who decides.
+fn wants_no_programs(config: &Config) -> bool {
+    config_wants_no_fast_path(config) && !config.clamps()
 }
 
 /// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it

@@ -209,6 +209,8 @@ impl FastPlan {
         if desired.shadow && !observed.shadow {
             plan.add.push(FastOp::SetShadow(true).into());
         }
+        let limits = desired.clamps.iter().filter(|(ifindex, clamp)| observed.clamps.get(*ifindex) != Some(*clamp));
+        plan.add.extend(limits.map(|(ifindex, clamp)| FastOp::SetClamp(*ifindex, *clamp).into()));
         plan.plan_attachments(desired, observed);
         if observed.shadow && !desired.shadow {
             plan.add.push(FastOp::SetShadow(false).into());
@@ -270,6 +272,8 @@ impl FastPlan {
         self.remove.extend(sources.map(|prefix| FastOp::RemoveSource(*prefix).into()));
         let exemptions = observed.exempt.difference(&desired.exempt);
         self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
+        let limits = observed.clamps.keys().filter(|ifindex| !desired.clamps.contains_key(ifindex));
+        self.remove.extend(limits.map(|ifindex| FastOp::RemoveClamp(*ifindex).into()));
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));

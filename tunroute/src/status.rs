@@ -48,6 +48,9 @@ pub struct TunnelStatus {
     pub ifindex: Option<u32>,
     /// Its MTU, in bytes.
     pub mtu: Option<u32>,
+    /// By family: the largest segment size that TCP may tell through it, in bytes, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mss: Option<BTreeMap<Family, u16>>,
     /// The families that its probes declare down.
     pub failed: Vec<Family>,
     /// Its supervised command, if it has one.
@@ -270,6 +273,7 @@ mod tests {
                 state: "pending".into(),
                 ifindex: Some(u32::MAX),
                 mtu: Some(65_535),
+                mss: None,
                 failed: Vec::new(),
                 command: None,
                 probes: Vec::new(),

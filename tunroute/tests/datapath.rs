@@ -27,7 +27,8 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Egress, Outcome, Slot, Source, flags},
+    maps::{Action, Clamp, Egress, Outcome, Slot, Source, flags},
+    mss,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
 
@@ -333,6 +334,59 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
         let decided: u64 =
             outcomes.iter().filter(|(name, _)| !name.ends_with("pass")).map(|(_, packets)| packets).sum();
         assert_eq!(counted, decided, "every decision is counted once");
+    });
+}
+
+/// The same bytes change as in user space, whose choice is held against etherparse elsewhere, and the checksum holds.
+#[test]
+fn the_programs_lower_segment_sizes_as_the_code_does_in_user_space() {
+    isolated(|pins| {
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        let most = Clamp { v4: 1000, v6: 900 };
+        // Before there is a limit for the device, and after, nothing changes.
+        for limit in [None, Some(most), None] {
+            datapath
+                .apply(&limit.map_or(FastOp::RemoveClamp(TEST_DEVICE), |most| FastOp::SetClamp(TEST_DEVICE, most)))
+                .unwrap();
+            let mut changed = 0;
+            for (v6, syn, options) in [false, true].into_iter().flat_map(|v6| {
+                let size = [2, 4, 0x05, 0xb4];
+                let mut cases: Vec<(bool, bool, Vec<u8>)> = vec![(v6, true, vec![]), (v6, false, size.to_vec())];
+                // The size behind any number of options, at even and odd places, up to the longest header.
+                cases.extend((0..=36).map(|before| (v6, true, [&vec![1; before][..], &size].concat())));
+                cases.extend([(v6, true, vec![4, 2, 2, 4, 0, 100]), (v6, true, vec![3, 1, 2, 4, 0x05, 0xb4])]);
+                cases
+            }) {
+                let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+                let builder =
+                    if v6 { builder.ipv6([0x2a; 16], [0x20; 16], 64) } else { builder.ipv4([10; 4], [192; 4], 64) };
+                let mut tcp = builder.tcp(1, 2, 3, 4).options_raw(&options).unwrap();
+                if syn {
+                    tcp = tcp.syn();
+                }
+                let mut frame = Vec::new();
+                tcp.write(&mut frame, &[7; 3]).unwrap();
+                let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+                let (result, got) = run(&mut datapath, "clamp_l2", &frame, 0);
+                assert_eq!(result, UNSPEC);
+                let change = limit.and_then(|most| mss::lower(ethertype, &Slice(&frame[14..]), &most));
+                if let Some(change) = change {
+                    changed += 1;
+                    frame[14 + change.at..][..2].copy_from_slice(&change.value.to_ne_bytes());
+                    let headers = etherparse::PacketHeaders::from_ethernet_slice(&frame).unwrap();
+                    let (tcp, payload) = (headers.transport.unwrap().tcp().unwrap(), headers.payload.slice());
+                    let checksum = match headers.net.unwrap() {
+                        etherparse::NetHeaders::Ipv4(ip, _) => tcp.calc_checksum_ipv4(&ip, payload),
+                        etherparse::NetHeaders::Ipv6(ip, _) => tcp.calc_checksum_ipv6(&ip, payload),
+                        other => panic!("{other:?}"),
+                    };
+                    let checksum = checksum.unwrap();
+                    frame[14 + change.checksum..][..2].copy_from_slice(&checksum.to_be_bytes());
+                }
+                assert_eq!(got, frame, "{options:?}");
+            }
+            assert_eq!(changed, if limit.is_some() { 2 * 37 } else { 0 });
+        }
     });
 }
 

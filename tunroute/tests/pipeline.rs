@@ -169,7 +169,7 @@ impl World {
             }
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
-            FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
+            FastOp::WriteSlot(..) | FastOp::SetOpen(_) | FastOp::SetClamp(..) | FastOp::RemoveClamp(_) => {}
         }
         fast.enter(operation);
     }
@@ -337,6 +337,36 @@ fn sources_follow_an_interface() {
     follow(&mut config, &host);
     let refused = plan(&desired(&config, &host, true, false), &host, Some(&FastState::default())).unwrap_err();
     assert_eq!(refused, PlanError::Nesting { needed: 9 });
+}
+
+/// Whoever decides, the tunnels' segment sizes are limited; with the kernel datapath the programs do nothing else.
+#[test]
+fn segment_sizes_are_limited_with_every_datapath() {
+    for datapath in ["both", "kernel", "ebpf", "shadow"] {
+        let text = STORY.replace("table = 200", "mss = \"auto\"");
+        let config = Config::parse("story", &format!("datapath = \"{datapath}\"\n{text}")).unwrap();
+        let mut host = host();
+        let mut world = World::default();
+        let operations = world.reach(&config, &host, true);
+        let decide = operations.iter().any(|operation| operation.contains("map source["));
+        assert_eq!(decide, datapath != "kernel");
+        let programs: Vec<&str> = operations.iter().filter_map(|text| text.strip_prefix("attach program ")).collect();
+        assert!(programs.contains(&"mss egress dev sixxs0") && programs.contains(&"mss ingress dev sixxs0"));
+        assert_eq!(programs.len() == 2, datapath == "kernel", "{programs:?}");
+        let limit = operations.iter().position(|operation| operation == "map mss[ifindex 4] = IPv4 1360, IPv6 1340");
+        let attached = operations.iter().position(|operation| operation.starts_with("attach program mss"));
+        assert!(limit.is_some() && limit < attached, "{operations:#?}");
+        // The tunnel shrinks, and then another one of its name has its place.
+        host.links.get_mut(&4).unwrap().mtu = 1300;
+        assert!(world.reach(&config, &host, true).contains(&"map mss[ifindex 4] = IPv4 1260, IPv6 1240".to_owned()));
+        let link = Link { index: 9, ..host.links.remove(&4).unwrap() };
+        host.links.insert(9, link);
+        world.fast.attached.retain(|attachment| attachment.ifindex != 4);
+        world.fast.pinned.retain(|attachment| attachment.ifindex != 4);
+        world.routes.retain(|_, route| !route.to_string().contains("dev sixxs0"));
+        let operations = world.reach(&config, &host, true);
+        assert!(operations.contains(&"map mss[ifindex 4] removed".to_owned()), "{operations:#?}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
     compile::{FastInputs, Inputs, compile},
-    config::{Config, Listen, OnDown, Probe, ProbeTarget},
+    config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget},
     fast::{FastState, Open},
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
@@ -61,6 +61,13 @@ fn print(config: &Config) -> String {
                 ("up", tunnel.up.as_ref().map(list)),
                 ("down", tunnel.down.as_ref().map(list)),
                 ("start-limit", Some(table(limit))),
+                (
+                    "mss",
+                    tunnel.mss.map(|mss| match mss {
+                        Mss::Auto => "auto".into(),
+                        Mss::Bytes(bytes) => i64::from(bytes).into(),
+                    }),
+                ),
                 ("probe", (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into())),
             ]);
             (tunnel.name.clone(), value)

@@ -25,6 +25,8 @@ pub enum Kind {
     Flag,
     /// A whole number in this range.
     Number(u32, u32),
+    /// This word, or a whole number in this range.
+    WordOrNumber(&'static str, u32, u32),
     /// A number and its unit: `"500ms"`, `"60s"`.
     Duration,
     /// One of these words, each with what it means.
@@ -161,6 +163,14 @@ pub(super) const TUNNEL: &[Key] = &[
         "start-limit = { burst = 4, interval = \"60s\" }",
         Kind::Table(START_LIMIT),
         "How often `up` is started at most, also over restarts of the daemon.",
+    ),
+    key(
+        "mss",
+        "mss = \"auto\"",
+        Kind::WordOrNumber("auto", 88, 65495),
+        "The largest segment size, in bytes, that TCP may tell the other end through this tunnel; larger ones in the SYNs that \
+         pass in either direction are lowered to it. \"auto\" is what the tunnel's MTU has room for. It needs eBPF, with every \
+         `datapath`.",
     ),
     key(
         "probe",

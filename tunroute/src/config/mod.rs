@@ -30,6 +30,7 @@ pub use prefix::can_be_source;
 pub use report::{ConfigError, Problem};
 pub use schema::schema;
 use serde::{Deserialize, Serialize};
+use tunroute_common::maps::Clamp;
 
 /// Which datapath carries the traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -80,6 +81,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Is the segment size of any tunnel limited?
+    #[must_use]
+    pub fn clamps(&self) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.mss.is_some())
+    }
+
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
@@ -146,6 +153,8 @@ pub struct Tunnel {
     pub down: Option<Vec<String>>,
     /// `start-limit`
     pub start_limit: StartLimit,
+    /// `mss`: the largest segment size that TCP may tell through the tunnel; as it comes unless given.
+    pub mss: Option<Mss>,
     /// `probe`: one or several, all of which must succeed in their family.
     pub probes: Vec<Probe>,
 }
@@ -157,6 +166,42 @@ impl Tunnel {
         match family {
             crate::net::Family::V4 => self.via_v4.map(IpAddr::V4),
             crate::net::Family::V6 => self.via_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// `mss = "auto"`, or a number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mss {
+    /// What a packet of the tunnel's MTU has room for.
+    Auto,
+    /// So many bytes; 88 to 65495.
+    Bytes(u16),
+}
+
+impl Mss {
+    /// TCP's and IPv4's headers without options.
+    const HEADERS_V4: u32 = 40;
+    /// TCP's header without options, and IPv6's.
+    const HEADERS_V6: u32 = 60;
+    /// The least that Linux takes (`TCP_MIN_MSS` in `include/net/tcp.h`).
+    pub const LEAST: u16 = 88;
+    /// The most that an IPv4 packet has room for.
+    pub const MOST: u16 = 65_495;
+
+    /// The limits for a device.
+    #[must_use]
+    pub fn clamp(self, link: &crate::net::Link) -> Clamp {
+        let room = |family, headers| {
+            let room = link.mtu_of(family).saturating_sub(headers);
+            u16::try_from(room).unwrap_or(Self::MOST).clamp(Self::LEAST, Self::MOST)
+        };
+        match self {
+            Self::Auto => Clamp {
+                v4: room(crate::net::Family::V4, Self::HEADERS_V4),
+                v6: room(crate::net::Family::V6, Self::HEADERS_V6),
+            },
+            Self::Bytes(bytes) => Clamp { v4: bytes, v6: bytes },
         }
     }
 }

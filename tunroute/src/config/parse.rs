@@ -8,7 +8,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, Interfaces, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
     prefix,
     report::{Finding, Findings, Span, quote},
@@ -167,6 +167,7 @@ fn tunnel(
     let up = section.get("up").and_then(|field| command(&field, findings));
     let down = section.get("down").and_then(|field| command(&field, findings));
     let start_limit = section.get("start-limit").and_then(|field| start_limit(&field, findings)).unwrap_or_default();
+    let mss = section.get("mss").and_then(|field| segment_size(&field, findings));
     let mut probes = Vec::new();
     if let Some(field) = section.get("probe") {
         for (table, span) in field.tables(findings) {
@@ -174,7 +175,7 @@ fn tunnel(
             probes.extend(probe(&section, findings));
         }
     }
-    let tunnel = Tunnel { name: name.to_owned(), table, via_v4, via_v6, up, down, start_limit, probes };
+    let tunnel = Tunnel { name: name.to_owned(), table, via_v4, via_v6, up, down, start_limit, mss, probes };
     (tunnel, TunnelSpans { name: name_span, table: table_span })
 }
 
@@ -213,6 +214,28 @@ fn command(field: &Field<'_, '_>, findings: &mut Findings) -> Option<Vec<String>
     let words: Vec<&str> = field.list(findings)?.into_iter().map(|(word, _)| word).collect();
     findings.accept(values::command(&words), &field.span())?;
     Some(words.into_iter().map(str::to_owned).collect())
+}
+
+/// A number of bytes, or `auto`.
+fn segment_size(field: &Field<'_, '_>, findings: &mut Findings) -> Option<Mss> {
+    match field.value().as_str() {
+        Some("auto") => return Some(Mss::Auto),
+        Some(_) => {
+            field.mistyped_self("\"auto\" or a number of bytes", findings);
+            return None;
+        }
+        None => {}
+    }
+    let bytes: u32 = field.integer(findings)?;
+    match u16::try_from(bytes) {
+        Ok(bytes) if (Mss::LEAST..=Mss::MOST).contains(&bytes) => Some(Mss::Bytes(bytes)),
+        _ => {
+            let message = format!("a segment size of {bytes} bytes is out of range");
+            let help = format!("write \"auto\", or a number from {} to {}", Mss::LEAST, Mss::MOST);
+            findings.error(Finding::new(&field.span(), message, help));
+            None
+        }
+    }
 }
 
 fn start_limit(field: &Field<'_, '_>, findings: &mut Findings) -> Option<StartLimit> {

@@ -135,14 +135,13 @@ impl Daemon {
 
     /// Does a program run there? Otherwise why not.
     fn runs(&self, hook: Hook, link: &Link) -> Result<(), String> {
+        if self.config.datapath == Datapath::Kernel {
+            return Err("datapath = \"kernel\"".to_owned());
+        }
         let Some(fast) = &self.fast else {
-            return Err(match self.config.datapath {
-                Datapath::Kernel => "datapath = \"kernel\"".to_owned(),
-                _ => self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()),
-            });
+            return Err(self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()));
         };
-        let attached = &fast.state().attached;
-        if attached.iter().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
+        if fast.state().deciding().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
             return Ok(());
         }
         let interfaces = &self.config.interfaces;

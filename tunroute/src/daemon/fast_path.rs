@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{Daemon, config_wants_no_fast_path, down::remove_fast_path, messages::forward_log};
+use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_programs};
 use crate::{
     config::Datapath,
     datapath::{self, DatapathError, Method},
@@ -28,7 +28,7 @@ impl Daemon {
             self.fast_error = error;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
-        let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
+        let wanted = !wants_no_programs(&self.config) || datapath::anything_pinned(pins);
         if self.fast.is_some() || !wanted {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, with_datapath};
+use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, wants_no_programs, with_datapath};
 use crate::{
     compile::{FastInputs, Inputs, compile, follow},
     config::{Config, Datapath},
@@ -50,7 +50,7 @@ pub async fn preview_without_daemon(file: &Path, mut config: Config, instance: &
     let tables = remembered.following(config, &snapshot.state);
     let mut notes = Vec::new();
     let mut fast = Some(FastState::default());
-    if !config_wants_no_fast_path(config) {
+    if !wants_no_programs(config) {
         if let Some(missing) = privilege::missing_for_fast_path() {
             notes.push(format!("no fast path, the kernel's rules would carry all traffic: {missing}"));
             fast = None;
@@ -77,7 +77,7 @@ async fn preview(
     fast: Option<&FastState>,
 ) -> anyhow::Result<Preview> {
     let gates = Gates::look(config, &snapshot.state, tables.numbers()).await;
-    let fast = fast.filter(|_| !config_wants_no_fast_path(config));
+    let fast = fast.filter(|_| !wants_no_programs(config));
     let desired = compile(&Inputs {
         config,
         kernel: &snapshot.state,
@@ -92,6 +92,10 @@ async fn preview(
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();
     let held_back = |reason| format!("the kernel would decide in place of the fast path: {reason}");
-    let notes = if fast.is_some() { gates.reasons().iter().map(held_back).collect() } else { Vec::new() };
+    let notes = if fast.is_some() && !config_wants_no_fast_path(config) {
+        gates.reasons().iter().map(held_back).collect()
+    } else {
+        Vec::new()
+    };
     Ok(Preview { config: file.display().to_string(), steps, notes })
 }

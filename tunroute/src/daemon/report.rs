@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
-use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{Clamp, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state},
     config::{Datapath, DevicePattern, OnDown, Policy},
     datapath::{self, Method},
-    fast::Hook,
+    fast::{Hook, Part},
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -40,7 +40,7 @@ impl Daemon {
                 rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
                 routes: kernel.routes.len(),
             },
-            problems: self.problems.iter().chain(&self.contested).cloned().collect(),
+            problems: self.problems.iter().chain(&self.contested).cloned().chain(self.unlimited(kernel)).collect(),
             hints: self
                 .trial_hint()
                 .into_iter()
@@ -49,6 +49,21 @@ impl Daemon {
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
+    }
+
+    /// Tunnels whose segment size is to be limited, and is not.
+    fn unlimited(&self, kernel: &KernelState) -> Vec<String> {
+        let clamps = |link: &Link| {
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+            attached.filter(|attachment| attachment.part == Part::Clamp && attachment.ifindex == link.index).count()
+        };
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let missing =
+            limited.filter_map(|tunnel| kernel.link(&tunnel.name)).filter(|link| clamps(link) < Hook::ALL.len());
+        let because = self.fast_error.as_deref().unwrap_or("its programs are not attached");
+        let told =
+            |link: &Link| format!("tunnel {}: the segment size that TCP tells is not limited: {because}", link.name);
+        missing.map(told).collect()
     }
 
     /// The state in one line, for the service manager.
@@ -102,6 +117,10 @@ impl Daemon {
                     state: state.to_owned(),
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
+                    mss: link.zip(tunnel.mss).map(|(link, mss)| {
+                        let Clamp { v4, v6 } = mss.clamp(link);
+                        [(Family::V4, v4), (Family::V6, v6)].into()
+                    }),
                     failed,
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
                     probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),
@@ -126,7 +145,7 @@ impl Daemon {
         let carried_by = |family| {
             // Open says nothing where no program is: it is detached from a device that is closed for both families.
             let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
-                fast.open.family(family) && fast.attached.iter().any(|attachment| attachment.hook == Hook::Ingress)
+                fast.open.family(family) && fast.deciding().any(|attachment| attachment.hook == Hook::Ingress)
             });
             if open && !stands_back { "fast path" } else { "kernel" }.to_owned()
         };
@@ -176,7 +195,8 @@ impl Daemon {
     fn fast_path(&self) -> FastPathStatus {
         if self.config.datapath == Datapath::Kernel {
             let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
-            return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached).map(ToString::to_string).collect();
+            return FastPathStatus { state: "off".to_owned(), reasons, attached, ..FastPathStatus::default() };
         }
         let Some(fast) = &self.fast else {
             let reasons = self.fast_error.iter().cloned().collect();

@@ -9,7 +9,7 @@ use std::{
 
 use super::{from, policy, probe, take, tunnel};
 use crate::config::{
-    Config, Datapath, DevicePattern, Interfaces, Listen, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, DevicePattern, Interfaces, Listen, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
 };
 
 /// The example of the design.
@@ -60,6 +60,7 @@ fn the_story() {
                 up: Some(strings(&["aiccu", "start", "/etc/aiccu/tunnel0.conf"])),
                 down: Some(strings(&["aiccu", "stop", "/etc/aiccu/tunnel0.conf"])),
                 start_limit: StartLimit { burst: 4, interval: Duration::from_secs(60) },
+                mss: None,
                 probes: vec![Probe {
                     target: ProbeTarget::Echo("2001:db8::1".parse().unwrap()),
                     source: None,
@@ -78,6 +79,7 @@ fn the_story() {
                 up: None,
                 down: None,
                 start_limit: StartLimit::default(),
+                mss: None,
                 probes: Vec::new(),
             },
         ],
@@ -180,6 +182,10 @@ fn tunnels() {
         let probes = only(&tunnel(several)).probes;
         assert_eq!(probes.len(), 2);
         assert_eq!(probes[0].target, ProbeTarget::Tcp("[2001:db8::1]:22".parse().unwrap()));
+    }
+
+    for (value, mss) in [("\"auto\"", Mss::Auto), ("88", Mss::Bytes(88)), ("65495", Mss::Bytes(65_495))] {
+        assert_eq!(only(&tunnel(&format!("mss = {value}"))).mss, Some(mss), "{value}");
     }
 
     // In the order of the file, not of the names.

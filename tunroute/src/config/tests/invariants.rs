@@ -48,7 +48,7 @@ fn valid(config: &Config) {
         assert!(names.insert(&policy.name));
         table(policy.table);
         assert!(policy.table.is_none_or(|table| tables.insert(table)));
-        assert!(!(policy.from.is_empty() && policy.follow.is_empty()) && !policy.via.is_empty());
+        assert!(!policy.via.is_empty() && (!policy.from.is_empty() || !policy.follow.is_empty()));
         for net in &policy.from {
             assert_eq!(*net, net.trunc());
             assert!(sources.insert(net));

@@ -156,6 +156,18 @@ fn device_names() {
 }
 
 #[test]
+fn segment_sizes() {
+    for (value, message, help) in [
+        ("87", "87 bytes is out of range", "\"auto\", or a number from 88 to 65495"),
+        ("65496", "65496 bytes is out of range", "\"auto\""),
+        ("\"1400\"", "must be \"auto\" or a number", ""),
+        ("true", "must be", ""),
+    ] {
+        check(&tunnel(&format!("mss = «{value}»")), message, help);
+    }
+}
+
+#[test]
 fn roles() {
     let head = "[interfaces]\n";
     let with = |line: &str| format!("{head}{line}\n{}", tunnel("").replace("tunnel.t", "tunnel.‹t›"));
