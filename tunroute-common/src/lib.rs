@@ -11,4 +11,5 @@ pub mod index;
 pub mod maps;
 pub mod mss;
 pub mod packet;
+pub mod trace;
 pub mod trie;

@@ -17,7 +17,7 @@ use tunroute_common::{
 use crate::words::MapWords;
 
 #[map]
-static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
+pub static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS, 0);
 #[map]
@@ -47,7 +47,19 @@ impl Maps {
     /// Whatever is decided, the kernel carries out its own decision.
     #[inline(always)]
     pub fn shadow() -> bool {
-        CONTROL.get(0).is_some_and(|control| control.shadow == 1)
+        Self::modes().0
+    }
+
+    /// Whether that is so, and whether somebody wants to be told of decisions.
+    #[inline(always)]
+    pub fn modes() -> (bool, bool) {
+        CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
+    }
+
+    /// Until when somebody listens, if anybody does.
+    #[inline(always)]
+    pub fn heard_until() -> u64 {
+        CONTROL.get(0).map_or(0, |control| control.valid_until)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod lookup;
 mod skb;
+mod trace;
 mod words;
 
 use core::hint::black_box;
@@ -91,7 +92,7 @@ fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 
 #[inline(always)]
 fn clamp<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
-    let packet = Loaded::<OFFSET>(skb);
+    let packet = Loaded::new(skb, OFFSET);
     if let Some(most) = lookup::clamp(packet.ifindex())
         && let Some(change) = mss::lower(packet.ethertype(), &packet, &most)
     {
@@ -103,17 +104,22 @@ fn clamp<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 /// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.
 #[inline(always)]
 fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) -> i32 {
-    let (index, outcome, result) = match verdict {
+    let (index, outcome) = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
-        Verdict::StepAside(index, outcome) => (index, outcome, TC_ACT_UNSPEC),
-        Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) if Maps::shadow() => {
-            (index, outcome, TC_ACT_UNSPEC)
+        Verdict::StepAside(index, outcome) | Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) => {
+            (index, outcome)
         }
-        Verdict::Drop(index, outcome) => (index, outcome, TC_ACT_SHOT),
-        Verdict::Redirect(index, slot, outcome) => (index, outcome, packet.redirect(slot)),
     };
+    let (shadow, tracing) = Maps::modes();
     count(index, outcome, packet.length());
-    result
+    if tracing {
+        packet.tell(index, outcome);
+    }
+    match verdict {
+        Verdict::Drop(..) if !shadow => TC_ACT_SHOT,
+        Verdict::Redirect(_, slot, _) if !shadow => packet.redirect(slot),
+        _ => TC_ACT_UNSPEC,
+    }
 }
 
 #[inline(always)]

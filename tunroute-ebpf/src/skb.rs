@@ -21,10 +21,13 @@ use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
-    maps::{Slot, flags},
+    maps::{Event, Outcome, Slot, flags},
     mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
+    trace::read,
 };
+
+use crate::trace;
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -116,6 +119,17 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         Some(())
     }
 
+    /// Tells who listens what was decided.
+    #[inline(always)]
+    pub fn tell(&self, index: u32, outcome: Outcome) {
+        // SAFETY: the context that the kernel gave.
+        let ifindex = unsafe { (*self.skb).ifindex };
+        let event = Event { slot: index, outcome: outcome as u32, ifindex, ..Event::default() };
+        if let Some(event) = read(self.ethertype(), self, event) {
+            trace::tell(event);
+        }
+    }
+
     /// Sends the packet out of the slot's device; it is dropped if it cannot be.
     #[inline(always)]
     pub fn redirect(&self, slot: &Slot) -> i32 {
@@ -184,22 +198,32 @@ impl<const OFFSET: usize> Packet for Skb<OFFSET> {
     }
 }
 
-/// An skb whose network header is at `OFFSET`, read by a helper: at any offset, which the verifier need not follow.
-pub struct Loaded<const OFFSET: usize>(pub *mut __sk_buff);
+/// An skb that is read by a helper: at any offset, which the verifier need not follow.
+pub struct Loaded {
+    skb: *mut __sk_buff,
+    /// Where the network header is.
+    start: usize,
+}
 
-impl<const OFFSET: usize> Loaded<OFFSET> {
+impl Loaded {
+    /// An skb whose network header starts there.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff, start: usize) -> Self {
+        Self { skb, start }
+    }
+
     /// The device at which the packet is seen.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: the context that the kernel gave.
-        unsafe { (*self.0).ifindex }
+        unsafe { (*self.skb).ifindex }
     }
 
     /// The ethertype, in host byte order.
     #[inline(always)]
     pub fn ethertype(&self) -> u16 {
         // SAFETY: the context that the kernel gave. The field holds a 16-bit number in network byte order.
-        u16::from_be(unsafe { (*self.0).protocol } as u16)
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
     }
 
     /// Makes a change. The checksum is left alone where the card or the stack has yet to compute it.
@@ -207,18 +231,18 @@ impl<const OFFSET: usize> Loaded<OFFSET> {
     pub fn change(&self, change: &Change) {
         let mut value = change.value;
         let (lost, gained) = change.words;
-        let place = |offset: usize| (OFFSET + offset) as u32;
+        let place = |offset: usize| (self.start + offset) as u32;
         // SAFETY: the context that the kernel gave, and two bytes that live until the call returns. The helpers look at
         // the packet's length themselves; what the first could write to, the second can, too.
         unsafe {
-            if bpf_skb_store_bytes(self.0, place(change.at), ptr::from_mut(&mut value).cast(), 2, 0) == 0 {
-                bpf_l4_csum_replace(self.0, place(change.checksum), lost.into(), gained.into(), 2);
+            if bpf_skb_store_bytes(self.skb, place(change.at), ptr::from_mut(&mut value).cast(), 2, 0) == 0 {
+                bpf_l4_csum_replace(self.skb, place(change.checksum), lost.into(), gained.into(), 2);
             }
         }
     }
 }
 
-impl<const OFFSET: usize> Packet for Loaded<OFFSET> {
+impl Packet for Loaded {
     #[inline(always)]
     fn read<T: Pod>(&self, offset: usize) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
@@ -226,19 +250,20 @@ impl<const OFFSET: usize> Packet for Loaded<OFFSET> {
         // SAFETY: the context that the kernel gave, and as many bytes as are said. The helper fills all of them or fails;
         // every bit pattern is a `T`.
         unsafe {
-            (bpf_skb_load_bytes(self.0.cast(), (OFFSET + offset) as u32, to, size) == 0).then(|| value.assume_init())
+            (bpf_skb_load_bytes(self.skb.cast(), (self.start + offset) as u32, to, size) == 0)
+                .then(|| value.assume_init())
         }
     }
 
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context that the kernel gave.
-        unsafe { (*self.0).len }.saturating_sub(OFFSET as u32)
+        unsafe { (*self.skb).len }.saturating_sub(self.start as u32)
     }
 
     #[inline(always)]
     fn gso_size(&self) -> u32 {
         // SAFETY: the context that the kernel gave.
-        unsafe { (*self.0).gso_size }
+        unsafe { (*self.skb).gso_size }
     }
 }

@@ -12,6 +12,7 @@ mod preview;
 mod report;
 mod requests;
 mod tables;
+mod trace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,6 +117,8 @@ struct Daemon {
     endpoint_error: Option<String>,
     /// The programs' map of prefixes was too small: so many words are needed.
     outgrown: Option<u64>,
+    /// Who is told of decisions.
+    listener: Option<trace::Listener>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
     /// The configuration file was tried and not confirmed.
@@ -177,6 +180,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         endpoint: None,
         endpoint_error: None,
         outgrown: None,
+        listener: None,
         trial: None,
         undone: false,
         retry: None,
@@ -617,6 +621,7 @@ impl Daemon {
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
+        self.end_tracing();
         self.update_endpoint().await;
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {

@@ -29,5 +29,6 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod text;
+pub mod trace;
 pub mod trie;
 pub mod verify;

@@ -199,7 +199,7 @@ impl Status {
 }
 
 /// What happened to packets that were not handed to the tunnel.
-fn in_words(outcome: &str) -> Option<&'static str> {
+pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
     Some(match outcome {
         "leak_prevented" => "dropped at an uplink that they must not leave by",
         "blackholed" => "dropped while no tunnel was up",

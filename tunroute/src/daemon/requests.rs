@@ -26,6 +26,7 @@ impl Daemon {
                 Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
             }
             Request::Plan { file } => done(self.preview(file.as_deref()).await.map(Answer::Plan)),
+            Request::Trace { session, wanted } => done(self.trace(session, &wanted).map(Answer::Traced)),
             Request::Reload => done(self.reload().await.map(|()| Answer::Done)),
             Request::Apply { seconds } => {
                 done(self.apply_on_trial(Duration::from_secs(seconds)).await.map(|()| Answer::Done))

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod error;
+mod events;
 mod pins;
 mod tcx;
 mod trial;
@@ -27,14 +28,14 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
-use tunroute_common::maps::{Clamp, Control, Counter, MAX_SLOTS, Slot, Stats, names};
+use tunroute_common::maps::{Clamp, Control, Counter, Event, Filter, MAX_SLOTS, Slot, Stats, names};
 
-use self::error::chain;
 pub use self::{
     error::DatapathError,
     trial::{Place, Trial, Trialled},
     words::{Index, WordMap},
 };
+use self::{error::chain, events::Events};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
     fast::{Attachment, FastOp, FastState, Hook, Open, Part},
@@ -98,6 +99,9 @@ pub struct Datapath {
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
     clamp: HashMap<MapData, u32, Clamp>,
+    events: Events,
+    /// What is told of decisions, if anybody listens.
+    filter: Option<Filter>,
     pins: Pins,
     loaded: Loaded,
     method: Method,
@@ -133,6 +137,8 @@ impl Datapath {
             stats: take(&mut ebpf, names::STATS)?,
             control: take(&mut ebpf, names::CONTROL)?,
             clamp: take(&mut ebpf, names::CLAMP)?,
+            events: Events::take(&mut ebpf)?,
+            filter: None,
             ebpf,
             pins,
             loaded,
@@ -376,9 +382,35 @@ impl Datapath {
             open_v4: v4.into(),
             open_v6: v6.into(),
             shadow: self.state.shadow.into(),
-            reserved: 0,
+            tracing: self.filter.is_some().into(),
         };
         self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
+    }
+
+    /// Has the programs tell decisions, others than before if the filter is another, or none any more. They stop by
+    /// themselves, too, when nobody beats.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be written.
+    pub fn trace(&mut self, filter: Option<Filter>) -> Result<()> {
+        if filter == self.filter {
+            return Ok(());
+        }
+        if let Some(filter) = &filter {
+            self.events.ask(filter)?;
+        }
+        self.filter = filter;
+        self.beat()
+    }
+
+    /// The decisions that were told since this was called last, and how many never were, since the maps were made.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn traced(&mut self) -> Result<(Vec<Event>, u64)> {
+        self.events.read()
     }
 
     /// Attaches ahead of all others; where an earlier program of this project is in place, it is replaced without a gap.
@@ -574,7 +606,8 @@ fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_coarse_ns` counts.
-fn monotonic_now() -> u64 {
+#[must_use]
+pub fn monotonic_now() -> u64 {
     // Linux always has this clock; 0 would close the fast path, which is safe.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .ok()
