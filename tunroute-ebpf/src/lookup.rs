@@ -4,15 +4,18 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    bindings::{__sk_buff, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup},
+    bindings::{
+        __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        bpf_fib_lookup,
+    },
     helpers::generated::{bpf_fib_lookup as look_up_route, bpf_ktime_get_coarse_ns},
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use tunroute_common::{
     decide::{Arrival, Lookup, NextHop},
     index::{self, Root},
-    maps::{Control, MAX_SLOTS, OWN_SET, Slot, Source, Stats},
+    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, OWN_SET, Slot, Source, Stats},
     packet::{Addresses, Header},
     trie::Key,
 };
@@ -20,11 +23,20 @@ use tunroute_common::{
 use crate::words::MapWords;
 
 #[map]
-static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
+pub static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS + 1, 0);
 #[map]
 static CONTROL: Array<Control> = Array::pinned(1, 0);
+#[map]
+static CLAMP: HashMap<u32, Clamp> = HashMap::pinned(MAX_CLAMPS, BPF_F_NO_PREALLOC);
+
+/// The largest segment size that may be told through a device.
+#[inline(always)]
+pub fn clamp(ifindex: u32) -> Option<Clamp> {
+    // SAFETY: a copy of one aligned word; the daemon replaces an entry, and does not write to it.
+    unsafe { CLAMP.get(ifindex) }.copied()
+}
 
 /// Not 0 in the programs that forward: twins for trials leave to the kernel what no policy is about.
 #[unsafe(no_mangle)]
@@ -52,7 +64,19 @@ impl Maps {
     /// Whatever is decided, the kernel carries out its own decision.
     #[inline(always)]
     pub fn shadow() -> bool {
-        CONTROL.get(0).is_some_and(|control| control.shadow == 1)
+        Self::modes().0
+    }
+
+    /// Whether that is so, and whether somebody wants to be told of decisions.
+    #[inline(always)]
+    pub fn modes() -> (bool, bool) {
+        CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
+    }
+
+    /// Until when somebody listens, if anybody does.
+    #[inline(always)]
+    pub fn heard_until() -> u64 {
+        CONTROL.get(0).map_or(0, |control| control.valid_until)
     }
 }
 

@@ -4,22 +4,33 @@
     reason = "lengths of headers, and helpers that return small numbers in a wide register"
 )]
 
-use core::{mem::offset_of, ptr};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    ptr,
+};
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::generated::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
     decide::{Arrival, NextHop},
-    maps::{Slot, flags},
+    maps::{Event, Outcome, Slot, flags},
+    mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
+    trace::read,
 };
 
-use crate::lookup::{AF_INET, AF_INET6};
+use crate::{
+    lookup::{AF_INET, AF_INET6},
+    trace,
+};
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -107,6 +118,17 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         Some(())
     }
 
+    /// Tells who listens what was decided.
+    #[inline(always)]
+    pub fn tell(&self, index: u32, outcome: Outcome) {
+        // SAFETY: the context that the kernel gave.
+        let ifindex = unsafe { (*self.skb).ifindex };
+        let event = Event { slot: index, outcome: outcome as u32, ifindex, ..Event::default() };
+        if let Some(event) = read(self.ethertype(), self, event) {
+            trace::tell(event);
+        }
+    }
+
     /// Sends the packet out of the slot's device; it is dropped if it cannot be.
     #[inline(always)]
     pub fn redirect(&self, slot: &Slot) -> i32 {
@@ -176,6 +198,76 @@ impl<const OFFSET: usize> Packet for Skb<OFFSET> {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.total_length().saturating_sub(OFFSET as u32)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).gso_size }
+    }
+}
+
+/// An skb that is read by a helper: at any offset, which the verifier need not follow.
+pub struct Loaded {
+    skb: *mut __sk_buff,
+    /// Where the network header is.
+    start: usize,
+}
+
+impl Loaded {
+    /// An skb whose network header starts there.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff, start: usize) -> Self {
+        Self { skb, start }
+    }
+
+    /// The device at which the packet is seen.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    /// The ethertype, in host byte order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: the context that the kernel gave. The field holds a 16-bit number in network byte order.
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    /// Makes a change. The checksum is left alone where the card or the stack has yet to compute it.
+    #[inline(always)]
+    pub fn change(&self, change: &Change) {
+        let mut value = change.value;
+        let (lost, gained) = change.words;
+        let place = |offset: usize| (self.start + offset) as u32;
+        // SAFETY: the context that the kernel gave, and two bytes that live until the call returns. The helpers look at
+        // the packet's length themselves; what the first could write to, the second can, too.
+        unsafe {
+            if bpf_skb_store_bytes(self.skb, place(change.at), ptr::from_mut(&mut value).cast(), 2, 0) == 0 {
+                bpf_l4_csum_replace(self.skb, place(change.checksum), lost.into(), gained.into(), 2);
+            }
+        }
+    }
+}
+
+impl Packet for Loaded {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, size) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the context that the kernel gave, and as many bytes as are said. The helper fills all of them or fails;
+        // every bit pattern is a `T`.
+        unsafe {
+            (bpf_skb_load_bytes(self.skb.cast(), (self.start + offset) as u32, to, size) == 0)
+                .then(|| value.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).len }.saturating_sub(self.start as u32)
     }
 
     #[inline(always)]

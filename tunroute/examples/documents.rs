@@ -194,6 +194,7 @@ fn heading(key: &Key) -> Vec<Inline> {
         (_, Some((header, _))) => return vec![bold(header)],
         (Kind::Flag, _) => (key.name, "true or false".to_owned()),
         (Kind::Number(..), _) => (key.name, "number".to_owned()),
+        (Kind::WordOrNumber(word, ..), _) => (key.name, format!("\"{word}\" or number")),
         (Kind::Duration, _) => (key.name, "\"number and unit\", as in \"500ms\", \"60s\", \"5m\"".to_owned()),
         (Kind::Choice(_), _) => (key.name, "one of these words".to_owned()),
         (Kind::Text(form), _) => (key.name, form.to_owned()),

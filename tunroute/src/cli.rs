@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::{config::Datapath, instance::Instance};
 
@@ -123,6 +124,26 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeDir,
         /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the programs decide, packet by packet, until interrupted.
+    ///
+    /// Only packets of the policies' sources are decided. When nobody looks, it costs nothing.
+    #[command(after_help = "Example: tunroute trace --from 2a02:578:85a0::/48 --to 2001:db8::1")]
+    Trace {
+        /// Only packets from this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        from: Option<IpNet>,
+        /// Only packets to this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        to: Option<IpNet>,
+        /// Show at most so many a second for each processor, and say how many more there were.
+        #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rate: u32,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON, an object in each line.
         #[arg(long)]
         json: bool,
     },
@@ -269,4 +290,11 @@ pub enum AttachArg {
     Tcx,
     /// Filters on a clsact qdisc.
     Clsact,
+}
+
+/// A prefix, or an address for the prefix of that address alone.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let prefix = parsed.map_err(|_| "write a prefix such as 2a02:578:85a0::/48, or an address".to_owned())?;
+    Ok(prefix.trunc())
 }

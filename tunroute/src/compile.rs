@@ -1,5 +1,6 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+mod follow;
 pub mod probes;
 pub mod sources;
 pub mod tree;
@@ -10,13 +11,14 @@ use std::{
     sync::Arc,
 };
 
+pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Egress, OWN_SET, flags};
+use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, flags};
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
-    fast::{Attachment, Exemption, Hook, Open, address_words},
+    fast::{Attachment, Exemption, Hook, Open, Part, address_words},
     net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction},
 };
 
@@ -29,7 +31,7 @@ const ANSWERING_KINDS: [&str; 6] = ["sit", "gre", "ipip", "ip6tnl", "ip6gre", "v
 /// Everything that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The configuration.
+    /// The configuration, in which [`follow`] has entered what the interfaces have.
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
@@ -82,6 +84,8 @@ pub struct DesiredFast {
     pub sources: Arc<Sources>,
     /// The exemptions.
     pub exempt: BTreeSet<Exemption>,
+    /// The tunnels whose segment size is limited.
+    pub clamps: BTreeMap<IfIndex, Clamp>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
@@ -187,7 +191,7 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
 /// Are a family's rules to be a tree, if there is room for one?
 #[must_use]
 pub fn wants_tree(config: &Config, family: Family) -> bool {
-    let sources = config.policies.iter().flat_map(|policy| &policy.from);
+    let sources = config.policies.iter().flat_map(Policy::sources);
     let count = sources.filter(|prefix| Family::of(prefix) == family).count();
     count > tree::LEAF && u32::try_from(count).unwrap_or(u32::MAX) > config.tree_above
 }
@@ -198,7 +202,7 @@ fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
     let mut sources: Vec<(IpNet, u32)> = Vec::new();
     for policy in &inputs.config.policies {
         let Some(table) = inputs.tables.get(&policy.name) else { continue };
-        let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
+        let of_family = policy.sources().filter(|prefix| Family::of(prefix) == family);
         sources.extend(of_family.map(|prefix| (*prefix, *table)));
     }
     if wants_tree(inputs.config, family) {
@@ -294,9 +298,13 @@ fn compile_table(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let shadow = inputs.config.datapath == Datapath::Shadow;
-    let sources = Sources::compile(inputs, fast.reverse_path);
-    let mut desired =
-        DesiredFast { open: fast.open, unmatched: fast.unmatched, shadow, sources, ..DesiredFast::default() };
+    let mut desired = DesiredFast { shadow, ..DesiredFast::default() };
+    compile_clamps(inputs, &mut desired);
+    if inputs.config.datapath == Datapath::Kernel {
+        return desired;
+    }
+    (desired.open, desired.unmatched) = (fast.open, fast.unmatched);
+    desired.sources = Sources::compile(inputs, fast.reverse_path);
     let sets = exempt_sets(inputs.config);
     for Chain { id, family, policies } in desired.sources.chains() {
         // Every suffix is a chain of its own: it is where the one before goes on.
@@ -322,16 +330,26 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
     }
     let returning = fast.returning.iter().filter_map(|index| inputs.kernel.links.get(index));
     let interfaces = &inputs.config.interfaces;
-    desired.attachments = matching(&interfaces.uplink, inputs.kernel)
-        .filter_map(|link| Attachment::new(Hook::Egress, link))
-        .chain(
-            matching(&interfaces.ingress, inputs.kernel)
-                .filter(|link| !fast.closed.contains(&link.index))
-                .chain(returning)
-                .filter_map(|link| Attachment::new(Hook::Ingress, link)),
-        )
-        .collect();
+    desired.attachments.extend(
+        matching(&interfaces.uplink, inputs.kernel)
+            .filter_map(|link| Attachment::new(Part::Decide, Hook::Egress, link))
+            .chain(
+                matching(&interfaces.ingress, inputs.kernel)
+                    .filter(|link| !fast.closed.contains(&link.index))
+                    .chain(returning)
+                    .filter_map(|link| Attachment::new(Part::Decide, Hook::Ingress, link)),
+            ),
+    );
     desired
+}
+
+/// The limits of what TCP tells through tunnels: in both directions, whichever datapath sends packets there.
+fn compile_clamps(inputs: &Inputs<'_>, desired: &mut DesiredFast) {
+    for tunnel in &inputs.config.tunnels {
+        let (Some(mss), Some(link)) = (tunnel.mss, inputs.kernel.link(&tunnel.name)) else { continue };
+        desired.clamps.insert(link.index, mss.clamp(link));
+        desired.attachments.extend(Hook::ALL.iter().filter_map(|hook| Attachment::new(Part::Clamp, *hook, link)));
+    }
 }
 
 /// The slot of a policy, which comes with its exemption set.

@@ -16,7 +16,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{explain::Explanation, preview::Preview, status::Status, verify::Verification};
+use crate::{
+    explain::Explanation,
+    preview::Preview,
+    status::Status,
+    trace::{Traced, Wanted},
+    verify::Verification,
+};
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
@@ -70,6 +76,13 @@ pub enum Request {
         /// Random addresses of each prefix.
         samples: u32,
     },
+    /// What was decided since this was asked last? Decisions are told as long as it is asked again and again.
+    Trace {
+        /// Who asks: any number, the same every time.
+        session: u64,
+        /// Of which decisions.
+        wanted: Wanted,
+    },
     /// Remove everything and stop.
     Down,
 }
@@ -88,6 +101,8 @@ pub enum Answer {
     Explanation(Box<Explanation>),
     /// To [`Request::Verify`].
     Verified(Box<Verification>),
+    /// To [`Request::Trace`].
+    Traced(Traced),
     /// It could not be done, and why.
     Failed(String),
 }

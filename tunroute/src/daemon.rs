@@ -13,6 +13,7 @@ mod read;
 mod report;
 mod requests;
 mod tables;
+mod trace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +36,7 @@ use self::{
 };
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
-    compile::{Desired, Inputs, Sources, compile, matching},
+    compile::{Desired, Inputs, Sources, compile, follow, matching},
     config::{Config, ConfigError, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
@@ -105,6 +106,8 @@ struct Daemon {
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
     service: Service,
+    /// Prefixes of interfaces that policies follow and do not get.
+    contested: Vec<String>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
@@ -118,6 +121,8 @@ struct Daemon {
     endpoint_error: Option<String>,
     /// The programs' map of prefixes was too small: so many words are needed.
     outgrown: Option<u64>,
+    /// Who is told of decisions.
+    listener: Option<trace::Listener>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
     /// The configuration file was tried and not confirmed.
@@ -173,6 +178,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         failed: BTreeSet::new(),
         state,
         service: Service::detect(),
+        contested: Vec::new(),
         problems: Vec::new(),
         logged: Vec::new(),
         calls,
@@ -181,6 +187,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         endpoint: None,
         endpoint_error: None,
         outgrown: None,
+        listener: None,
         trial: None,
         undone: false,
         retry: None,
@@ -339,9 +346,9 @@ impl Daemon {
         result
     }
 
-    async fn try_reload(&mut self, config: Config) -> anyhow::Result<()> {
+    async fn try_reload(&mut self, mut config: Config) -> anyhow::Result<()> {
         self.reconcile(Kinds::ALL).await;
-        let sources = self.check_applicable(&config)?;
+        let sources = self.check_applicable(&mut config)?;
         // What cannot be done anyway says nothing about the new configuration.
         let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
@@ -372,8 +379,9 @@ impl Daemon {
 
     /// Refuses what is known to fail, before anything is changed for it. Returns the prefixes, which need not be compiled
     /// twice.
-    fn check_applicable(&self, config: &Config) -> anyhow::Result<Option<Arc<Sources>>> {
+    fn check_applicable(&self, config: &mut Config) -> anyhow::Result<Option<Arc<Sources>>> {
         let Some(snapshot) = &self.snapshot else { return Ok(None) };
+        follow(config, &snapshot.state);
         self.tables.check_free(config, &snapshot.state)?;
         let desired = self.desired_of(config, snapshot);
         plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
@@ -450,6 +458,7 @@ impl Daemon {
         let snapshot = self.kernel.observe(dirty, before).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
+        self.follow_interfaces(&snapshot.state);
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
@@ -479,10 +488,19 @@ impl Daemon {
         self.desired = Some(desired);
         if !self.problems.is_empty() {
             self.close_fast_path();
-        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+        } else if wants_no_programs(&self.config) && self.fast.is_some() {
             self.remove_fast_path().await?;
         }
         Ok(())
+    }
+
+    /// The policies' sources are what is on the link at the interfaces that they follow.
+    fn follow_interfaces(&mut self, kernel: &KernelState) {
+        let contested = follow(&mut self.config, kernel);
+        for problem in contested.iter().filter(|problem| !self.contested.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.contested = contested;
     }
 
     /// The programs in filters on ingress and uplink devices, where programs are attached that way.
@@ -491,7 +509,9 @@ impl Daemon {
             return Ok(BTreeSet::new());
         }
         let interfaces = &self.config.interfaces;
-        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let limited = limited.filter_map(|tunnel| kernel.link(&tunnel.name));
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel)).chain(limited);
         let devices = devices.map(|link| link.index).chain(self.gates.returning().iter().copied());
         Ok(self.kernel.bpf_filters(devices).await?)
     }
@@ -546,7 +566,7 @@ impl Daemon {
     }
 
     fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
-        let wanted = !config_wants_no_fast_path(config);
+        let wanted = !wants_no_programs(config);
         Inputs {
             config,
             kernel: &snapshot.state,
@@ -621,6 +641,7 @@ impl Daemon {
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
+        self.end_tracing();
         self.update_endpoint().await;
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
@@ -662,6 +683,11 @@ impl Daemon {
 
 const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Not even those that limit segment sizes, which have nothing to do with who decides.
+fn wants_no_programs(config: &Config) -> bool {
+    config_wants_no_fast_path(config) && !config.clamps()
 }
 
 /// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it

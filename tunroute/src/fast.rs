@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tunroute_common::maps::{Action, Slot, Source, flags};
+use tunroute_common::maps::{Action, Clamp, Slot, Source, flags};
 
 use crate::{
     net::{Family, IfIndex, LinkLayer},
@@ -19,10 +19,15 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
-    /// Traffic about to leave by an uplink.
+    /// Traffic about to leave the host by the device.
     Egress,
     /// Traffic that enters the host.
     Ingress,
+}
+
+impl Hook {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 }
 
 impl fmt::Display for Hook {
@@ -34,9 +39,26 @@ impl fmt::Display for Hook {
     }
 }
 
+/// What a program is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// It decides what becomes of packets.
+    Decide,
+    /// It lowers the segment size that TCP tells through a tunnel.
+    Clamp,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Decide, Self::Clamp];
+}
+
 /// A program on a device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Attachment {
+    /// What it does with them.
+    #[serde(skip)]
+    pub part: Part,
     /// Where it sees packets.
     pub hook: Hook,
     /// The device's number.
@@ -51,30 +73,36 @@ pub struct Attachment {
 impl Attachment {
     /// The attachment for a device, if there is a program for its kind of packets.
     #[must_use]
-    pub fn new(hook: Hook, link: &crate::net::Link) -> Option<Self> {
+    pub fn new(part: Part, hook: Hook, link: &crate::net::Link) -> Option<Self> {
         let ethernet = match link.layer {
             LinkLayer::Ethernet => true,
             LinkLayer::Ip => false,
             LinkLayer::Other => return None,
         };
-        Some(Self { hook, ifindex: link.index, device: link.name.clone(), ethernet })
+        Some(Self { part, hook, ifindex: link.index, device: link.name.clone(), ethernet })
     }
 
     /// The program's name in the eBPF object.
     #[must_use]
     pub const fn program(&self) -> &'static str {
-        match (self.hook, self.ethernet) {
-            (Hook::Ingress, true) => "ingress_l2",
-            (Hook::Ingress, false) => "ingress_l3",
-            (Hook::Egress, true) => "egress_l2",
-            (Hook::Egress, false) => "egress_l3",
+        match (self.part, self.hook, self.ethernet) {
+            (Part::Decide, Hook::Ingress, true) => "ingress_l2",
+            (Part::Decide, Hook::Ingress, false) => "ingress_l3",
+            (Part::Decide, Hook::Egress, true) => "egress_l2",
+            (Part::Decide, Hook::Egress, false) => "egress_l3",
+            (Part::Clamp, _, true) => "clamp_l2",
+            (Part::Clamp, _, false) => "clamp_l3",
         }
     }
 }
 
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} dev {}", self.hook, self.device)
+        let part = match self.part {
+            Part::Decide => "",
+            Part::Clamp => "mss ",
+        };
+        write!(f, "{part}{} dev {}", self.hook, self.device)
     }
 }
 
@@ -128,6 +156,8 @@ pub struct FastState {
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
     pub slots: BTreeMap<u32, Slot>,
+    /// The entries of `CLAMP`.
+    pub clamps: BTreeMap<IfIndex, Clamp>,
     /// Programs of this daemon, or as good as its own, that are attached.
     pub attached: BTreeSet<Attachment>,
     /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
@@ -141,6 +171,11 @@ pub struct FastState {
 }
 
 impl FastState {
+    /// Where programs are attached that decide.
+    pub fn deciding(&self) -> impl Iterator<Item = &Attachment> {
+        self.attached.iter().filter(|attachment| attachment.part == Part::Decide)
+    }
+
     /// Enters a change that has been made.
     pub fn enter(&mut self, operation: &FastOp) {
         match operation {
@@ -158,6 +193,8 @@ impl FastState {
                 self.attached.remove(attachment);
                 self.pinned.remove(attachment);
             }
+            FastOp::SetClamp(ifindex, clamp) => drop(self.clamps.insert(*ifindex, *clamp)),
+            FastOp::RemoveClamp(ifindex) => drop(self.clamps.remove(ifindex)),
             FastOp::SetOpen(open) => self.open = *open,
             FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
@@ -199,6 +236,10 @@ pub enum FastOp {
     Attach(Attachment),
     /// Detach a program.
     Detach(Attachment),
+    /// Limit the segment size that TCP tells through a device.
+    SetClamp(IfIndex, Clamp),
+    /// Limit it no longer.
+    RemoveClamp(IfIndex),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
     /// Say of which families the ingress program may forward by the main table what no policy is about.
@@ -217,7 +258,14 @@ impl FastOp {
     /// Takes something away, which must wait until what replaces it is there.
     #[must_use]
     pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::ClearSlot(_) | Self::RemoveSource(_) | Self::RemoveExemption(_) | Self::Detach(_))
+        matches!(
+            self,
+            Self::ClearSlot(_)
+                | Self::RemoveSource(_)
+                | Self::RemoveExemption(_)
+                | Self::Detach(_)
+                | Self::RemoveClamp(_)
+        )
     }
 }
 
@@ -242,6 +290,10 @@ impl fmt::Display for FastOp {
             Self::RemoveExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] removed"),
             Self::Attach(attachment) => write!(f, "attach program {attachment}"),
             Self::Detach(attachment) => write!(f, "detach program {attachment}"),
+            Self::SetClamp(ifindex, Clamp { v4, v6 }) => {
+                write!(f, "map mss[ifindex {ifindex}] = IPv4 {v4}, IPv6 {v6}")
+            }
+            Self::RemoveClamp(ifindex) => write!(f, "map mss[ifindex {ifindex}] removed"),
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))

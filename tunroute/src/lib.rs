@@ -31,5 +31,6 @@ pub mod status;
 pub mod supervise;
 pub mod text;
 pub mod top;
+pub mod trace;
 pub mod trie;
 pub mod verify;

@@ -18,6 +18,7 @@ use tunroute::{
     datapath::Method,
     doctor::{self, Observation, examine},
     import, log, privilege, top,
+    trace::Wanted,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
@@ -81,6 +82,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Verify { samples, runtime, json } => {
             compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json)
+        }
+        Command::Trace { from, to, rate, runtime, json } => {
+            trace(&runtime.runtime_dir, Wanted { from, to, rate }, json).await
         }
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
@@ -169,8 +173,12 @@ fn check(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
             } else {
                 format!("; {}", count(warnings.len(), "warning", "warnings"))
             };
+            let followed = match config.policies.iter().map(|policy| policy.follow.len()).sum() {
+                0 => String::new(),
+                interfaces => format!(" and those of {}", count(interfaces, "interface", "interfaces")),
+            };
             print(&format!(
-                "{}: good: {}, {}, {}{warned}\n",
+                "{}: good: {}, {}, {}{followed}{warned}\n",
                 file.display(),
                 count(config.tunnels.len(), "tunnel", "tunnels"),
                 count(config.policies.len(), "policy", "policies"),
@@ -255,6 +263,46 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
     }
 }
 
+/// From one question to the next; the daemon goes on telling for longer than that.
+const LOOK: Duration = Duration::from_millis(100);
+
+async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result<ExitCode> {
+    // Any number that nobody else has: two listeners must not take each other's decisions away.
+    let session = fastrand::u64(..);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    loop {
+        let traced = match ask(runtime_dir, Request::Trace { session, wanted }).await? {
+            Answer::Traced(traced) => traced,
+            answer => return done(answer),
+        };
+        let mut text = String::new();
+        for decision in &traced.decisions {
+            text += &if json { decision.json().to_string() } else { decision.render() };
+            text.push('\n');
+        }
+        if traced.omitted > 0 {
+            let omitted = traced.omitted;
+            text += &if json {
+                serde_json::json!({ "omitted": omitted }).to_string()
+            } else {
+                format!(
+                    "… and {} more, which are too many to show (--rate)",
+                    count(usize::try_from(omitted).unwrap_or(usize::MAX), "packet", "packets")
+                )
+            };
+            text.push('\n');
+        }
+        // Whoever has seen enough closes it.
+        if io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            _ = &mut interrupted => return Ok(ExitCode::SUCCESS),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
 async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
     // The daemon does not share this process's working directory.
     let file = arguments.file.map(std::path::absolute).transpose()?;
@@ -268,7 +316,7 @@ async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
             }
             let file = file.unwrap_or_else(|| DEFAULT_CONFIG.into());
             let Some(config) = load(&file) else { return Ok(ExitCode::FAILURE) };
-            preview_without_daemon(&file, &config, &arguments.directories.into()).await?
+            preview_without_daemon(&file, config, &arguments.directories.into()).await?
         }
         Err(error) => return Err(error.into()),
     };

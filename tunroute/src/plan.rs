@@ -15,7 +15,7 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast, Lead},
@@ -62,6 +62,15 @@ pub enum PlanError {
     )]
     Slots {
         /// How many would be used at once.
+        needed: usize,
+    },
+    /// More policies around one another than the programs follow, by way of what is on the link at interfaces.
+    #[error(
+        "{needed} policies stand around one another, and the fast path follows {MAX_NESTING}; use fewer prefixes inside \
+         one another"
+    )]
+    Nesting {
+        /// How many there are.
         needed: usize,
     },
     /// More prefixes than a map takes.
@@ -220,6 +229,7 @@ impl FastPlan {
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
         check_room(desired, observed)?;
+        check_nesting(desired)?;
         let mut plan = Self::default();
 
         let (both, unmatched) = (observed.open.and(desired.open), observed.unmatched.and(desired.unmatched));
@@ -235,6 +245,8 @@ impl FastPlan {
         if desired.shadow && !observed.shadow {
             plan.add.push(FastOp::SetShadow(true).into());
         }
+        let limits = desired.clamps.iter().filter(|(ifindex, clamp)| observed.clamps.get(*ifindex) != Some(*clamp));
+        plan.add.extend(limits.map(|(ifindex, clamp)| FastOp::SetClamp(*ifindex, *clamp).into()));
         plan.plan_attachments(desired, observed);
         if observed.shadow && !desired.shadow {
             plan.add.push(FastOp::SetShadow(false).into());
@@ -304,6 +316,8 @@ impl FastPlan {
         self.remove.append(&mut self.sources_removed);
         let exemptions = observed.exempt.difference(&desired.exempt);
         self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
+        let limits = observed.clamps.keys().filter(|ifindex| !desired.clamps.contains_key(ifindex));
+        self.remove.extend(limits.map(|ifindex| FastOp::RemoveClamp(*ifindex).into()));
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
@@ -337,6 +351,17 @@ fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanErr
         }
     }
     Ok(())
+}
+
+/// Can the programs follow every chain to its end? A configuration that is too deep by itself is refused when it is read.
+fn check_nesting(desired: &DesiredFast) -> Result<(), PlanError> {
+    let length = |id: &ChainId| std::iter::successors(Some(*id), |id| desired.slots.get(id)?.next).count();
+    match desired.slots.keys().map(length).max() {
+        Some(needed) if u32::try_from(needed).is_ok_and(|needed| needed > MAX_NESTING) => {
+            Err(PlanError::Nesting { needed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.

@@ -30,7 +30,7 @@ pub struct Status {
     pub fast_path: FastPathStatus,
     /// The kernel datapath.
     pub kernel: KernelStatus,
-    /// What could not be done, and is tried again; empty if the system is as it should be.
+    /// What could not be done, and is tried again, or what two policies want alike; empty if the system is as it should be.
     pub problems: Vec<String>,
     /// What the operator should change on this host.
     #[serde(default)]
@@ -48,6 +48,9 @@ pub struct TunnelStatus {
     pub ifindex: Option<u32>,
     /// Its MTU, in bytes.
     pub mtu: Option<u32>,
+    /// By family: the largest segment size that TCP may tell through it, in bytes, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mss: Option<BTreeMap<Family, u16>>,
     /// The families that its probes declare down.
     pub failed: Vec<Family>,
     /// What has gone through the device.
@@ -69,6 +72,9 @@ pub struct PolicyStatus {
     pub name: String,
     /// How many source prefixes it has.
     pub prefixes: usize,
+    /// The interfaces whose prefixes are among them, as they change.
+    #[serde(default)]
+    pub follows: Vec<String>,
     /// Its routing table.
     pub table: Option<u32>,
     /// By family: the tunnel that carries its packets, or what happens to them while none is up.
@@ -248,6 +254,7 @@ pub(crate) fn by_family(values: &BTreeMap<Family, String>) -> String {
     let mut distinct: Vec<&String> = values.values().collect();
     distinct.dedup();
     match distinct.as_slice() {
+        [] => "-".to_owned(),
         [one] => (*one).clone(),
         _ => values.iter().map(|(family, value)| format!("{family}: {value}")).collect::<Vec<_>>().join("\n"),
     }
@@ -284,6 +291,7 @@ mod tests {
                 state: "pending".into(),
                 ifindex: Some(u32::MAX),
                 mtu: Some(65_535),
+                mss: None,
                 failed: Vec::new(),
                 traffic: None,
                 command: None,
@@ -292,6 +300,7 @@ mod tests {
             policies: vec![PolicyStatus {
                 name: name.into(),
                 prefixes: 1_000_000,
+                follows: Vec::new(),
                 table: None,
                 active: both(device),
                 carried_by: [(Family::V4, "fast path".to_owned()), (Family::V6, "kernel".to_owned())].into(),

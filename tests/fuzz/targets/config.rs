@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
     compile::{FastInputs, Inputs, compile},
-    config::{Config, Listen, OnDown, Probe, ProbeTarget},
+    config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget},
     fast::{FastState, Open},
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
@@ -72,6 +72,13 @@ fn print(config: &Config) -> String {
                 ("down", tunnel.down.as_ref().map(list)),
                 ("start-limit", Some(table(limit))),
                 (
+                    "mss",
+                    tunnel.mss.map(|mss| match mss {
+                        Mss::Auto => "auto".into(),
+                        Mss::Bytes(bytes) => i64::from(bytes).into(),
+                    }),
+                ),
+                (
                     "probe",
                     (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into()),
                 ),
@@ -87,10 +94,11 @@ fn print(config: &Config) -> String {
             OnDown::Next => "next",
         };
         let exempt = policy.exempt.iter().map(ToString::to_string);
+        let from = policy.from.iter().map(ToString::to_string);
         table([
             ("name", Some(policy.name.clone().into())),
             ("table", policy.table.map(|table| i64::from(table).into())),
-            ("from", Some(list(&policy.from))),
+            ("from", Some(list(from.chain(policy.follow.iter().map(|pattern| format!("@{}", pattern.0)))))),
             ("via", Some(list(&policy.via))),
             ("on-down", Some(on_down.into())),
             ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),

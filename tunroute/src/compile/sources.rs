@@ -64,6 +64,8 @@ pub struct Sources {
 struct Origin {
     /// The host's own addresses, but for link-local ones: they come and go with any device, and are never looked up.
     own: BTreeSet<IpNet>,
+    /// What the policies follow, in their order.
+    followed: Vec<Vec<IpNet>>,
     /// The IPv4 routes of the main table, where they are asked for the reverse path.
     reverse: Option<Vec<MainRoute>>,
 }
@@ -93,6 +95,7 @@ impl Sources {
         let main = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == Family::V4);
         let origin = Origin {
             own: inputs.kernel.local.iter().copied().filter(|own| !is_link_local(own)).collect(),
+            followed: inputs.config.policies.iter().map(|policy| policy.followed.clone()).collect(),
             reverse: reverse_path.then(|| main.cloned().collect()),
         };
         match inputs.before.filter(|before| before.origin == origin) {
@@ -104,7 +107,7 @@ impl Sources {
     fn of(config: &Config, origin: Origin) -> Self {
         let mut prefixes: Vec<(IpNet, Event)> = Vec::new();
         for (index, policy) in config.policies.iter().enumerate() {
-            prefixes.extend(policy.from.iter().map(|prefix| (*prefix, Event::Policy(index))));
+            prefixes.extend(policy.sources().map(|prefix| (*prefix, Event::Policy(index))));
         }
         // What splits a policy's prefix, because packets from a part of it must arrive elsewhere, or nowhere.
         prefixes.extend(origin.own.iter().map(|own| (*own, Event::Own)));

@@ -36,6 +36,8 @@ pub enum Kind {
     Flag,
     /// A whole number in this range.
     Number(u32, u32),
+    /// This word, or a whole number in this range.
+    WordOrNumber(&'static str, u32, u32),
     /// A number and its unit: `"500ms"`, `"60s"`.
     Duration,
     /// One of these words, each with what it means.
@@ -202,6 +204,14 @@ pub(super) const TUNNEL: &[Key] = &[
         "How often `up` is started at most, also over restarts of the daemon.",
     ),
     key(
+        "mss",
+        "mss = \"auto\"",
+        Kind::WordOrNumber("auto", 88, 65495),
+        "The largest segment size, in bytes, that TCP may tell the other end through this tunnel; larger ones in the SYNs that \
+         pass in either direction are lowered to it. \"auto\" is what the tunnel's MTU has room for. It needs eBPF, with every \
+         `datapath`.",
+    ),
+    key(
         "probe",
         "probe = { target = \"2001:db8::1\", interval = \"5s\" }",
         Kind::OneOrMore(PROBE),
@@ -275,9 +285,11 @@ pub(super) const POLICY: &[Key] = &[
     ),
     key(
         "from",
-        "from = [\"2a02:578:85a0::/48\"]",
-        Kind::Texts("an address or a prefix"),
-        "The source prefixes. An address without a length is that address alone.",
+        "from = [\"2a02:578:85a0::/48\", \"@lan0\"]",
+        Kind::Texts("an address, a prefix, or @ and an interface's name or the beginning of names and *"),
+        "The source prefixes. An address without a length is that address alone. \"@lan0\" stands for the networks on the \
+         link at that interface, as they change: none that is link-local. If two policies would get the same prefix so, the \
+         first has it, and one that has it literally comes before both.",
     )
     .unless("from-file"),
     key(

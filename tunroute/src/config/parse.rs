@@ -9,7 +9,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched,
+    Config, Datapath, Interfaces, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
     list, prefix,
     report::{Finding, Findings, Span, quote},
@@ -47,6 +47,7 @@ pub(super) struct PolicySpans {
     pub(super) name: Option<Span>,
     pub(super) table: Option<Span>,
     pub(super) from: Vec<Span>,
+    pub(super) follow: Vec<Span>,
     pub(super) via: Vec<Span>,
     pub(super) on_down: Option<Span>,
     pub(super) exempt: Vec<Span>,
@@ -175,6 +176,7 @@ fn tunnel(
     let up = section.get("up").and_then(|field| command(&field, findings));
     let down = section.get("down").and_then(|field| command(&field, findings));
     let start_limit = section.get("start-limit").and_then(|field| start_limit(&field, findings)).unwrap_or_default();
+    let mss = section.get("mss").and_then(|field| segment_size(&field, findings));
     let mut probes = Vec::new();
     if let Some(field) = section.get("probe") {
         for (table, span) in field.tables(findings) {
@@ -182,7 +184,7 @@ fn tunnel(
             probes.extend(probe(&section, findings));
         }
     }
-    let tunnel = Tunnel { name: name.to_owned(), table, via_v4, via_v6, up, down, start_limit, probes };
+    let tunnel = Tunnel { name: name.to_owned(), table, via_v4, via_v6, up, down, start_limit, mss, probes };
     (tunnel, TunnelSpans { name: name_span, table: table_span })
 }
 
@@ -221,6 +223,28 @@ fn command(field: &Field<'_, '_>, findings: &mut Findings) -> Option<Vec<String>
     let words: Vec<&str> = field.list(findings)?.into_iter().map(|(word, _)| word).collect();
     findings.accept(values::command(&words), &field.span())?;
     Some(words.into_iter().map(str::to_owned).collect())
+}
+
+/// A number of bytes, or `auto`.
+fn segment_size(field: &Field<'_, '_>, findings: &mut Findings) -> Option<Mss> {
+    match field.value().as_str() {
+        Some("auto") => return Some(Mss::Auto),
+        Some(_) => {
+            field.mistyped_self("\"auto\" or a number of bytes", findings);
+            return None;
+        }
+        None => {}
+    }
+    let bytes: u32 = field.integer(findings)?;
+    match u16::try_from(bytes) {
+        Ok(bytes) if (Mss::LEAST..=Mss::MOST).contains(&bytes) => Some(Mss::Bytes(bytes)),
+        _ => {
+            let message = format!("a segment size of {bytes} bytes is out of range");
+            let help = format!("write \"auto\", or a number from {} to {}", Mss::LEAST, Mss::MOST);
+            findings.error(Finding::new(&field.span(), message, help));
+            None
+        }
+    }
 }
 
 fn start_limit(field: &Field<'_, '_>, findings: &mut Findings) -> Option<StartLimit> {
@@ -309,6 +333,8 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
     let files = section.get("from-file");
     let from = if files.is_some() { section.get("from") } else { section.require("from", findings) };
     let from = from.and_then(|field| field.at_least_one(findings)).unwrap_or_default();
+    let (follow, from): (Vec<_>, Vec<_>) = from.into_iter().partition(|(text, _)| text.starts_with('@'));
+    let (follow, follow_spans) = accepted(follow, values::followed, findings);
     let (mut from, mut from_spans) = accepted(from, |text| prefix::source(text, allow_default), findings);
     for (file, span) in files.and_then(|field| field.at_least_one(findings)).unwrap_or_default() {
         match list::sources(&directory.join(file), allow_default) {
@@ -346,6 +372,8 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         name: name.unwrap_or_default(),
         table,
         from,
+        follow,
+        followed: Vec::new(),
         via,
         on_down: on_down.unwrap_or_default(),
         exempt,
@@ -356,6 +384,7 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         name: name_span,
         table: table_span,
         from: from_spans,
+        follow: follow_spans,
         via: via_spans,
         on_down: on_down_span,
         exempt: exempt_spans,

@@ -63,6 +63,9 @@ fn value(kind: Kind) -> Value {
     match kind {
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Number(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+        Kind::WordOrNumber(word, least, most) => {
+            json!({ "anyOf": [{ "const": word }, { "type": "integer", "minimum": least, "maximum": most }] })
+        }
         Kind::Duration => json!({ "type": "string", "pattern": "^ *[0-9]+ *[a-zA-Z]+( *[0-9]+ *[a-zA-Z]+)* *$" }),
         Kind::Choice(words) => json!({ "enum": words.iter().map(|(word, _)| word).collect::<Vec<_>>() }),
         Kind::Text(_) => text,

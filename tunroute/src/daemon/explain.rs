@@ -135,14 +135,13 @@ impl Daemon {
 
     /// Does a program run there? Otherwise why not.
     fn runs(&self, hook: Hook, link: &Link) -> Result<(), String> {
+        if self.config.datapath == Datapath::Kernel {
+            return Err("datapath = \"kernel\"".to_owned());
+        }
         let Some(fast) = &self.fast else {
-            return Err(match self.config.datapath {
-                Datapath::Kernel => "datapath = \"kernel\"".to_owned(),
-                _ => self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()),
-            });
+            return Err(self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()));
         };
-        let attached = &fast.state().attached;
-        if attached.iter().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
+        if fast.state().deciding().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
             return Ok(());
         }
         let interfaces = &self.config.interfaces;
@@ -178,7 +177,7 @@ impl Daemon {
             longest(source, |prefix| desired.sources.chain_of(prefix).map(|chain| chain.id)).map(|(_, id)| id);
         while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
             let policy = &self.config.policies[slot.policy];
-            let holding = policy.from.iter().filter(|prefix| prefix.contains(&source));
+            let holding = policy.sources().filter(|prefix| prefix.contains(&source));
             let Some(prefix) = holding.max_by_key(|prefix| prefix.prefix_len()) else { break };
             let set = slot.exempt_set;
             let exempt = longest(destination, |prefix| {

@@ -2,9 +2,9 @@
 
 use tracing::{info, warn};
 
-use super::{Daemon, config_wants_no_fast_path, down::remove_fast_path, messages::forward_log};
+use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_programs};
 use crate::{
-    config::Datapath,
+    config::{Datapath, Policy},
     datapath::{self, DatapathError, Method},
     fast::{FastOp, Open},
     index::{self, Full},
@@ -27,7 +27,7 @@ impl Daemon {
             self.fast_error = error;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
-        let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
+        let wanted = !wants_no_programs(&self.config) || datapath::anything_pinned(pins);
         if self.fast.is_some() || !wanted {
             return;
         }
@@ -36,7 +36,7 @@ impl Daemon {
             Some(missing) => Err(missing),
             None => {
                 let method = self.options.method.unwrap_or_else(Method::detect);
-                let expected = || index::expected(self.config.policies.iter().flat_map(|policy| &policy.from));
+                let expected = || index::expected(self.config.policies.iter().flat_map(Policy::sources));
                 let words = self.outgrown.take().unwrap_or_else(expected);
                 datapath::Datapath::open(pins, method, words).map_err(|error| error.to_string())
             }

@@ -72,7 +72,7 @@ impl Daemon {
             Purpose::Reload => self.reload(config).await.map(|()| Answer::Done),
             Purpose::Trial(time) => self.apply_on_trial(config, time).await.map(|()| Answer::Done),
             Purpose::Plan(file) => match config {
-                Ok(config) => self.preview(&file, &config).await.map(Answer::Plan),
+                Ok(config) => self.preview(&file, config).await.map(Answer::Plan),
                 Err(error) => Err(error.into()),
             },
         };

@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
-use tunroute_common::maps::{Counter, MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{Clamp, Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
     compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
-    config::{Datapath, OnDown, Policy},
+    config::{Datapath, DevicePattern, OnDown, Policy},
     datapath::{self, Method},
-    fast::Hook,
+    fast::{Hook, Part},
     kernel::traffic,
     net::{Family, KernelState, Link},
     networkd,
@@ -42,13 +42,14 @@ impl Daemon {
                 trees: self.desired.iter().flat_map(|desired| &desired.trees).copied().collect(),
                 routes: kernel.routes.len(),
             },
-            problems: self.problems.clone(),
+            problems: self.problems.iter().chain(&self.contested).cloned().chain(self.unlimited(kernel)).collect(),
             hints: self
                 .trial_hint()
                 .into_iter()
                 .chain(self.gates.hints().iter().cloned())
                 .chain(self.endpoint_error.clone())
                 .chain(self.lists())
+                .chain(self.config.policies.iter().filter_map(without_sources))
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
@@ -65,6 +66,21 @@ impl Daemon {
                  for a tree; write a lower `band`, such as 1002"
             )
         })
+    }
+
+    /// Tunnels whose segment size is to be limited, and is not.
+    fn unlimited(&self, kernel: &KernelState) -> Vec<String> {
+        let clamps = |link: &Link| {
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+            attached.filter(|attachment| attachment.part == Part::Clamp && attachment.ifindex == link.index).count()
+        };
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let missing =
+            limited.filter_map(|tunnel| kernel.link(&tunnel.name)).filter(|link| clamps(link) < Hook::ALL.len());
+        let because = self.fast_error.as_deref().unwrap_or("its programs are not attached");
+        let told =
+            |link: &Link| format!("tunnel {}: the segment size that TCP tells is not limited: {because}", link.name);
+        missing.map(told).collect()
     }
 
     /// The state in one line, for the service manager.
@@ -119,6 +135,10 @@ impl Daemon {
                     state: state.to_owned(),
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
+                    mss: link.zip(tunnel.mss).map(|(link, mss)| {
+                        let Clamp { v4, v6 } = mss.clamp(link);
+                        [(Family::V4, v4), (Family::V6, v6)].into()
+                    }),
                     failed,
                     traffic: link.and_then(|link| traffic.get(&link.name).copied()),
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
@@ -129,10 +149,7 @@ impl Daemon {
     }
 
     fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
-        let families: Vec<Family> = Family::ALL
-            .into_iter()
-            .filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family))
-            .collect();
+        let families: Vec<Family> = Family::ALL.into_iter().filter(|family| policy.uses(*family)).collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
             None => match policy.on_down {
@@ -147,7 +164,7 @@ impl Daemon {
         let carried_by = |family| {
             // Open says nothing where no program is: it is detached from a device that is closed for both families.
             let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
-                fast.open.family(family) && fast.attached.iter().any(|attachment| attachment.hook == Hook::Ingress)
+                fast.open.family(family) && fast.deciding().any(|attachment| attachment.hook == Hook::Ingress)
             });
             if open && !stands_back { "fast path" } else { "kernel" }.to_owned()
         };
@@ -155,7 +172,8 @@ impl Daemon {
         let (forwarded, diverted) = (counter(Outcome::Forwarded), counter(Outcome::Diverted));
         PolicyStatus {
             name: policy.name.clone(),
-            prefixes: policy.from.len(),
+            prefixes: policy.sources().count(),
+            follows: policy.follow.iter().map(|DevicePattern(name)| name.clone()).collect(),
             table: self.tables.numbers().get(&policy.name).copied(),
             active: families.iter().map(|family| (*family, active(*family))).collect(),
             carried_by: families.iter().map(|family| (*family, carried_by(*family))).collect(),
@@ -196,7 +214,8 @@ impl Daemon {
     fn fast_path(&self) -> FastPathStatus {
         if self.config.datapath == Datapath::Kernel {
             let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
-            return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached).map(ToString::to_string).collect();
+            return FastPathStatus { state: "off".to_owned(), reasons, attached, ..FastPathStatus::default() };
         }
         let Some(fast) = &self.fast else {
             let reasons = self.fast_error.iter().cloned().collect();
@@ -234,6 +253,14 @@ fn unmatched(datapath: &datapath::Datapath) -> OutcomeStatus {
         Counter::default()
     });
     OutcomeStatus { packets, bytes }
+}
+
+/// Nothing is on the link at the interfaces that a policy follows.
+fn without_sources(policy: &Policy) -> Option<String> {
+    let names: Vec<&str> = policy.follow.iter().map(|DevicePattern(name)| name.as_str()).collect();
+    policy.sources().next().is_none().then(|| {
+        format!("policy \"{}\" has no sources: {} has no prefix just now (`ip addr`)", policy.name, names.join(", "))
+    })
 }
 
 fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {

@@ -38,6 +38,7 @@ impl Daemon {
             Request::Start { tunnel } => {
                 Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
             }
+            Request::Trace { session, wanted } => done(self.trace(session, &wanted).map(Answer::Traced)),
             Request::Confirm => done(self.confirm().map(|()| Answer::Done)),
         };
         let _nobody_waits = answer.send(told);

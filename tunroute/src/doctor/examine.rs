@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
-    compile::{matching, tree, wants_tree},
+    compile::{follow, matching, tree, wants_tree},
     config::{Config, Datapath, DevicePattern, Policy},
     gates::Gate,
     net::{Family, Link, MainRoute, ObservedRule},
@@ -36,6 +36,9 @@ const FIRST_BAND: u32 = 1002;
 /// Everything that is not as this configuration needs it; what is worse comes first.
 #[must_use]
 pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
+    let mut config = config.clone();
+    follow(&mut config, &seen.kernel);
+    let config = &config;
     let mut findings = Vec::new();
     findings.extend(seen.gates.iter().map(gate));
     findings.extend(devices(config, seen));
@@ -188,9 +191,7 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     let uplink: Option<&Link> = matching(&config.interfaces.uplink, &seen.kernel).min_by_key(|link| link.mtu);
     let mut findings = Vec::new();
     for link in config.tunnels.iter().filter_map(|tunnel| seen.kernel.link(&tunnel.name)) {
-        let uses_v6 = config.policies.iter().any(|policy| {
-            policy.via.contains(&link.name) && policy.from.iter().any(|net| Family::of(net) == Family::V6)
-        });
+        let uses_v6 = config.policies.iter().any(|policy| policy.via.contains(&link.name) && policy.uses(Family::V6));
         if uses_v6 && link.mtu < SMALLEST_V6 {
             findings.push(problem(
                 format!("the MTU of {} is {} bytes", link.name, link.mtu),
@@ -258,7 +259,7 @@ fn is_link_local(address: IpAddr) -> bool {
 
 /// The policy that an address belongs to, with its prefix: the longest one decides.
 fn policy_of(config: &Config, address: IpAddr) -> Option<(&IpNet, &Policy)> {
-    let prefixes = config.policies.iter().flat_map(|policy| policy.from.iter().map(move |net| (net, policy)));
+    let prefixes = config.policies.iter().flat_map(|policy| policy.sources().map(move |net| (net, policy)));
     prefixes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())
 }
 

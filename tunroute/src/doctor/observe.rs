@@ -17,7 +17,7 @@ use super::{
     path::{self, Narrow},
 };
 use crate::{
-    compile::matching,
+    compile::{follow, matching},
     config::{Config, Datapath},
     datapath::features,
     gates::{Gate, GateInput, Probes, gates},
@@ -76,6 +76,9 @@ impl Observation {
     pub async fn take(config: &Config) -> anyhow::Result<Self> {
         let (netlink, _events) = Kernel::connect()?;
         let kernel = netlink.observe(Kinds::ALL, None).await?.state;
+        let mut config = config.clone();
+        follow(&mut config, &kernel);
+        let config = &config;
         let ingress: Vec<_> = matching(&config.interfaces.ingress, &kernel).collect();
         let probes = Probes::read(ingress.iter().copied()).await;
         let numbers: Vec<IfIndex> = ingress.iter().map(|link| link.index).collect();

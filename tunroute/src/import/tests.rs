@@ -41,6 +41,8 @@ fn the_story() {
         name: name.to_owned(),
         table: None,
         from: vec![from.parse().unwrap()],
+        follow: vec![],
+        followed: vec![],
         via: vec![name.to_owned()],
         on_down: OnDown::Next,
         exempt: vec![],
