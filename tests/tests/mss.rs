@@ -118,6 +118,29 @@ fn both_ends_hear_what_the_tunnel_takes() -> Result<()> {
     Ok(())
 }
 
+/// A SYN that comes back by the tunnel is limited before the program there hands it on, whichever of the two came first.
+#[test]
+fn what_comes_back_is_limited_before_it_is_forwarded() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let fast = |config: String| format!("unmatched = \"fast\"\n{config}");
+    let unmatched = |daemon: &Daemon<'_>| Ok::<_, anyhow::Error>(daemon.status()?["fast_path"]["unmatched"].clone());
+    for attach in [None, Some("clsact")].into_iter().filter(|attach| has_tcx() || attach.is_none()) {
+        for first in [fast(world.config()), config(&world, "mss = 1000")] {
+            let mut daemon = Daemon::start(&world, &first, &DaemonOptions { attach, ..DaemonOptions::default() })?;
+            daemon.write_config(&fast(config(&world, "mss = 1000")))?;
+            daemon.reload()?;
+            for family in Family::ALL {
+                handshake(&world, family, false, BYTES)?;
+                let before = unmatched(&daemon)?;
+                assert_eq!(handshake(&world, family, false, BYTES)?, [Some(1000); 2], "{attach:?}, {family}");
+                assert_ne!(unmatched(&daemon)?, before, "{attach:?}, {family}: the program has handed it on");
+            }
+            ensure!(daemon.down()?.success(), "{}", daemon.log());
+        }
+    }
+    Ok(())
+}
+
 /// Frames that no stack has made: no option, one at an odd place, and a checksum that is there already.
 #[test]
 fn frames_with_whole_checksums() -> Result<()> {

@@ -428,9 +428,9 @@ impl Datapath {
         let program = classifier(&mut self.ebpf, name)?;
         match self.method {
             Method::Tcx => {
-                let key = key(attachment);
+                let place = key(attachment);
                 let pinned = self.pins.is_pinned(Method::Tcx, attachment);
-                let earlier = match self.links.remove(&key) {
+                let earlier = match self.links.remove(&place) {
                     None => self.pins.pinned(attachment)?,
                     held => held,
                 };
@@ -447,15 +447,26 @@ impl Datapath {
                     Some(id) => id,
                     None => {
                         self.pins.unpin(Method::Tcx, attachment);
-                        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-                        program
-                            .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
-                            .map_err(program_error)?
+                        // Where a segment size is limited, that comes before packets are handed on.
+                        let clamp = key(&Attachment { part: Part::Clamp, ..attachment.clone() });
+                        let before = self.links.remove(&clamp).map(SchedClassifierLink::try_from);
+                        let before = before.transpose().map_err(link_error)?;
+                        let order = match &before {
+                            Some(before) => LinkOrder::after_link(before).map_err(link_error)?,
+                            None => LinkOrder::first(),
+                        };
+                        let order = TcAttachOptions::TcxOrder(order);
+                        let attached =
+                            program.attach_with_options(&attachment.device, attach_type(attachment.hook), order);
+                        if let Some(before) = before {
+                            self.links.insert(clamp, FdLink::try_from(before).map_err(link_error)?);
+                        }
+                        attached.map_err(program_error)?
                     }
                 };
                 let link = FdLink::try_from(program.take_link(id).map_err(program_error)?).map_err(link_error)?;
                 let link = if keep_pin { link } else { self.pins.pin(attachment, link)? };
-                self.links.insert(key, link);
+                self.links.insert(place, link);
             }
             Method::Clsact => {
                 match tc::qdisc_add_clsact(&attachment.device) {
@@ -600,11 +611,12 @@ const fn key(attachment: &Attachment) -> (Part, Hook, IfIndex) {
 
 /// Where an attachment's filter stands on a clsact qdisc: at a handle of its own.
 const fn clsact(attachment: &Attachment) -> NlOptions {
-    let minor = match attachment.part {
-        Part::Decide => 0x7472,
-        Part::Clamp => 0x7473,
+    // Segment sizes are limited before packets are handed on.
+    let (minor, priority) = match attachment.part {
+        Part::Clamp => (0x7473, CLSACT_PRIORITY),
+        Part::Decide => (0x7472, CLSACT_PRIORITY + 1),
     };
-    NlOptions { priority: CLSACT_PRIORITY, handle: TcHandle::new(0, minor), classid: None }
+    NlOptions { priority, handle: TcHandle::new(0, minor), classid: None }
 }
 
 const fn attach_type(hook: Hook) -> TcAttachType {
