@@ -12,7 +12,7 @@ use nix::net::if_::if_nametoindex;
 use tunroute::{
     compile::{Desired, Inputs, compile},
     config::Config,
-    kernel::{Answer, Kernel, Oracle, Question, Snapshot},
+    kernel::{Answer, Kernel, Oracle, Question, Snapshot, rules_digest},
     net::{Family, KernelOp, RuleAction},
     plan::{Op, plan},
 };
@@ -147,6 +147,8 @@ fn ten_thousand_prefixes_as_a_tree() {
         let snapshot = time("observing", async || observe(&kernel).await).await;
         time("planning", async || planned(&desired, &snapshot)).await;
 
+        // What the periodic look sees is what was observed, until somebody changes it.
+        assert_eq!(rules_digest().await.unwrap(), snapshot.rules_digest());
         // Rules in the midst are removed, of each kind, and one by one they are put back.
         let middle = |wanted: fn(RuleAction) -> bool| {
             let of_kind: Vec<_> = desired.rules.iter().filter(|rule| wanted(rule.action)).collect();
@@ -159,6 +161,7 @@ fn ten_thousand_prefixes_as_a_tree() {
         ];
         for command in commands {
             ip(&command["ip ".len()..]);
+            assert_ne!(rules_digest().await.unwrap(), snapshot.rules_digest());
             assert_eq!(reach(&kernel, &desired, &command).await, 1);
         }
         reach(&kernel, &Desired::default(), "to nothing").await;
