@@ -31,7 +31,7 @@ const ANSWERING_KINDS: [&str; 6] = ["sit", "gre", "ipip", "ip6tnl", "ip6gre", "v
 /// Everything that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The configuration, in which [`follow`] has entered what the interfaces have.
+    /// The configuration, in which [`follow()`] has entered what the interfaces have.
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
