@@ -213,7 +213,7 @@ impl<'a> Daemon<'a> {
                 String::from_utf8_lossy(&answer.stderr),
                 self.log()
             );
-            std::thread::sleep(POLL);
+            std::thread::sleep(patience(POLL));
         }
     }
 
@@ -291,7 +291,7 @@ impl<'a> Daemon<'a> {
                 "after {timeout:?} the status is still {status:#}\nlog:\n{}",
                 self.log()
             );
-            std::thread::sleep(POLL);
+            std::thread::sleep(patience(POLL));
         }
     }
 
@@ -365,7 +365,7 @@ impl<'a> Daemon<'a> {
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "the daemon has not ended in {PATIENCE:?}; its log:\n{}", self.log());
-            std::thread::sleep(POLL);
+            std::thread::sleep(patience(POLL));
         }
     }
 

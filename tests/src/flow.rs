@@ -343,7 +343,7 @@ fn send_all(
             backlog -= taken as u64;
             shared.sent.store(next, Ordering::Relaxed);
         }
-        std::thread::sleep(TICK);
+        std::thread::sleep(patience(TICK));
     }
     Ok(())
 }
@@ -379,7 +379,7 @@ fn watch_all(watchers: &mut [Watcher], id: u32, shared: &Shared) -> Result<u64> 
             return Ok(drops?.iter().sum());
         }
         // The kernel keeps the times. A thread that waited in `poll` would be woken for every packet, by the sender.
-        std::thread::sleep(LOOK);
+        std::thread::sleep(patience(LOOK));
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{sync::OnceLock, time::Duration};
 
 /// `duration`, or as many times of it as `TUNROUTE_TEST_SLOWDOWN` says. All waiting for what must come, or must not, is
-/// stretched by this; how long something takes is not asked of a machine that is slow.
+/// stretched by this, and so is the time between two looks, each of which takes long there; how long something takes is not
+/// asked of a machine that is slow.
 #[must_use]
 pub fn patience(duration: Duration) -> Duration {
     duration * slowdown()

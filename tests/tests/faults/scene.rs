@@ -134,7 +134,7 @@ impl Scene<'_> {
         let started = Instant::now();
         while !so(self).with_context(|| what.to_owned())? {
             ensure!(started.elapsed() < patience(limit), "not in {limit:?}: {what}");
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(patience(Duration::from_millis(2)));
         }
         self.times.push((what.to_owned(), started.elapsed()));
         Ok(())
