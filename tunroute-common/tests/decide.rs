@@ -473,27 +473,23 @@ fn the_main_table_forwards_what_no_policy_is_about() {
     let next_hop = NextHop { ifindex: 9, address: [1, 2, 3, 4], is_v6: true };
     let others = udp("2a03::2", "2001:db8::1", 64, 10);
     let length = u32::try_from(others.len()).unwrap();
-    let with = |change: &dyn Fn(&mut Maps)| {
-        let mut maps = Maps { main: Some((next_hop, length)), ..maps() };
-        change(&mut maps);
-        maps
-    };
-    assert_eq!(ingress(&others, &with(&|_| ())), Fate::Main(next_hop));
-    let changes: [(&str, &dyn Fn(&mut Maps)); 6] = [
-        ("the kernel must say", &|maps| maps.main = None),
-        ("too big", &|maps| maps.main = Some((next_hop, length - 1))),
-        ("back where it came from", &|maps| maps.main = Some((NextHop { ifindex: LAN, ..next_hop }, length))),
-        ("closed", &|maps| maps.closed = true),
-        ("to this host", &|maps| maps.own.push(address("2001:db8::1"))),
-        ("from an address of this host's", &|maps| maps.own.push(address("2a03::2"))),
-    ];
-    for (what, change) in changes {
-        assert_eq!(ingress(&others, &with(change)), Fate::Pass, "{what}");
+    let open = Maps { main: Some((next_hop, length)), ..maps() };
+    assert_eq!(ingress(&others, &open), Fate::Main(next_hop));
+    let back = NextHop { ifindex: LAN, ..next_hop };
+    for (what, maps) in [
+        ("the kernel must say", Maps { main: None, ..open.clone() }),
+        ("too big", Maps { main: Some((next_hop, length - 1)), ..open.clone() }),
+        ("back where it came from", Maps { main: Some((back, length)), ..open.clone() }),
+        ("closed", Maps { closed: true, ..open.clone() }),
+        ("to this host", Maps { own: vec![address("2001:db8::1")], ..open.clone() }),
+        ("from an address of this host's", Maps { own: vec![address("2a03::2")], ..open.clone() }),
+    ] {
+        assert_eq!(ingress(&others, &maps), Fate::Pass, "{what}");
     }
-    assert_eq!(ingress(&udp("2a03::2", "2001:db8::1", 1, 10), &with(&|_| ())), Fate::Pass, "the hop limit ends");
-    assert_eq!(ingress(&udp("fe80::2", "2001:db8::1", 64, 10), &with(&|_| ())), Fate::Pass, "link-local");
+    assert_eq!(ingress(&udp("2a03::2", "2001:db8::1", 1, 10), &open), Fate::Pass, "the hop limit ends");
+    assert_eq!(ingress(&udp("fe80::2", "2001:db8::1", 64, 10), &open), Fate::Pass, "link-local");
     // What a policy is about never goes this way, whatever becomes of it.
-    let down = with(&|maps| maps.slots[0].egress = Egress::down(Action::Next));
+    let down = Maps { slots: vec![slot(Egress::down(Action::Next), Slot::NO_NEXT)], ..open.clone() };
     assert_eq!(ingress(&v6(), &down), Fate::Aside(Outcome::Down));
-    assert_eq!(egress(&others, &with(&|_| ())), Fate::Pass, "it is on its way out already");
+    assert_eq!(egress(&others, &open), Fate::Pass, "it is on its way out already");
 }

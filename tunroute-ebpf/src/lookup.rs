@@ -116,6 +116,7 @@ impl Lookup for Maps {
 
     /// Of the main table alone: without `BPF_FIB_LOOKUP_DIRECT` it would go through all rules
     /// (`bpf_ipv4_fib_lookup()` in `net/core/filter.c`). Where the kernel does not know a flag, it finds nothing.
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
     #[inline(always)]
     fn main_route(&self, arrival: &Arrival, header: &Header, length: u32) -> Option<NextHop> {
         let (family, bit, source, destination) = match header.addresses {
