@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
     compile::{follow, matching, tree, wants_tree},
-    config::{Config, Datapath, DevicePattern, Policy},
+    config::{Config, Datapath, DevicePattern, Mss, Policy},
     gates::Gate,
     net::{Family, Link, MainRoute, ObservedRule},
 };
@@ -45,6 +45,7 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings.extend(foreign_rules(config, seen));
     findings.extend(other_ways_out(config, seen));
     findings.extend(sizes(config, seen));
+    findings.extend(segments(config, seen));
     findings.extend(seen.narrow.iter().map(narrow));
     findings.extend(own_packets(config, seen));
     findings.extend(answers(config, seen));
@@ -213,6 +214,32 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
                 format!("ip link set dev {} mtu {fits}", link.name),
             ));
         }
+    }
+    findings
+}
+
+/// Tunnels through which TCP is told of larger segments than they take, where nobody else says so.
+fn segments(config: &Config, seen: &Observation) -> Vec<Finding> {
+    let widest = matching(&config.interfaces.ingress, &seen.kernel).map(|link| link.mtu).max();
+    let mut findings = Vec::new();
+    for (tunnel, link) in config.tunnels.iter().filter_map(|tunnel| Some((tunnel, seen.kernel.link(&tunnel.name)?))) {
+        let (name, mtu, room) = (&link.name, link.mtu, Mss::Auto.clamp(link));
+        let what = match tunnel.mss {
+            Some(Mss::Bytes(bytes)) if bytes > room.v4 => format!(
+                "`mss = {bytes}` of {name} is more than its MTU of {mtu} bytes has room for: {} (IPv6: {})",
+                room.v4, room.v6
+            ),
+            None if config.datapath == Datapath::Ebpf && widest.is_some_and(|widest| mtu < widest) => format!(
+                "{name} takes packets of {mtu} bytes, others come from the ingress interfaces, and with `datapath = \
+                 \"ebpf\"` nobody answers those"
+            ),
+            _ => continue,
+        };
+        findings.push(warning(
+            what,
+            "TCP sends segments that do not fit, and stands still where it is not told",
+            format!("write `mss = \"auto\"` below [tunnel.{name}]"),
+        ));
     }
     findings
 }

@@ -58,6 +58,25 @@ fn healthy() -> Observation {
     }
 }
 
+#[test]
+fn segments_that_do_not_fit_are_found() {
+    let with = |settings: &str, mss: &str| {
+        let config = config(|text| format!("{settings}{}", text.replace("[tunnel.wg0]", &format!("[tunnel.wg0]\n{mss}"))));
+        examine(&config, &healthy()).into_iter().map(|finding| finding.what).collect::<Vec<_>>()
+    };
+    for (settings, mss, told) in [
+        ("", "mss = 1380", None),
+        ("", "mss = 1381", Some("more than its MTU of 1420 bytes has room for: 1380 (IPv6: 1360)")),
+        ("", "mss = \"auto\"", None),
+        ("datapath = \"ebpf\"\n", "mss = \"auto\"", None),
+        ("datapath = \"ebpf\"\n", "", Some("nobody answers those")),
+    ] {
+        let findings = with(settings, mss);
+        assert_eq!(findings.len(), usize::from(told.is_some()), "{settings}{mss}: {findings:?}");
+        assert!(findings.iter().all(|what| told.is_some_and(|told| what.contains(told))), "{findings:?}");
+    }
+}
+
 fn rule(priority: u32, text: &str) -> ObservedRule {
     ObservedRule {
         handle: Handle(0),

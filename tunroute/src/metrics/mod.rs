@@ -102,6 +102,11 @@ impl Scrape {
         self.gauge("fast_path_reasons", "Reasons for which it is not: closed gates among them", reasons);
         let gates = fast_path.gates.iter().map(|(gate, closed)| (vec![("gate", gate.clone())], count(*closed)));
         self.gauges("gates_closed", "How many gates of this name leave packets to the kernel", gates);
+        let unmatched = || fast_path.unmatched.iter();
+        let packets = unmatched().map(|counter| (Labels::new(), counter.packets));
+        self.counters("unmatched_packets", "What no policy is about and the programs have forwarded", packets);
+        let bytes = unmatched().map(|counter| (Labels::new(), counter.bytes));
+        self.counters("unmatched_bytes", "Their layer 3 bytes", bytes);
         let maps = || fast_path.maps.iter();
         let label = |name: &str| vec![("map", name.to_owned())];
         let entries = maps().map(|map| (label(&map.name), count(map.entries)));
