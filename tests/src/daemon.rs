@@ -234,6 +234,23 @@ impl<'a> Daemon<'a> {
         })
     }
 
+    /// Starts the binary as a client of this daemon that goes on until it is ended; its output is to be read.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_client(&self, args: &[&str]) -> Result<Child> {
+        self.host.run_in(|| {
+            Command::new(&self.binary)
+                .args(args)
+                .arg("--runtime-dir")
+                .arg(&self.runtime_dir)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .with_context(|| format!("cannot start {}", self.binary.display()))
+        })
+    }
+
     fn ask(&self, args: &[&str]) -> Result<Output> {
         let output = self.client(args)?;
         ensure!(

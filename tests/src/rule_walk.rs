@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use tunroute::net::{Family, IfIndex, KernelState, Route, RouteKind, Rule, TABLE_LOCAL, TABLE_MAIN};
+use tunroute::net::{Family, IfIndex, KernelState, Route, RouteKind, Rule, RuleAction, TABLE_LOCAL, TABLE_MAIN};
 
 /// The priorities of the kernel's own rules that ask the local and the main table.
 const KERNEL_RULES: [(u32, u32); 2] = [(0, TABLE_LOCAL), (32766, TABLE_MAIN)];
@@ -23,15 +23,6 @@ pub struct Packet<'a> {
     pub oif: Option<&'a str>,
 }
 
-/// What a rule that matches says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask this table.
-    Lookup(u32),
-    /// Go on at the first rule with this priority.
-    Goto(u32),
-}
-
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -39,22 +30,27 @@ pub struct Entry {
     pub priority: u32,
     /// The source must be in here.
     pub from: IpNet,
+    /// The source must not be there.
+    pub not: bool,
     /// The socket must be bound to this device.
     pub oif: Option<String>,
     /// What is done then.
-    pub action: Action,
+    pub action: RuleAction,
 }
 
 impl From<&Rule> for Entry {
     fn from(rule: &Rule) -> Self {
-        let Rule { priority, from, oif, table } = rule.clone();
-        Self { priority, from, oif, action: Action::Lookup(table) }
+        let Rule { priority, from, not, oif, action } = rule.clone();
+        Self { priority, from, not, oif, action }
     }
 }
 
 impl Entry {
     fn matches(&self, packet: &Packet<'_>) -> bool {
-        self.from.contains(&packet.source) && self.oif.as_deref().is_none_or(|oif| packet.oif == Some(oif))
+        let of_family = Family::of(&self.from) == Family::of_addr(&packet.source);
+        of_family
+            && self.from.contains(&packet.source) != self.not
+            && self.oif.as_deref().is_none_or(|oif| packet.oif == Some(oif))
     }
 }
 
@@ -112,7 +108,7 @@ impl Host {
         let mut host = Self { rules: rules.into_iter().collect(), ..Self::default() };
         for ((priority, table), family) in KERNEL_RULES.into_iter().flat_map(|rule| Family::ALL.map(|f| (rule, f))) {
             let from = family.default_prefix();
-            host.rules.push(Entry { priority, from, oif: None, action: Action::Lookup(table) });
+            host.rules.push(Entry { priority, from, not: false, oif: None, action: RuleAction::Lookup(table) });
         }
         // Of the same priority, the one made first is asked first.
         host.rules.sort_by_key(|rule| rule.priority);
@@ -139,27 +135,35 @@ impl Host {
     /// Walks the rules.
     #[must_use]
     pub fn walk(&self, packet: &Packet<'_>) -> Outcome {
-        let mut at = 0;
+        self.walk_counting(packet).0
+    }
+
+    /// Walks the rules, and counts those that are asked.
+    #[must_use]
+    pub fn walk_counting(&self, packet: &Packet<'_>) -> (Outcome, usize) {
+        let (mut at, mut asked) = (0, 0);
         while let Some(rule) = self.rules.get(at) {
             at += 1;
+            asked += usize::from(Family::of(&rule.from) == Family::of_addr(&packet.source));
             if !rule.matches(packet) {
                 continue;
             }
             match rule.action {
                 // One that leads nowhere is passed over (`fib_rules_lookup()`: `ctarget` is not set).
-                Action::Goto(priority) => {
+                RuleAction::Nop => {}
+                RuleAction::Goto(priority) => {
                     let family = Family::of(&rule.from);
                     let is_target = |target: &Entry| target.priority == priority && Family::of(&target.from) == family;
                     at = self.rules.iter().position(is_target).unwrap_or(at).max(at);
                 }
-                Action::Lookup(table) => {
+                RuleAction::Lookup(table) => {
                     if let Some(decision) = self.look_up(table, packet.destination) {
-                        return Outcome { decision, table: Some(table) };
+                        return (Outcome { decision, table: Some(table) }, asked);
                     }
                 }
             }
         }
-        Outcome { decision: Decision::NoRoute, table: None }
+        (Outcome { decision: Decision::NoRoute, table: None }, asked)
     }
 
     /// A table's answer: of the longest prefixes the one with the lowest metric. None if there is none, or a `throw`.
@@ -216,9 +220,10 @@ mod tests {
             main: vec![tunroute::net::MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true }],
             ..KernelState::default()
         };
-        let lookup =
-            |priority, from, table| Entry { priority, from: prefix(from), oif: None, action: Action::Lookup(table) };
-        let goto = |priority, from, to| Entry { action: Action::Goto(to), ..lookup(priority, from, 0) };
+        let lookup = |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));
+        let goto = |priority, from, to| Entry { action: RuleAction::Goto(to), ..lookup(priority, from, 0) };
+        let elsewhere = |priority, from, to| Entry { not: true, ..goto(priority, from, to) };
+        let nop = |priority| Entry { action: RuleAction::Nop, ..lookup(priority, "0.0.0.0/0", 0) };
         let bound = |priority, table| Entry { oif: Some("tunnel".into()), ..lookup(priority, "0.0.0.0/0", table) };
         let check = |rules: Vec<Entry>, destination: &str, expected: Decision, table: Option<u32>| {
             let host = Host::new(rules.clone(), &routes, &kernel);
@@ -268,6 +273,13 @@ mod tests {
                 (Decision::Prohibit, Some(3)),
             ),
             (vec![goto(100, "10.0.0.0/8", 32766), lookup(101, "0.0.0.0/0", 3)], "192.0.2.9", main),
+            // `not` turns the source around; `nop` does nothing.
+            (vec![elsewhere(100, "11.0.0.0/8", 32766), lookup(101, "0.0.0.0/0", 3)], "192.0.2.9", main),
+            (
+                vec![elsewhere(100, "10.0.0.0/8", 32766), nop(101), lookup(102, "0.0.0.0/0", 3)],
+                "192.0.2.9",
+                (Decision::Prohibit, Some(3)),
+            ),
         ] {
             check(rules, destination, decision, table);
         }

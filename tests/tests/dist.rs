@@ -151,6 +151,7 @@ fn looks_right(installed: &Installed<'_>, files: &[String]) -> Result<()> {
         "/usr/share/zsh/vendor-completions/_tunroute",
         "/usr/share/fish/vendor_completions.d/tunroute.fish",
         "/usr/share/tunroute/tunroute.schema.json",
+        "/usr/share/tunroute/grafana.json",
     ] {
         ensure!(files.iter().any(|installed| installed == file), "{file} is not in the package");
     }

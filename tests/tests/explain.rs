@@ -70,6 +70,36 @@ fn remove_exemptions(world: &World) -> Result<usize> {
     Ok(removals.len())
 }
 
+/// Among many rules, which are a tree then, the one that decides is named.
+#[test]
+fn a_rule_of_a_tree_is_explained() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let many: Vec<String> = (0x100..0x128).map(|n| format!("\"2001:db8:{n:x}::/48\"")).collect();
+    let config = format!(
+        "datapath = \"kernel\"\ntree-above = 20\n[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n\
+         [tunnel.sixxs0]\n[tunnel.sixxs1]\n\
+         [[policy]]\nname = \"many\"\nfrom = [{}]\nvia = \"sixxs0\"\n\
+         [[policy]]\nname = \"in-and-around\"\nfrom = [\"2001:db8:117:5::/64\", \"2001:db8::/32\"]\nvia = \"sixxs1\"\n",
+        many.join(", ")
+    );
+    let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+    for (source, prefix, tunnel) in [
+        ("2001:db8:117:5::1", "2001:db8:117:5::/64", 1),
+        ("2001:db8:117:6::1", "2001:db8:117::/48", 0),
+        ("2001:db8:100::", "2001:db8:100::/48", 0),
+        ("2001:db8:128::", "2001:db8::/32", 1),
+    ] {
+        let (code, said) = asked(&daemon, &["explain", source, &REMOTE.v6.to_string()])?;
+        let rule = said["kernel"]["rule"].as_str().context("no rule")?;
+        ensure!(code == Some(0) && rule.starts_with(&format!("from {prefix} lookup")), "{said:#}");
+        assert_eq!(said["kernel"]["way"]["device"], TUNNELS[tunnel].device, "{said:#}");
+    }
+    assert_eq!(daemon.status()?["kernel"]["trees"], json!(["v6"]));
+    let shown = screen(&daemon, &["status"])?;
+    ensure!(shown.contains("rules (IPv6 as a tree), "), "{shown}");
+    Ok(())
+}
+
 #[test]
 fn a_packet_is_explained_and_no_counter_moves() -> Result<()> {
     for kind in [TunnelKind::Tun, TunnelKind::Veth] {

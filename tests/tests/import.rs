@@ -108,3 +108,48 @@ fn an_import_without_anything_to_import_says_so() -> Result<()> {
     ensure!(said.contains("there is nothing to import"), "{said}");
     Ok(())
 }
+
+/// The same from files: a tunnel by `wg-quick`, one by systemd-networkd, and a script.
+#[test]
+fn files_become_a_configuration() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let [first, second] = TUNNELS;
+    let files = [
+        (
+            "sixxs0.conf",
+            format!(
+                "[Interface]\nPrivateKey = x=\nTable = 200\nPostUp = ip rule add from {} table 200\n\
+                 [Peer]\nAllowedIPs = 0.0.0.0/0\n",
+                first.prefix.v4
+            ),
+        ),
+        (
+            "10-sixxs1.network",
+            format!(
+                "[Match]\nName={}\n[RoutingPolicyRule]\nFrom={}\nTable=201\n[RoutingPolicyRule]\nFirewallMark=1\n\
+                 Table=201\n[Route]\nTable=201\nDestination=::/0\n",
+                second.device, second.prefix.v6
+            ),
+        ),
+        ("routes.sh", "#!/bin/sh\nip route add default via 192.0.2.1 dev net0\n".to_owned()),
+    ];
+    let mut import = world.host.command(binary()?);
+    import.args(["import", "--from-script"]);
+    for (name, text) in &files {
+        let file = world.dir().join(name);
+        fs::write(&file, text)?;
+        import.arg(file);
+    }
+    let imported = import.output()?;
+    let said = String::from_utf8_lossy(&imported.stderr).into_owned();
+    ensure!(imported.status.success(), "{said}");
+    assert_eq!(said.trim(), "tunroute: 2 policies with 2 prefixes; 1 thing is not expressed: see the end of the file");
+    let config = String::from_utf8(imported.stdout)?;
+    ensure!(config.contains("uplink = [\"net0\"]") && config.contains("fwmark 1"), "{config}");
+    let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+    for (tunnel, family) in [(first, Family::V4), (second, Family::V6)] {
+        let answer = ping(&world.client, tunnel.client.of(family), REMOTE.of(family))?;
+        ensure!(answer == Answer::Reply, "{}: {answer:?}\n{}", tunnel.device, daemon.log());
+    }
+    Ok(())
+}

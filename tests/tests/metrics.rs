@@ -25,7 +25,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> Result<String> {
 }
 
 fn get(world: &World, path: &str) -> Result<String> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nAccept: application/openmetrics-text\r\n\r\n");
     world.host.run_in(|| exchange(TcpStream::connect(ADDRESS).context("cannot connect")?, &request))
 }
 
@@ -78,6 +78,9 @@ fn metrics_say_what_the_status_says() -> Result<()> {
     assert!((value(&samples, "tunroute_policy_bytes_total", &labels)? - bytes).abs() < 0.5);
     for (name, labels, expected) in [
         ("tunroute_tunnel_up", &[("tunnel", "sixxs0")][..], 1.0),
+        ("tunroute_tunnel_state", &[("tunnel", "sixxs1"), ("state", "up")][..], 1.0),
+        ("tunroute_gates_closed", &[("gate", "netfilter")][..], 0.0),
+        ("tunroute_policy_on_fast_path", &[("policy", "tunnel0"), ("family", "IPv6")][..], 1.0),
         ("tunroute_policy_prefixes", &[("policy", "tunnel1")][..], 4.0),
         ("tunroute_policy_leaves_by", &[("policy", "tunnel1"), ("family", "IPv4"), ("by", "sixxs1")][..], 1.0),
         ("tunroute_fast_path_on", &[], 1.0),
@@ -90,6 +93,10 @@ fn metrics_say_what_the_status_says() -> Result<()> {
         assert!((found - expected).abs() < 1e-9, "{name} {labels:?} is {found}, expected {expected}");
     }
     assert!(value(&samples, "tunroute_pass_duration_seconds_count", &[])? >= 1.0);
+    // All that the device has sent: at least what the fast path has handed to it.
+    let sent = [("tunnel", "sixxs0"), ("direction", "sent")];
+    assert!(value(&samples, "tunroute_tunnel_packets_total", &sent)? >= forwarded);
+    assert!(value(&samples, "tunroute_tunnel_bytes_total", &sent)? >= bytes);
 
     // What the daemon repairs, it counts.
     world.host.ip("-6 rule del pref 20080 from 2a02:578:85a0::/48")?;

@@ -5,7 +5,7 @@ use std::{fs, process::Output};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tunroute::status::schema;
-use tunroute_tests::{Daemon, DaemonOptions, TunnelKind, World, daemon::binary};
+use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, daemon::binary};
 
 fn run(world: &World, args: &[&str]) -> Result<Output> {
     world.host.command(binary()?).args(args).output().context("cannot start tunroute")
@@ -82,6 +82,43 @@ fn doctor_finds_what_is_wrong_and_mends_what_a_setting_mends() -> Result<()> {
     let json = run(&world, &["doctor", "--json", &path])?;
     let json: Value = serde_json::from_slice(&json.stdout)?;
     assert_eq!(json["findings"], Value::Array(vec![]), "{json:#}");
+    Ok(())
+}
+
+/// What only packets and the kernel's answers tell: which way an address answers, and what a tunnel carries.
+#[test]
+fn doctor_asks_which_way_and_how_large() -> Result<()> {
+    // The other end of a veth pair drops what is larger than its own MTU, without a word.
+    let world = World::with(TunnelKind::Veth).build()?;
+    let target = TUNNELS[0].gateway.v6;
+    let config = world.config().replacen(
+        "[tunnel.sixxs0]\n",
+        &format!("[tunnel.sixxs0]\nprobe = {{ target = \"{target}\", interval = \"100ms\" }}\n"),
+        1,
+    );
+    // With the daemon, the probe's target is found by the tunnel.
+    let _daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+    let path = world.host.dir().join("tunroute.toml").display().to_string();
+    let healthy = run(&world, &["doctor", &path])?;
+    let text = narrow(&healthy.stdout)?;
+    ensure!(healthy.status.success(), "{text}{}", String::from_utf8_lossy(&healthy.stderr));
+
+    world.host.ip("addr add 198.51.100.99/32 dev sixxs1")?;
+    world.brokers[0].ip("link set sixxs0 mtu 1300")?;
+    let json = run(&world, &["doctor", "--json", &path])?;
+    let json: Value = serde_json::from_slice(&json.stdout)?;
+    let found: Vec<&str> =
+        json["findings"].as_array().context("no findings")?.iter().filter_map(|f| f["what"].as_str()).collect();
+    let [large, answers] = found.as_slice() else { anyhow::bail!("{json:#}") };
+    assert_eq!(*answers, "what 198.51.100.99 of sixxs1 is asked is answered by net0");
+    // It lets a VLAN tag pass besides.
+    let carries = format!("sixxs0 carries packets of 1304 bytes to {target} and back, but none of its MTU, 1400 bytes");
+    ensure!(large.starts_with(&carries), "{large}");
+    let mend = json["findings"][0]["mend"].as_str().context("nothing mends it")?;
+    world.host.ip(mend.strip_prefix("ip ").context("no command of ip")?)?;
+    world.host.ip("addr del 198.51.100.99/32 dev sixxs1")?;
+    let mended = run(&world, &["doctor", &path])?;
+    ensure!(mended.status.success(), "{}", String::from_utf8_lossy(&mended.stdout));
     Ok(())
 }
 

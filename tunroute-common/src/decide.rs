@@ -4,8 +4,8 @@
 //! not certain steps aside.
 
 use crate::{
-    maps::{Action, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{Addresses, Packet, read_lenient, read_strict},
+    maps::{Action, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
+    packet::{Addresses, Header, Packet, read_lenient, read_strict},
 };
 
 /// The maps, as far as the decision reads them.
@@ -21,6 +21,13 @@ pub trait Lookup {
 
     /// The slot with this number.
     fn slot(&self, index: u32) -> Option<&Slot>;
+
+    /// Source or destination is this host's own, or a broadcast address of its networks.
+    fn touches_host(&self, addresses: &Addresses) -> bool;
+
+    /// Where the main table sends a packet with such a header, whose largest piece on the wire is so long. `None` where the
+    /// kernel must say: it would ask something else, has an answer other than a way out, or would have to cut the packet.
+    fn main_route(&self, arrival: &Arrival, header: &Header, length: u32) -> Option<NextHop>;
 
     /// The daemon is alive, and the fast path agrees with the kernel for the family of these addresses.
     fn open(&self, addresses: &Addresses) -> bool;
@@ -39,6 +46,17 @@ pub struct Arrival {
     pub tagged: bool,
 }
 
+/// The device that a packet leaves by, and to whom it goes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// The device's number.
+    pub ifindex: u32,
+    /// The gateway, or the destination itself, in network byte order (IPv4: the first word).
+    pub address: Ipv6,
+    /// The address is an IPv6 one, whatever the packet is (RFC 8950).
+    pub is_v6: bool,
+}
+
 /// What becomes of a packet, and in which slot it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
@@ -50,6 +68,8 @@ pub enum Verdict<'a> {
     Drop(u32, Outcome),
     /// Handed to the slot's tunnel.
     Redirect(u32, &'a Slot, Outcome),
+    /// No policy's business either: sent on by the main table.
+    Forward(NextHop),
 }
 
 /// Where a packet's source leads, once nested policies that do not apply have been passed over.
@@ -95,7 +115,7 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
     if header.addresses.any_special() || header.is_neighbour_discovery(packet) {
         return Verdict::Pass;
     }
-    let Some(source) = maps.source(&header.addresses) else { return Verdict::Pass };
+    let Some(source) = maps.source(&header.addresses) else { return unmatched(arrival, &header, packet, maps) };
 
     if !maps.open(&header.addresses) {
         return Verdict::StepAside(source.slot, Outcome::Closed);
@@ -127,6 +147,20 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
         }
         Action::Blackhole => Verdict::Drop(index, Outcome::Blackholed),
         Action::Reject | Action::Next => Verdict::StepAside(index, Outcome::Down),
+    }
+}
+
+/// Decides a packet that no policy is about: after the rules comes the main table.
+#[inline(always)]
+fn unmatched<'a, P: Packet, L: Lookup>(arrival: &Arrival, header: &Header, packet: &P, maps: &'a L) -> Verdict<'a> {
+    let addresses = &header.addresses;
+    if header.hop_limit <= 1 || !maps.open(addresses) || maps.touches_host(addresses) {
+        return Verdict::Pass;
+    }
+    let next_hop = header.length_on_wire(packet).and_then(|length| maps.main_route(arrival, header, length));
+    match next_hop {
+        Some(next_hop) if next_hop.ifindex != arrival.ifindex => Verdict::Forward(next_hop),
+        _ => Verdict::Pass,
     }
 }
 

@@ -9,5 +9,7 @@
 pub mod decide;
 pub mod index;
 pub mod maps;
+pub mod mss;
 pub mod packet;
+pub mod trace;
 pub mod trie;

@@ -7,14 +7,26 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
-/// As many slots as [`POLICY`](names::POLICY) and [`STATS`](names::STATS) have.
+/// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
+
+/// Where [`STATS`](names::STATS) counts what no policy is about and is forwarded all the same.
+pub const UNMATCHED: u32 = MAX_SLOTS;
+
+/// The exemption set of the host's own addresses, and of those that it broadcasts to.
+pub const OWN_SET: u32 = 0;
 
 /// So many source prefixes and so many exemptions of each family the fast path takes, old and new together while it
 /// changes: a bound, not a reservation.
 pub const MAX_PREFIXES: u32 = 1 << 22;
+
+/// The size of the buffer in which decisions wait to be told, in bytes.
+pub const EVENTS_BYTES: u32 = 1 << 18;
+
+/// As many tunnels may have their segment size limited.
+pub const MAX_CLAMPS: u32 = 4096;
 
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
@@ -25,13 +37,21 @@ pub mod names {
     pub const INDEX: &str = "INDEX";
     /// Array: slot number → [`Slot`](super::Slot).
     pub const POLICY: &str = "POLICY";
-    /// Per-CPU array: slot number → [`Stats`](super::Stats).
+    /// Per-CPU array: slot number, or [`UNMATCHED`](super::UNMATCHED) → [`Stats`](super::Stats).
     pub const STATS: &str = "STATS";
     /// Array of one [`Control`](super::Control).
     pub const CONTROL: &str = "CONTROL";
+    /// Hash: a tunnel's device number → [`Clamp`](super::Clamp).
+    pub const CLAMP: &str = "CLAMP";
+    /// Ring buffer of [`Event`](super::Event).
+    pub const EVENTS: &str = "EVENTS";
+    /// Array of one [`Filter`](super::Filter).
+    pub const TRACE: &str = "TRACE";
+    /// Per-CPU array of one [`Traced`](super::Traced).
+    pub const TRACED: &str = "TRACED";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 4] = [INDEX, POLICY, STATS, CONTROL];
+    pub const ALL: [&str; 8] = [INDEX, POLICY, STATS, CONTROL, CLAMP, EVENTS, TRACE, TRACED];
 }
 
 /// An IPv4 address in network byte order, as in the packet.
@@ -184,7 +204,7 @@ pub mod flags {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Handed to the tunnel by the ingress program.
+    /// Handed to the tunnel by the ingress program; or where the main table says, if no policy is about it.
     Forwarded,
     /// Handed to the tunnel by the egress program of an uplink.
     Diverted,
@@ -261,6 +281,16 @@ pub struct Stats {
     pub outcomes: [Counter; Outcome::ALL.len()],
 }
 
+/// The largest segment size (MSS) that TCP may tell the other end through a tunnel, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Clamp {
+    /// Over IPv4.
+    pub v4: u16,
+    /// Over IPv6.
+    pub v6: u16,
+}
+
 /// What the daemon tells all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -274,8 +304,71 @@ pub struct Control {
     pub open_v6: u32,
     /// If 1, all programs decide and count, and leave every packet to the kernel.
     pub shadow: u32,
+    /// If 1, decisions that [`Filter`] takes are told, for as long as `valid_until` says.
+    pub tracing: u32,
+    /// The families of which the ingress program forwards by the main table what no policy is about: 1 for IPv4, 2 for
+    /// IPv6, or both.
+    pub unmatched: u32,
     /// Always 0: keeps the type free of padding.
     pub reserved: u32,
+}
+
+/// Which decisions are told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Filter {
+    /// The source's first bits, those of `from_mask`.
+    pub from: Ipv6,
+    /// Which bits of the source count.
+    pub from_mask: Ipv6,
+    /// The destination's first bits, those of `to_mask`.
+    pub to: Ipv6,
+    /// Which bits of the destination count.
+    pub to_mask: Ipv6,
+    /// The ethertype, in host byte order; 0 for any.
+    pub ethertype: u32,
+    /// As many are told in a [`SPAN`](crate::trace::SPAN) on each CPU; the others are counted. None and nothing for 0.
+    pub limit: u32,
+}
+
+/// A decision, as it is told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub time: u64,
+    /// The source; of IPv4, the first word.
+    pub source: Ipv6,
+    /// The destination, likewise.
+    pub destination: Ipv6,
+    /// The number of the slot that it is counted in.
+    pub slot: u32,
+    /// The [`Outcome`]'s number.
+    pub outcome: u32,
+    /// The device at which the packet was seen.
+    pub ifindex: u32,
+    /// The slot's tunnel; 0 if it has none now.
+    pub tunnel: u32,
+    /// The layer 3 length in bytes.
+    pub length: u32,
+    /// The ethertype, in host byte order.
+    pub ethertype: u16,
+    /// The payload's protocol, or the first extension header's number.
+    pub protocol: u16,
+}
+
+/// How many decisions a CPU has told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traced {
+    /// The last span's number.
+    pub span: u64,
+    /// Those in it.
+    pub told: u64,
+    /// All that the filter took and that were not told.
+    pub omitted: u64,
+    /// The one that is under way.
+    pub event: Event,
 }
 
 #[cfg(feature = "user")]
@@ -288,5 +381,5 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(Slot, Counter, Stats, Control);
+    pod!(Slot, Counter, Stats, Control, Clamp, Filter, Traced);
 }

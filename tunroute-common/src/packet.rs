@@ -237,6 +237,9 @@ pub struct Header {
     pub protocol: u8,
     /// The network header's length in bytes, options included.
     pub length: u32,
+    /// IPv4: the TOS byte. IPv6: traffic class and flow label, where they stand in the header's first word, in network byte
+    /// order.
+    pub class: u32,
 }
 
 /// Reads a network header that a router may forward without a second look: neither options nor hop-by-hop header, a valid
@@ -291,6 +294,7 @@ fn header_v4(header: &Ipv4Header) -> Header {
         hop_limit: header.ttl,
         protocol: header.protocol,
         length: u32::from(header.version_ihl & 0xf) * 4,
+        class: u32::from(header.tos),
     }
 }
 
@@ -301,6 +305,7 @@ fn header_v6(header: &Ipv6Header) -> Header {
         hop_limit: header.hop_limit,
         protocol: header.next_header,
         length: Ipv6Header::LENGTH,
+        class: header.version_class_flow & 0x0fff_ffff_u32.to_be(),
     }
 }
 

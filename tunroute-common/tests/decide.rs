@@ -6,9 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use tunroute_common::{
-    decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
+    decide::{Arrival, Lookup, NextHop, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
-    packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet as _, Segmented, Slice, read_strict},
+    packet::{
+        Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, Ipv4Header, Packet as _, Segmented, Slice, read_strict,
+    },
 };
 
 /// The device that packets are seen at.
@@ -25,6 +27,9 @@ struct Maps {
     exempt: Vec<(u32, IpAddr, u8)>,
     slots: Vec<Slot>,
     closed: bool,
+    own: Vec<IpAddr>,
+    /// The main table's only route, and the longest packet that it takes.
+    main: Option<(NextHop, u32)>,
 }
 
 fn holds(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
@@ -73,6 +78,15 @@ impl Lookup for Maps {
         self.slots.get(index as usize)
     }
 
+    fn touches_host(&self, addresses: &Addresses) -> bool {
+        let (source, destination) = source_and_destination(addresses);
+        self.own.contains(&source) || self.own.contains(&destination)
+    }
+
+    fn main_route(&self, _arrival: &Arrival, _header: &Header, length: u32) -> Option<NextHop> {
+        self.main.filter(|(_, longest)| length <= *longest).map(|(next_hop, _)| next_hop)
+    }
+
     fn open(&self, _addresses: &Addresses) -> bool {
         !self.closed
     }
@@ -89,7 +103,7 @@ fn maps() -> Maps {
         sources: vec![(address("2a02::"), 16, source), (address("10.0.0.0"), 8, source)],
         exempt: vec![(0, address("2001:db8:1::"), 48), (0, address("192.0.2.0"), 24)],
         slots: vec![slot(Egress::redirect(TUNNEL, 0), Slot::NO_NEXT)],
-        closed: false,
+        ..Maps::default()
     }
 }
 
@@ -134,11 +148,13 @@ enum Fate {
     Aside(Outcome),
     Drop(Outcome),
     Tunnel(u32, Outcome),
+    Main(NextHop),
 }
 
 fn fate(verdict: Verdict<'_>) -> Fate {
     match verdict {
         Verdict::Pass => Fate::Pass,
+        Verdict::Forward(next_hop) => Fate::Main(next_hop),
         Verdict::StepAside(_, outcome) => Fate::Aside(outcome),
         Verdict::Drop(_, outcome) => Fate::Drop(outcome),
         Verdict::Redirect(_, slot, outcome) => Fate::Tunnel(slot.egress.ifindex(), outcome),
@@ -449,4 +465,31 @@ proptest! {
         let got = u16::from_be(next_checksum);
         prop_assert!(got == expected || (got == 0xffff && expected == 0) || (got == 0 && expected == 0xffff));
     }
+}
+
+/// What no policy is about goes where the main table says, where nothing else could come between.
+#[test]
+fn the_main_table_forwards_what_no_policy_is_about() {
+    let next_hop = NextHop { ifindex: 9, address: [1, 2, 3, 4], is_v6: true };
+    let others = udp("2a03::2", "2001:db8::1", 64, 10);
+    let length = u32::try_from(others.len()).unwrap();
+    let open = Maps { main: Some((next_hop, length)), ..maps() };
+    assert_eq!(ingress(&others, &open), Fate::Main(next_hop));
+    let back = NextHop { ifindex: LAN, ..next_hop };
+    for (what, maps) in [
+        ("the kernel must say", Maps { main: None, ..open.clone() }),
+        ("too big", Maps { main: Some((next_hop, length - 1)), ..open.clone() }),
+        ("back where it came from", Maps { main: Some((back, length)), ..open.clone() }),
+        ("closed", Maps { closed: true, ..open.clone() }),
+        ("to this host", Maps { own: vec![address("2001:db8::1")], ..open.clone() }),
+        ("from an address of this host's", Maps { own: vec![address("2a03::2")], ..open.clone() }),
+    ] {
+        assert_eq!(ingress(&others, &maps), Fate::Pass, "{what}");
+    }
+    assert_eq!(ingress(&udp("2a03::2", "2001:db8::1", 1, 10), &open), Fate::Pass, "the hop limit ends");
+    assert_eq!(ingress(&udp("fe80::2", "2001:db8::1", 64, 10), &open), Fate::Pass, "link-local");
+    // What a policy is about never goes this way, whatever becomes of it.
+    let down = Maps { slots: vec![slot(Egress::down(Action::Next), Slot::NO_NEXT)], ..open.clone() };
+    assert_eq!(ingress(&v6(), &down), Fate::Aside(Outcome::Down));
+    assert_eq!(egress(&others, &open), Fate::Pass, "it is on its way out already");
 }

@@ -1,43 +1,82 @@
 //! The maps, and the decision's view of them.
 
+use core::ptr;
+
 use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    Global,
+    bindings::{
+        __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        bpf_fib_lookup,
+    },
+    helpers::generated::{bpf_fib_lookup as look_up_route, bpf_ktime_get_coarse_ns},
     macros::map,
-    maps::{Array, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use tunroute_common::{
-    decide::Lookup,
+    decide::{Arrival, Lookup, NextHop},
     index::{self, Root},
-    maps::{Control, MAX_SLOTS, Slot, Source, Stats},
-    packet::Addresses,
+    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, OWN_SET, Slot, Source, Stats},
+    packet::{Addresses, Header},
     trie::Key,
 };
 
 use crate::words::MapWords;
 
 #[map]
-static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
+pub static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
 #[map]
-pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS, 0);
+pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS + 1, 0);
 #[map]
 static CONTROL: Array<Control> = Array::pinned(1, 0);
+#[map]
+static CLAMP: HashMap<u32, Clamp> = HashMap::pinned(MAX_CLAMPS, BPF_F_NO_PREALLOC);
 
-/// The BPF maps as a [`Lookup`].
+/// The largest segment size that may be told through a device.
+#[inline(always)]
+pub fn clamp(ifindex: u32) -> Option<Clamp> {
+    // SAFETY: a copy of one aligned word; the daemon replaces an entry, and does not write to it.
+    unsafe { CLAMP.get(ifindex) }.copied()
+}
+
+/// Not 0 in the programs that forward: twins for trials leave to the kernel what no policy is about.
+#[unsafe(no_mangle)]
+static ASK_MAIN: Global<u32> = Global::new(1);
+
+/// `AF_INET`
+pub const AF_INET: u8 = 2;
+/// `AF_INET6`
+pub const AF_INET6: u8 = 10;
+
+/// The BPF maps as a [`Lookup`], and the kernel's routes.
 pub struct Maps {
     words: MapWords,
+    /// The kernel looks routes up for a packet.
+    skb: *mut __sk_buff,
 }
 
 impl Maps {
     /// As they are for one packet. `None` before the daemon has published anything.
     #[inline(always)]
-    pub fn current() -> Option<Self> {
-        Some(Self { words: MapWords::current()? })
+    pub fn current(skb: *mut __sk_buff) -> Option<Self> {
+        Some(Self { words: MapWords::current()?, skb })
     }
 
     /// Whatever is decided, the kernel carries out its own decision.
     #[inline(always)]
     pub fn shadow() -> bool {
-        CONTROL.get(0).is_some_and(|control| control.shadow == 1)
+        Self::modes().0
+    }
+
+    /// Whether that is so, and whether somebody wants to be told of decisions.
+    #[inline(always)]
+    pub fn modes() -> (bool, bool) {
+        CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
+    }
+
+    /// Until when somebody listens, if anybody does.
+    #[inline(always)]
+    pub fn heard_until() -> u64 {
+        CONTROL.get(0).map_or(0, |control| control.valid_until)
     }
 }
 
@@ -61,6 +100,58 @@ impl Lookup for Maps {
     fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
         let (family, destination) = destination(addresses);
         find_exempt(set.into(), family as u64, destination.high, destination.low) != 0
+    }
+
+    #[inline(always)]
+    fn touches_host(&self, addresses: &Addresses) -> bool {
+        let (family, destination) = destination(addresses);
+        let source = match *addresses {
+            Addresses::V4 { source, .. } => Key::v4(source),
+            Addresses::V6 { source, .. } => Key::v6(source),
+        };
+        [source, destination]
+            .into_iter()
+            .any(|Key { high, low }| find_exempt(OWN_SET.into(), family as u64, high, low) != 0)
+    }
+
+    /// Of the main table alone: without `BPF_FIB_LOOKUP_DIRECT` it would go through all rules
+    /// (`bpf_ipv4_fib_lookup()` in `net/core/filter.c`). Where the kernel does not know a flag, it finds nothing.
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
+    #[inline(always)]
+    fn main_route(&self, arrival: &Arrival, header: &Header, length: u32) -> Option<NextHop> {
+        let (family, bit, source, destination) = match header.addresses {
+            Addresses::V4 { source, destination } => (AF_INET, 1, [source, 0, 0, 0], [destination, 0, 0, 0]),
+            Addresses::V6 { source, destination } => (AF_INET6, 2, source, destination),
+        };
+        if ASK_MAIN.load() == 0 || CONTROL.get(0)?.unmatched & bit == 0 {
+            return None;
+        }
+        // SAFETY: integers and unions of them, for which zeros are valid.
+        let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        parameters.family = family;
+        parameters.l4_protocol = header.protocol;
+        // 0 would have it look at the device's MTU alone.
+        parameters.__bindgen_anon_1.tot_len = u16::try_from(length).ok().filter(|length| *length > 0)?;
+        parameters.ifindex = arrival.ifindex;
+        parameters.__bindgen_anon_2.flowinfo = header.class;
+        parameters.__bindgen_anon_3.ipv6_src = source;
+        parameters.__bindgen_anon_4.ipv6_dst = destination;
+        // SAFETY: the context that the kernel gave, and parameters of the size that is said.
+        let found = unsafe {
+            look_up_route(
+                self.skb.cast(),
+                ptr::from_mut(&mut parameters),
+                size_of::<bpf_fib_lookup>() as i32,
+                BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_SKIP_NEIGH,
+            )
+        };
+        // SAFETY: all of it has been written above or by the kernel.
+        let address = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
+        (found == i64::from(BPF_FIB_LKUP_RET_SUCCESS)).then_some(NextHop {
+            ifindex: parameters.ifindex,
+            address,
+            is_v6: parameters.family == AF_INET6,
+        })
     }
 
     #[inline(always)]

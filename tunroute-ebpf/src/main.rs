@@ -6,6 +6,7 @@
 
 mod lookup;
 mod skb;
+mod trace;
 mod words;
 
 use core::hint::black_box;
@@ -17,11 +18,15 @@ use aya_ebpf::{
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
-    maps::Outcome,
+    maps::{Outcome, UNMATCHED},
+    mss,
     packet::Packet as _,
 };
 
-use crate::{lookup::Maps, skb::Skb};
+use crate::{
+    lookup::Maps,
+    skb::{Loaded, Skb},
+};
 
 /// The length of an Ethernet header: where the network header of an Ethernet device's packets starts.
 const ETHERNET: usize = 14;
@@ -52,12 +57,24 @@ pub fn egress_l3(context: TcContext) -> i32 {
     egress::<BARE>(context.skb.skb)
 }
 
+/// Traffic that enters or leaves by an Ethernet tunnel whose segment size is limited.
+#[classifier]
+pub fn clamp_l2(context: TcContext) -> i32 {
+    clamp::<ETHERNET>(context.skb.skb)
+}
+
+/// Traffic that enters or leaves by such a tunnel without link-layer header.
+#[classifier]
+pub fn clamp_l3(context: TcContext) -> i32 {
+    clamp::<BARE>(context.skb.skb)
+}
+
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
     let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
-    if let Verdict::Redirect(..) = verdict
+    if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
         && !Maps::shadow()
         && packet.take_hop().is_none()
     {
@@ -69,24 +86,42 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current() else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
+}
+
+#[inline(always)]
+fn clamp<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
+    let packet = Loaded::new(skb, OFFSET);
+    if let Some(most) = lookup::clamp(packet.ifindex())
+        && let Some(change) = mss::lower(packet.ethertype(), &packet, &most)
+    {
+        packet.change(&change);
+    }
+    TC_ACT_UNSPEC
 }
 
 /// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.
 #[inline(always)]
 fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) -> i32 {
-    let (index, outcome, result) = match verdict {
+    let (index, outcome) = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
-        Verdict::StepAside(index, outcome) => (index, outcome, TC_ACT_UNSPEC),
-        Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) if Maps::shadow() => {
-            (index, outcome, TC_ACT_UNSPEC)
+        Verdict::StepAside(index, outcome) | Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) => {
+            (index, outcome)
         }
-        Verdict::Drop(index, outcome) => (index, outcome, TC_ACT_SHOT),
-        Verdict::Redirect(index, slot, outcome) => (index, outcome, packet.redirect(slot)),
+        Verdict::Forward(_) => (UNMATCHED, Outcome::Forwarded),
     };
+    let (shadow, tracing) = Maps::modes();
     count(index, outcome, packet.length());
-    result
+    if tracing && !matches!(verdict, Verdict::Forward(_)) {
+        packet.tell(index, outcome);
+    }
+    match verdict {
+        Verdict::Drop(..) if !shadow => TC_ACT_SHOT,
+        Verdict::Redirect(_, slot, _) if !shadow => packet.redirect(slot),
+        Verdict::Forward(next_hop) if !shadow => packet.forward(&next_hop),
+        _ => TC_ACT_UNSPEC,
+    }
 }
 
 #[inline(always)]

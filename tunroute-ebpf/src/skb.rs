@@ -4,27 +4,36 @@
     reason = "lengths of headers, and helpers that return small numbers in a wide register"
 )]
 
-use core::{mem::offset_of, ptr};
+use core::{
+    mem::{MaybeUninit, offset_of},
+    ptr,
+};
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::generated::{bpf_csum_update, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::TcContext,
 };
 use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
-    decide::Arrival,
-    maps::{Slot, flags},
+    decide::{Arrival, NextHop},
+    maps::{Event, Outcome, Slot, flags},
+    mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
+    trace::read,
+};
+
+use crate::{
+    lookup::{AF_INET, AF_INET6},
+    trace,
 };
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// `AF_INET`
-const AF_INET: u32 = 2;
-/// `AF_INET6`
-const AF_INET6: u32 = 10;
 /// The length of an Ethernet header.
 const ETHERNET_HEADER: u32 = 14;
 /// As many bytes of headers as the decision reads: an IPv6 header and TCP's data offset.
@@ -109,6 +118,17 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         Some(())
     }
 
+    /// Tells who listens what was decided.
+    #[inline(always)]
+    pub fn tell(&self, index: u32, outcome: Outcome) {
+        // SAFETY: the context that the kernel gave.
+        let ifindex = unsafe { (*self.skb).ifindex };
+        let event = Event { slot: index, outcome: outcome as u32, ifindex, ..Event::default() };
+        if let Some(event) = read(self.ethertype(), self, event) {
+            trace::tell(event);
+        }
+    }
+
     /// Sends the packet out of the slot's device; it is dropped if it cannot be.
     #[inline(always)]
     pub fn redirect(&self, slot: &Slot) -> i32 {
@@ -116,22 +136,32 @@ impl<const OFFSET: usize> Skb<OFFSET> {
             // SAFETY: a number and flags.
             return unsafe { bpf_redirect(slot.egress.ifindex(), 0) } as i32;
         }
-        let Some(mut next_hop) = self.next_hop(slot) else { return TC_ACT_SHOT };
+        match self.next_hop(slot) {
+            Some(next_hop) => self.hand_over(slot.egress.ifindex(), next_hop),
+            None => TC_ACT_SHOT,
+        }
+    }
+
+    /// Sends the packet to its next hop, by a device of any kind; it is dropped if it cannot be.
+    #[inline(always)]
+    pub fn forward(&self, next_hop: &NextHop) -> i32 {
+        let nh_family = u32::from(if next_hop.is_v6 { AF_INET6 } else { AF_INET });
+        let address = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop.address };
+        self.hand_over(next_hop.ifindex, bpf_redir_neigh { nh_family, __bindgen_anon_1: address })
+    }
+
+    #[inline(always)]
+    fn hand_over(&self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
         // `bpf_redirect_neigh` takes the link-layer header for granted (`__bpf_redirect_neigh()` in
         // `net/core/filter.c`).
         // SAFETY: the context that the kernel gave, and a parameter block of the size that is said.
         unsafe {
             if OFFSET == 0 && bpf_skb_change_head(self.skb, ETHERNET_HEADER, 0) != 0 {
                 let context = TcContext::new(self.skb);
-                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", slot.egress.ifindex());
+                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", ifindex);
                 return TC_ACT_SHOT;
             }
-            bpf_redirect_neigh(
-                slot.egress.ifindex(),
-                ptr::from_mut(&mut next_hop),
-                size_of::<bpf_redir_neigh>() as i32,
-                0,
-            ) as i32
+            bpf_redirect_neigh(ifindex, ptr::from_mut(&mut next_hop), size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }
     }
 
@@ -144,13 +174,13 @@ impl<const OFFSET: usize> Skb<OFFSET> {
                 Some([first, ..]) => first,
                 None => self.read(offset_of!(Ipv4Header, destination))?,
             };
-            (AF_INET, [hop, 0, 0, 0])
+            (u32::from(AF_INET), [hop, 0, 0, 0])
         } else {
             let hop = match gateway {
                 Some(gateway) => gateway,
                 None => self.read(offset_of!(Ipv6Header, destination))?,
             };
-            (AF_INET6, hop)
+            (u32::from(AF_INET6), hop)
         };
         Some(bpf_redir_neigh { nh_family, __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: hop } })
     }
@@ -168,6 +198,76 @@ impl<const OFFSET: usize> Packet for Skb<OFFSET> {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.total_length().saturating_sub(OFFSET as u32)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).gso_size }
+    }
+}
+
+/// An skb that is read by a helper: at any offset, which the verifier need not follow.
+pub struct Loaded {
+    skb: *mut __sk_buff,
+    /// Where the network header is.
+    start: usize,
+}
+
+impl Loaded {
+    /// An skb whose network header starts there.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff, start: usize) -> Self {
+        Self { skb, start }
+    }
+
+    /// The device at which the packet is seen.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    /// The ethertype, in host byte order.
+    #[inline(always)]
+    pub fn ethertype(&self) -> u16 {
+        // SAFETY: the context that the kernel gave. The field holds a 16-bit number in network byte order.
+        u16::from_be(unsafe { (*self.skb).protocol } as u16)
+    }
+
+    /// Makes a change. The checksum is left alone where the card or the stack has yet to compute it.
+    #[inline(always)]
+    pub fn change(&self, change: &Change) {
+        let mut value = change.value;
+        let (lost, gained) = change.words;
+        let place = |offset: usize| (self.start + offset) as u32;
+        // SAFETY: the context that the kernel gave, and two bytes that live until the call returns. The helpers look at
+        // the packet's length themselves; what the first could write to, the second can, too.
+        unsafe {
+            if bpf_skb_store_bytes(self.skb, place(change.at), ptr::from_mut(&mut value).cast(), 2, 0) == 0 {
+                bpf_l4_csum_replace(self.skb, place(change.checksum), lost.into(), gained.into(), 2);
+            }
+        }
+    }
+}
+
+impl Packet for Loaded {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, size) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: the context that the kernel gave, and as many bytes as are said. The helper fills all of them or fails;
+        // every bit pattern is a `T`.
+        unsafe {
+            (bpf_skb_load_bytes(self.skb.cast(), (self.start + offset) as u32, to, size) == 0)
+                .then(|| value.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        unsafe { (*self.skb).len }.saturating_sub(self.start as u32)
     }
 
     #[inline(always)]

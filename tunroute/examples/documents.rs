@@ -15,7 +15,7 @@ use roff::{Inline, Roff, bold, italic, roman};
 use tunroute::{
     cli::Cli,
     config::{
-        keys::{Key, Kind, TOP},
+        keys::{Key, Kind, Required, TOP},
         schema,
     },
     status,
@@ -158,9 +158,14 @@ fn section(page: &mut Roff, title: &str, keys: &[Key]) {
             }
             page.control("RE", []);
         }
-        if key.required {
-            page.control("IP", []).text([roman("Required.")]);
-        } else if let Some(default) = key.default {
+        match key.required {
+            Required::Yes => drop(page.control("IP", []).text([roman("Required.")])),
+            Required::Unless(other) => {
+                page.control("IP", []).text([roman("Required, unless there is "), bold(other), roman(".")]);
+            }
+            Required::No => {}
+        }
+        if let Some(default) = key.default {
             page.control("IP", []).text([roman("Default: "), bold(default), roman(".")]);
         }
     }
@@ -189,6 +194,7 @@ fn heading(key: &Key) -> Vec<Inline> {
         (_, Some((header, _))) => return vec![bold(header)],
         (Kind::Flag, _) => (key.name, "true or false".to_owned()),
         (Kind::Number(..), _) => (key.name, "number".to_owned()),
+        (Kind::WordOrNumber(word, ..), _) => (key.name, format!("\"{word}\" or number")),
         (Kind::Duration, _) => (key.name, "\"number and unit\", as in \"500ms\", \"60s\", \"5m\"".to_owned()),
         (Kind::Choice(_), _) => (key.name, "one of these words".to_owned()),
         (Kind::Text(form), _) => (key.name, form.to_owned()),

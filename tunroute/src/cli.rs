@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::{config::Datapath, instance::Instance};
 
@@ -57,9 +58,10 @@ pub enum Command {
     /// was made by hand. Nothing is changed.
     #[command(after_help = "Example: tunroute import > new.toml && tunroute plan new.toml")]
     Import {
-        /// Read the `ip` commands of a script, and not what is there.
-        #[arg(long, value_name = "FILE")]
-        from_script: Option<PathBuf>,
+        /// Read these files, and not what is there: scripts with `ip` commands, and files for wg-quick (whose name is the
+        /// device's) and systemd-networkd (.network).
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        from_script: Vec<PathBuf>,
     },
     /// Show tunnels, policies and counters of the running daemon.
     #[command(after_help = "Example: tunroute status --json | jq .policies")]
@@ -69,10 +71,21 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Show it again and again, every second or every so many seconds, until interrupted.
-        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json",
+        /// Show it again and again, every second or every so many seconds, until interrupted. With --json, each in a line.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
               value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
+    },
+    /// Watch the running daemon: packets and bytes per second, outcomes, probes, and what happens.
+    ///
+    /// It fills the terminal. q, Esc or Ctrl-C ends it.
+    #[command(after_help = "Example: tunroute top --interval 2")]
+    Top {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// Ask every so many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
     },
     /// Show what a reload, or the first start, would change.
     ///
@@ -82,7 +95,7 @@ pub enum Command {
     /// Ask both datapaths what they would do with a packet, and show why.
     ///
     /// The loaded programs are asked by a test run, the kernel by a route lookup; nothing is sent, and no counter moves.
-    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked.
+    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute explain 2a02:578:85a0::7 2001:db8::1 --iif lan0")]
     Explain {
         /// The packet's source address.
@@ -102,7 +115,7 @@ pub enum Command {
     ///
     /// Packets from the first and the last address of each prefix, from those before and after it, and from random ones
     /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if the
-    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked.
+    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute verify --samples 100")]
     Verify {
         /// So many random addresses of each prefix.
@@ -111,6 +124,26 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeDir,
         /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the programs decide, packet by packet, until interrupted.
+    ///
+    /// Only packets of the policies' sources are decided. When nobody looks, it costs nothing.
+    #[command(after_help = "Example: tunroute trace --from 2a02:578:85a0::/48 --to 2001:db8::1")]
+    Trace {
+        /// Only packets from this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        from: Option<IpNet>,
+        /// Only packets to this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        to: Option<IpNet>,
+        /// Show at most so many a second for each processor, and say how many more there were.
+        #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rate: u32,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON, an object in each line.
         #[arg(long)]
         json: bool,
     },
@@ -257,4 +290,11 @@ pub enum AttachArg {
     Tcx,
     /// Filters on a clsact qdisc.
     Clsact,
+}
+
+/// A prefix, or an address for the prefix of that address alone.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let prefix = parsed.map_err(|_| "write a prefix such as 2a02:578:85a0::/48, or an address".to_owned())?;
+    Ok(prefix.trunc())
 }

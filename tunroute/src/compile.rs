@@ -1,19 +1,25 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+mod follow;
 pub mod probes;
+pub mod sources;
+pub mod tree;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
+pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Egress, Source, flags};
+use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, flags};
 
+pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
-    fast::{Attachment, Exemption, Hook, Open, address_words},
-    net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule},
+    fast::{Attachment, Exemption, Hook, Open, Part, address_words},
+    net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction},
 };
 
 /// The metric of the route that catches a policy's packets when no tunnel is up: the last one asked.
@@ -25,7 +31,7 @@ const ANSWERING_KINDS: [&str; 6] = ["sit", "gre", "ipip", "ip6tnl", "ip6gre", "v
 /// Everything that the desired state depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// The configuration.
+    /// The configuration, in which [`follow()`] has entered what the interfaces have.
     pub config: &'a Config,
     /// What the kernel says.
     pub kernel: &'a KernelState,
@@ -37,6 +43,8 @@ pub struct Inputs<'a> {
     pub rules: bool,
     /// The fast path, if there is to be one.
     pub fast: Option<FastInputs<'a>>,
+    /// What was compiled from the same configuration before: it is taken if nothing has changed for the prefixes.
+    pub before: Option<&'a Arc<Sources>>,
 }
 
 /// What the fast path's desired state depends on besides.
@@ -48,6 +56,10 @@ pub struct FastInputs<'a> {
     pub closed: &'a BTreeSet<IfIndex>,
     /// IPv4 ingress checks the reverse path (rp_filter).
     pub reverse_path: bool,
+    /// The families of which it may forward by the main table what no policy is about.
+    pub unmatched: Open,
+    /// Tunnels where such packets come back, to be forwarded likewise.
+    pub returning: &'a BTreeSet<IfIndex>,
 }
 
 /// What both datapaths are to look like.
@@ -55,6 +67,8 @@ pub struct FastInputs<'a> {
 pub struct Desired {
     /// The rules.
     pub rules: BTreeSet<Rule>,
+    /// The families whose policies' rules are a tree.
+    pub trees: BTreeSet<Family>,
     /// The routes of all tables of tunroute's.
     pub routes: BTreeSet<Route>,
     /// The fast path; none if there is to be nothing of it.
@@ -66,14 +80,18 @@ pub struct Desired {
 pub struct DesiredFast {
     /// The slots, by the chain that each stands for.
     pub slots: BTreeMap<ChainId, SlotSpec>,
-    /// The source prefixes: the chain and [`Source::arrives_by`].
-    pub sources: BTreeMap<IpNet, (ChainId, u32)>,
+    /// The source prefixes.
+    pub sources: Arc<Sources>,
     /// The exemptions.
     pub exempt: BTreeSet<Exemption>,
+    /// The tunnels whose segment size is limited.
+    pub clamps: BTreeMap<IfIndex, Clamp>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
     pub open: Open,
+    /// What the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// The programs only watch.
     pub shadow: bool,
 }
@@ -86,10 +104,6 @@ impl DesiredFast {
         }
     }
 }
-
-/// Names a chain of nested policies in one family, the same in every run: a hash of the policies' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainId(pub u64);
 
 /// What a slot is to hold, before it has a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,18 +179,45 @@ pub fn compile(inputs: &Inputs<'_>) -> Desired {
     let connected = connected(inputs);
     let mut desired = Desired { rules: probes::rules(inputs), ..Desired::default() };
     if inputs.rules {
-        for policy in &inputs.config.policies {
-            let Some(table) = inputs.tables.get(&policy.name) else { continue };
-            // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th
-            // priority, which nothing minds.
-            let priority = |prefix: &IpNet| inputs.config.band + u32::from(128 - prefix.prefix_len());
-            let rule = |from: &IpNet| Rule { priority: priority(from), from: *from, oif: None, table: *table };
-            desired.rules.extend(policy.from.iter().map(rule));
+        for family in Family::ALL {
+            compile_rules(inputs, family, &mut desired);
         }
     }
     desired.routes = compile_routes(inputs, &connected);
     desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
     desired
+}
+
+/// Are a family's rules to be a tree, if there is room for one?
+#[must_use]
+pub fn wants_tree(config: &Config, family: Family) -> bool {
+    let sources = config.policies.iter().flat_map(Policy::sources);
+    let count = sources.filter(|prefix| Family::of(prefix) == family).count();
+    count > tree::LEAF && u32::try_from(count).unwrap_or(u32::MAX) > config.tree_above
+}
+
+/// The policies' rules in one family: a list, or a tree where there are many.
+fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
+    let band = inputs.config.band;
+    let mut sources: Vec<(IpNet, u32)> = Vec::new();
+    for policy in &inputs.config.policies {
+        let Some(table) = inputs.tables.get(&policy.name) else { continue };
+        let of_family = policy.sources().filter(|prefix| Family::of(prefix) == family);
+        sources.extend(of_family.map(|prefix| (*prefix, *table)));
+    }
+    if wants_tree(inputs.config, family) {
+        sources.sort_unstable();
+        if let Some(rules) = tree::rules(&sources, tree::room(band, family, &inputs.kernel.rules)) {
+            desired.rules.extend(rules);
+            desired.trees.insert(family);
+            return;
+        }
+    }
+    // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th priority,
+    // which nothing minds.
+    let priority = |prefix: &IpNet| band + u32::from(128 - prefix.prefix_len());
+    let rule = |(from, table): (IpNet, u32)| Rule::new(priority(&from), from, RuleAction::Lookup(table));
+    desired.rules.extend(sources.into_iter().map(rule));
 }
 
 impl Desired {
@@ -231,7 +272,7 @@ fn compile_table(
     connected: &BTreeSet<IpNet>,
     routes: &mut BTreeSet<Route>,
 ) {
-    if !policy.from.iter().any(|prefix| Family::of(prefix) == family) {
+    if !policy.uses(family) {
         return;
     }
     let mut default_exempt = false;
@@ -257,19 +298,22 @@ fn compile_table(
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
     let shadow = inputs.config.datapath == Datapath::Shadow;
-    let mut desired = DesiredFast { open: fast.open, shadow, ..DesiredFast::default() };
+    let mut desired = DesiredFast { shadow, ..DesiredFast::default() };
+    compile_clamps(inputs, &mut desired);
+    if inputs.config.datapath == Datapath::Kernel {
+        return desired;
+    }
+    (desired.open, desired.unmatched) = (fast.open, fast.unmatched);
+    desired.sources = Sources::compile(inputs, fast.reverse_path);
     let sets = exempt_sets(inputs.config);
-    for family in Family::ALL {
-        let chains = compile_sources(inputs, fast, family, &mut desired.sources);
-        for (policies, id) in chains {
-            // Every suffix is a chain of its own: it is where the one before goes on.
-            let mut id = Some(id);
-            let mut policies = policies.as_slice();
-            while let (Some(current), [policy, rest @ ..]) = (id, policies) {
-                let next = (!rest.is_empty()).then(|| chain_id(inputs.config, family, rest));
-                desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), family, next));
-                (id, policies) = (next, rest);
-            }
+    for Chain { id, family, policies } in desired.sources.chains() {
+        // Every suffix is a chain of its own: it is where the one before goes on.
+        let mut id = Some(*id);
+        let mut policies = policies.as_slice();
+        while let (Some(current), [policy, rest @ ..]) = (id, policies) {
+            let next = (!rest.is_empty()).then(|| ChainId::new(inputs.config, *family, rest));
+            desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), *family, next));
+            (id, policies) = (next, rest);
         }
     }
     for (policy, set) in inputs.config.policies.iter().zip(&sets) {
@@ -281,112 +325,30 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
                 .extend(exempt(policy, family, connected).chain(local).map(|prefix| Exemption { set, prefix }));
         }
     }
+    if fast.unmatched.any() {
+        desired.exempt.extend(inputs.kernel.local.iter().map(|own| Exemption { set: OWN_SET, prefix: *own }));
+    }
+    let returning = fast.returning.iter().filter_map(|index| inputs.kernel.links.get(index));
     let interfaces = &inputs.config.interfaces;
-    desired.attachments = matching(&interfaces.uplink, inputs.kernel)
-        .filter_map(|link| Attachment::new(Hook::Egress, link))
-        .chain(
-            matching(&interfaces.ingress, inputs.kernel)
-                .filter(|link| !fast.closed.contains(&link.index))
-                .filter_map(|link| Attachment::new(Hook::Ingress, link)),
-        )
-        .collect();
+    desired.attachments.extend(
+        matching(&interfaces.uplink, inputs.kernel)
+            .filter_map(|link| Attachment::new(Part::Decide, Hook::Egress, link))
+            .chain(
+                matching(&interfaces.ingress, inputs.kernel)
+                    .filter(|link| !fast.closed.contains(&link.index))
+                    .chain(returning)
+                    .filter_map(|link| Attachment::new(Part::Decide, Hook::Ingress, link)),
+            ),
+    );
     desired
 }
 
-/// Enters a family's source prefixes, and returns the chains of policies that they need.
-fn compile_sources(
-    inputs: &Inputs<'_>,
-    fast: &FastInputs<'_>,
-    family: Family,
-    sources: &mut BTreeMap<IpNet, (ChainId, u32)>,
-) -> HashMap<Vec<usize>, ChainId> {
-    let reverse = (fast.reverse_path && family == Family::V4).then(|| ReversePaths::new(&inputs.kernel.main));
-    let mut prefixes: Vec<(IpNet, Event)> = Vec::new();
-    for (index, policy) in inputs.config.policies.iter().enumerate() {
-        let of_family = policy.from.iter().filter(|prefix| Family::of(prefix) == family);
-        prefixes.extend(of_family.map(|prefix| (*prefix, Event::Policy(index))));
-    }
-    // What splits a policy's prefix, because packets from a part of it must arrive elsewhere, or nowhere.
-    let of_family = |prefix: &&IpNet| Family::of(prefix) == family;
-    prefixes.extend(inputs.kernel.local.iter().filter(of_family).map(|own| (*own, Event::Own)));
-    if reverse.is_some() {
-        let of_family = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == family);
-        prefixes.extend(of_family.map(|route| (route.dst, Event::Reverse)));
-    }
-    // A shorter prefix stands before the longer ones inside it; the policy of a prefix before what splits it.
-    prefixes.sort_unstable_by_key(|(prefix, event)| (*prefix, event.order()));
-
-    let mut chains = HashMap::new();
-    let mut around: Vec<(IpNet, Vec<usize>, ChainId)> = Vec::new();
-    for (prefix, event) in prefixes {
-        while around.last().is_some_and(|(outer, ..)| !outer.contains(&prefix)) {
-            around.pop();
-        }
-        if let Event::Policy(policy) = event {
-            let mut chain = vec![policy];
-            if let Some((_, outer, _)) = around.last() {
-                // A policy that was passed over once would be passed over again.
-                chain.extend(outer.iter().copied().filter(|outer| *outer != policy));
-            }
-            let id = *chains.entry(chain.clone()).or_insert_with(|| chain_id(inputs.config, family, &chain));
-            around.push((prefix, chain, id));
-        }
-        let Some((_, _, id)) = around.last() else { continue };
-        let arrives_by = match (event, &reverse) {
-            (Event::Own, _) => Source::OWN_ADDRESS,
-            (Event::Policy(_) | Event::Reverse, None) => Source::ANY_DEVICE,
-            (Event::Policy(_) | Event::Reverse, Some(reverse)) => reverse.device(&prefix),
-        };
-        sources.insert(prefix, (*id, arrives_by));
-    }
-    chains
-}
-
-/// Why a prefix stands among the sources.
-#[derive(Clone, Copy)]
-enum Event {
-    /// A policy's prefix.
-    Policy(usize),
-    /// A route of the main table ends here: the reverse path is another inside.
-    Reverse,
-    /// An address of this host.
-    Own,
-}
-
-impl Event {
-    const fn order(&self) -> u8 {
-        match self {
-            Self::Policy(_) => 0,
-            Self::Reverse => 1,
-            Self::Own => 2,
-        }
-    }
-}
-
-/// The main table, asked the other way round: by which device are a source's packets expected?
-struct ReversePaths(BTreeMap<IpNet, Option<IfIndex>>);
-
-impl ReversePaths {
-    fn new(main: &[MainRoute]) -> Self {
-        let mut paths = BTreeMap::new();
-        for route in main {
-            // Two routes to one prefix: whichever the kernel prefers, neither is certain.
-            paths.entry(route.dst).and_modify(|oif| *oif = None).or_insert(route.oif);
-        }
-        Self(paths)
-    }
-
-    /// [`Source::arrives_by`] for the sources of a prefix that no route of the table splits.
-    fn device(&self, prefix: &IpNet) -> u32 {
-        let mut candidate = Some(*prefix);
-        while let Some(current) = candidate {
-            if let Some(oif) = self.0.get(&current.trunc()) {
-                return oif.unwrap_or(Source::OWN_ADDRESS);
-            }
-            candidate = current.supernet();
-        }
-        // No route back: the kernel decides.
-        Source::OWN_ADDRESS
+/// The limits of what TCP tells through tunnels: in both directions, whichever datapath sends packets there.
+fn compile_clamps(inputs: &Inputs<'_>, desired: &mut DesiredFast) {
+    for tunnel in &inputs.config.tunnels {
+        let (Some(mss), Some(link)) = (tunnel.mss, inputs.kernel.link(&tunnel.name)) else { continue };
+        desired.clamps.insert(link.index, mss.clamp(link));
+        desired.attachments.extend(Hook::ALL.iter().filter_map(|hook| Attachment::new(Part::Clamp, *hook, link)));
     }
 }
 
@@ -444,23 +406,13 @@ fn exempt_sets(config: &Config) -> Vec<u32> {
         }
         let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
         // One policy's exemption must not become another's because of a hash.
-        while taken.get(&set).is_some_and(|other| *other != declared) {
+        while set == OWN_SET || taken.get(&set).is_some_and(|other| *other != declared) {
             set = set.wrapping_add(1);
         }
         taken.entry(set).or_insert(declared);
         set
     };
     config.policies.iter().map(set).collect()
-}
-
-fn chain_id(config: &Config, family: Family, policies: &[usize]) -> ChainId {
-    let family = match family {
-        Family::V4 => "v4",
-        Family::V6 => "v6",
-    };
-    let names = policies.iter().map(|policy| config.policies[*policy].name.as_str());
-    // 0 marks a free slot.
-    ChainId(fnv1a(std::iter::once(family).chain(names)).max(1))
 }
 
 /// FNV-1a over the words and their ends. It must never change: pinned maps hold its results.

@@ -16,7 +16,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{explain::Explanation, preview::Preview, status::Status, verify::Verification};
+use crate::{
+    explain::Explanation,
+    preview::Preview,
+    status::Status,
+    trace::{Traced, Wanted},
+    verify::Verification,
+};
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
@@ -24,6 +30,8 @@ pub const SOCKET: &str = "control.sock";
 pub const MAX_REQUEST: u64 = 64 << 10;
 /// An answer may list many tunnels.
 const MAX_ANSWER: u64 = 256 << 20;
+/// What an older or newer daemon may do.
+pub const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many clients may be served at once.
@@ -68,6 +76,13 @@ pub enum Request {
         /// Random addresses of each prefix.
         samples: u32,
     },
+    /// What was decided since this was asked last? Decisions are told as long as it is asked again and again.
+    Trace {
+        /// Who asks: any number, the same every time.
+        session: u64,
+        /// Of which decisions.
+        wanted: Wanted,
+    },
     /// Remove everything and stop.
     Down,
 }
@@ -86,6 +101,8 @@ pub enum Answer {
     Explanation(Box<Explanation>),
     /// To [`Request::Verify`].
     Verified(Box<Verification>),
+    /// To [`Request::Trace`].
+    Traced(Traced),
     /// It could not be done, and why.
     Failed(String),
 }
@@ -97,7 +114,7 @@ pub type Call = (Request, oneshot::Sender<Answer>);
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The daemon cannot listen.
-    #[error("cannot listen on {}: {source}", path.display())]
+    #[error("cannot listen on {}", path.display())]
     Listen {
         /// The socket.
         path: PathBuf,
@@ -110,8 +127,14 @@ pub enum ControlError {
         /// The socket.
         path: PathBuf,
     },
-    /// The socket may not be used.
-    #[error("cannot connect to {}: {source}", path.display())]
+    /// The socket is not the caller's to use.
+    #[error("only root and the daemon's own user may ask the daemon at {}: run this as root", path.display())]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be used.
+    #[error("cannot connect to {}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -119,7 +142,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The connection broke, or something else answered.
-    #[error("the daemon at {} did not answer: {source}", path.display())]
+    #[error("the daemon at {} did not answer", path.display())]
     Broken {
         /// The socket.
         path: PathBuf,
@@ -226,6 +249,7 @@ pub async fn ask(runtime_dir: &Path, request: Request) -> Result<Answer, Control
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Err(ControlError::NoDaemon { path });
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(ControlError::Forbidden { path }),
         Err(source) => return Err(ControlError::Connect { path, source }),
     };
     exchange(stream, request).await.map_err(|source| ControlError::Broken { path, source })

@@ -9,9 +9,11 @@ mod fast_path;
 mod gates;
 mod messages;
 mod preview;
+mod read;
 mod report;
 mod requests;
 mod tables;
+mod trace;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 use tracing::{error, info, warn};
@@ -34,16 +36,16 @@ use self::{
 };
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
-    compile::{Desired, FastInputs, Inputs, compile, matching},
-    config::{Config, Datapath},
+    compile::{Desired, Inputs, Sources, compile, follow, matching},
+    config::{Config, ConfigError, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
     fast::{FastOp, Hook},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
-    kernel::{Change, Events, Kernel, Kinds, Snapshot},
+    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
     metrics::{self, Instruments},
-    net::{Family, IfIndex, KernelOp, KernelState, Link},
+    net::{Family, IfIndex, KernelOp, KernelState, Link, is_link_local},
     plan::{Op, PlanError, plan, plan_failover},
     service::Service,
     state::StateDir,
@@ -85,6 +87,8 @@ struct Daemon {
     snapshot: Option<Snapshot>,
     /// What the last pass made of the configuration in force.
     desired: Option<Desired>,
+    /// The prefixes of the configuration in force, as they were compiled last.
+    sources: Option<Arc<Sources>>,
     /// The programs, unless the datapath is `kernel` or they could not be loaded.
     fast: Option<datapath::Datapath>,
     /// Why there are none although there should be.
@@ -102,18 +106,23 @@ struct Daemon {
     failed: BTreeSet<(String, Family)>,
     state: Arc<StateDir>,
     service: Service,
+    /// Prefixes of interfaces that policies follow and do not get.
+    contested: Vec<String>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
     /// What could not be done in the one before, and has been logged.
     logged: Vec<String>,
     /// The way to this daemon's own control requests.
     calls: mpsc::Sender<Call>,
+    reader: read::Reader,
     instruments: Instruments,
     endpoint: Option<metrics::Server>,
     /// Why there is none although there should be.
     endpoint_error: Option<String>,
     /// The programs' map of prefixes was too small: so many words are needed.
     outgrown: Option<u64>,
+    /// Who is told of decisions.
+    listener: Option<trace::Listener>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
     /// The configuration file was tried and not confirmed.
@@ -146,9 +155,10 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let runtime_lock = options.instance.record(&options.runtime_dir)?;
     let mut signals = Signals::catch()?;
     let (kernel, mut events) = Kernel::connect()?;
-    let (verdicts, mut changed_verdicts) = mpsc::unbounded_channel();
+    let (verdicts, changed_verdicts) = mpsc::unbounded_channel();
     let (calls, requests) = control::channel();
-    let (verified, mut verifications) = mpsc::unbounded_channel();
+    let (verified, verifications) = mpsc::unbounded_channel();
+    let (read, configurations) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
         config: with_datapath(config, options.datapath),
@@ -156,6 +166,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         kernel,
         snapshot: None,
         desired: None,
+        sources: None,
         fast: None,
         fast_error: None,
         fallback: false,
@@ -167,13 +178,16 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         failed: BTreeSet::new(),
         state,
         service: Service::detect(),
+        contested: Vec::new(),
         problems: Vec::new(),
         logged: Vec::new(),
         calls,
+        reader: read::Reader::start(read),
         instruments: Instruments::default(),
         endpoint: None,
         endpoint_error: None,
         outgrown: None,
+        listener: None,
         trial: None,
         undone: false,
         retry: None,
@@ -187,7 +201,8 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     daemon.update_endpoint().await;
     info!("ready");
     daemon.service.ready();
-    let exit = daemon.serve(&mut events, requests, &mut changed_verdicts, &mut verifications, &mut signals).await?;
+    let mut inbox = Inbox { requests, verdicts: changed_verdicts, verifications, configurations };
+    let exit = daemon.serve(&mut events, &mut inbox, &mut signals).await?;
     daemon.service.stopping();
     daemon.undo_trial().await;
     match exit {
@@ -210,6 +225,14 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What comes from the daemon's own tasks and threads.
+struct Inbox {
+    requests: mpsc::Receiver<Call>,
+    verdicts: mpsc::UnboundedReceiver<health::Change>,
+    verifications: mpsc::UnboundedReceiver<check::Verified>,
+    configurations: mpsc::UnboundedReceiver<read::Read>,
 }
 
 /// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
@@ -242,43 +265,40 @@ fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
 }
 
 impl Daemon {
-    async fn serve(
-        &mut self,
-        events: &mut Events,
-        mut calls: mpsc::Receiver<Call>,
-        verdicts: &mut mpsc::UnboundedReceiver<health::Change>,
-        verifications: &mut mpsc::UnboundedReceiver<check::Verified>,
-        signals: &mut Signals,
-    ) -> anyhow::Result<Exit> {
+    async fn serve(&mut self, events: &mut Events, inbox: &mut Inbox, signals: &mut Signals) -> anyhow::Result<Exit> {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
         full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Rules may be many, so they are read beside everything else: a failover does not wait for it.
+        let mut digests = JoinSet::new();
         loop {
             let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
             tokio::select! {
                 change = events.next() => self.follow(&change?).await,
-                Some(call) = calls.recv() => {
+                Some(call) = inbox.requests.recv() => {
                     if let Some(exit) = self.answer(call).await {
                         return Ok(exit);
                     }
                 }
-                Some(verdict) = verdicts.recv() => {
+                Some(verdict) = inbox.verdicts.recv() => {
                     self.enter_verdict(verdict);
                     self.reconcile(Kinds::NONE).await;
                 }
-                Some(verified) = verifications.recv() => self.finish_verify(verified).await,
+                Some(verified) = inbox.verifications.recv() => self.finish_verify(verified).await,
+                Some(read) = inbox.configurations.recv() => self.finish_read(read).await,
                 _ = audit.tick() => {
                     self.audit().await;
                     self.sample().await;
                 }
                 () = trial_ends => self.undo_trial().await,
-                () = retry => self.reconcile(Kinds::ALL).await,
-                _ = full_check.tick() => self.reconcile(Kinds::ALL).await,
-                _ = signals.hangup.recv() => {
-                    // What went wrong has been logged; the old configuration is still in force.
-                    let _logged = self.reload().await;
+                () = retry => self.reconcile(Kinds::BUT_RULES).await,
+                _ = full_check.tick() => {
+                    self.reconcile(Kinds::BUT_RULES).await;
+                    digests.spawn(rules_digest());
                 }
+                Some(digest) = digests.join_next() => self.check_rules(digest?).await,
+                _ = signals.hangup.recv() => self.read(read::Purpose::Reload, None),
                 _ = signals.terminate.recv() => return Ok(Exit::Leave),
                 _ = signals.interrupt.recv() => return Ok(Exit::Leave),
             }
@@ -303,11 +323,19 @@ impl Daemon {
         self.reconcile(change.kinds).await;
     }
 
-    /// Reads the configuration again; applies it in full or not at all.
-    async fn reload(&mut self) -> anyhow::Result<()> {
-        self.service.reloading();
-        let result = match self.check_no_trial() {
-            Ok(()) => self.try_reload().await,
+    /// Observes the rules if they are not as known.
+    async fn check_rules(&mut self, digest: Result<u64, KernelError>) {
+        match digest {
+            Ok(digest) if self.snapshot.as_ref().is_some_and(|known| known.rules_digest() == digest) => {}
+            Ok(_) => self.reconcile(Kinds::RULES).await,
+            Err(error) => warn!("{error}"),
+        }
+    }
+
+    /// Applies a configuration that has been read again, in full or not at all.
+    async fn reload(&mut self, config: Result<Config, ConfigError>) -> anyhow::Result<()> {
+        let result = match self.check_no_trial().and_then(|()| Ok(config?)) {
+            Ok(config) => self.try_reload(config).await,
             Err(error) => Err(error),
         };
         self.service.ready();
@@ -318,14 +346,13 @@ impl Daemon {
         result
     }
 
-    async fn try_reload(&mut self) -> anyhow::Result<()> {
-        let config = with_datapath(Config::load(&self.options.config)?, self.options.datapath);
+    async fn try_reload(&mut self, mut config: Config) -> anyhow::Result<()> {
         self.reconcile(Kinds::ALL).await;
-        self.check_applicable(&config)?;
+        let sources = self.check_applicable(&mut config)?;
         // What cannot be done anyway says nothing about the new configuration.
         let before = self.problems.clone();
         let old = std::mem::replace(&mut self.config, config);
-        self.desired = None;
+        (self.desired, self.sources) = (None, sources);
         let tables = self.tables.clone();
         self.reconcile(Kinds::NONE).await;
         let new: Vec<&str> =
@@ -345,17 +372,20 @@ impl Daemon {
     /// Puts an earlier configuration in force again.
     async fn go_back(&mut self, config: Config, tables: tables::Tables) {
         self.config = config;
-        self.desired = None;
+        (self.desired, self.sources) = (None, None);
         self.tables.restore(tables, &self.state);
         self.reconcile(Kinds::ALL).await;
     }
 
-    /// Refuses what is known to fail, before anything is changed for it.
-    fn check_applicable(&self, config: &Config) -> anyhow::Result<()> {
-        let Some(snapshot) = &self.snapshot else { return Ok(()) };
+    /// Refuses what is known to fail, before anything is changed for it. Returns the prefixes, which need not be compiled
+    /// twice.
+    fn check_applicable(&self, config: &mut Config) -> anyhow::Result<Option<Arc<Sources>>> {
+        let Some(snapshot) = &self.snapshot else { return Ok(None) };
+        follow(config, &snapshot.state);
         self.tables.check_free(config, &snapshot.state)?;
-        plan(&self.desired_of(config, snapshot), &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
-        Ok(())
+        let desired = self.desired_of(config, snapshot);
+        plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        Ok(desired.fast.map(|fast| fast.sources))
     }
 
     /// Tells the supervisor and the probes which tunnels there are.
@@ -428,6 +458,7 @@ impl Daemon {
         let snapshot = self.kernel.observe(dirty, before).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.open_fast_path();
+        self.follow_interfaces(&snapshot.state);
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
         if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
@@ -451,13 +482,25 @@ impl Daemon {
         let changed = self.apply(&operations, &snapshot).await;
         // What was planned is not necessarily what is: look.
         self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
+        if let Some(fast) = &desired.fast {
+            self.sources = Some(Arc::clone(&fast.sources));
+        }
         self.desired = Some(desired);
         if !self.problems.is_empty() {
             self.close_fast_path();
-        } else if config_wants_no_fast_path(&self.config) && self.fast.is_some() {
+        } else if wants_no_programs(&self.config) && self.fast.is_some() {
             self.remove_fast_path().await?;
         }
         Ok(())
+    }
+
+    /// The policies' sources are what is on the link at the interfaces that they follow.
+    fn follow_interfaces(&mut self, kernel: &KernelState) {
+        let contested = follow(&mut self.config, kernel);
+        for problem in contested.iter().filter(|problem| !self.contested.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.contested = contested;
     }
 
     /// The programs in filters on ingress and uplink devices, where programs are attached that way.
@@ -466,8 +509,11 @@ impl Daemon {
             return Ok(BTreeSet::new());
         }
         let interfaces = &self.config.interfaces;
-        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel));
-        Ok(self.kernel.bpf_filters(devices.map(|link| link.index)).await?)
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let limited = limited.filter_map(|tunnel| kernel.link(&tunnel.name));
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel)).chain(limited);
+        let devices = devices.map(|link| link.index).chain(self.gates.returning().iter().copied());
+        Ok(self.kernel.bpf_filters(devices).await?)
     }
 
     /// What cannot wait for a look at everything: routes and slots follow the tunnels, however many prefixes there are.
@@ -487,6 +533,7 @@ impl Daemon {
         let changed = self.apply(&operations, &snapshot).await;
         self.problems = problems;
         self.snapshot = Some(snapshot);
+        self.desired = Some(desired);
         Ok(changed)
     }
 
@@ -494,7 +541,7 @@ impl Daemon {
     /// a daemon that starts, or whose host got more prefixes, must not leave everything as it happens to be.
     fn plan(&mut self, snapshot: &Snapshot) -> Result<(Desired, Vec<Op>), PlanError> {
         let before = self.too_large.take();
-        let desired = self.desired(snapshot);
+        let desired = self.desired_of(&self.config, snapshot);
         let fast = self.fast.as_ref().map(datapath::Datapath::state);
         match plan(&desired, &snapshot.state, fast) {
             Ok(operations) => return Ok((desired, operations)),
@@ -511,11 +558,7 @@ impl Daemon {
         Ok((desired, operations))
     }
 
-    /// What both datapaths are to look like now.
-    fn desired(&self, snapshot: &Snapshot) -> Desired {
-        self.desired_of(&self.config, snapshot)
-    }
-
+    /// What both datapaths are to look like now, with this configuration.
     fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
         let mut desired = compile(&self.inputs(config, snapshot));
         self.enter_disputes(config, &mut desired);
@@ -523,18 +566,15 @@ impl Daemon {
     }
 
     fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
-        let wanted = !config_wants_no_fast_path(config);
+        let wanted = !wants_no_programs(config);
         Inputs {
             config,
             kernel: &snapshot.state,
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: config.datapath != Datapath::Ebpf || self.fallback,
-            fast: (wanted && self.fast.is_some()).then_some(FastInputs {
-                open: self.gates.open(),
-                closed: self.gates.closed_devices(),
-                reverse_path: self.gates.reverse_path(),
-            }),
+            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs()),
+            before: self.sources.as_ref().filter(|_| std::ptr::eq(config, &raw const self.config)),
         }
     }
 
@@ -560,7 +600,7 @@ impl Daemon {
                     rest = &rest[1..];
                     let Some(fast) = &mut self.fast else { continue };
                     let waits = match operation {
-                        FastOp::SetOpen(open) => open.any(),
+                        FastOp::SetOpen(open) | FastOp::SetUnmatched(open) => open.any(),
                         FastOp::SetShadow(shadow) => !shadow,
                         operation => operation.is_removal(),
                     };
@@ -578,7 +618,7 @@ impl Daemon {
                     changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
                     let put_off = !self.problems.is_empty();
                     let batch = batch.iter().filter_map(|op| match op {
-                        Op::Kernel(op) => (!(put_off && op.is_removal())).then_some(op),
+                        Op::Kernel(op) => (!(put_off && op.waits())).then_some(op),
                         Op::Fast(_) => None,
                     });
                     for error in self.kernel.apply_all(batch, snapshot).await {
@@ -601,6 +641,7 @@ impl Daemon {
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
+        self.end_tracing();
         self.update_endpoint().await;
         let Some(snapshot) = &self.snapshot else { return };
         let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
@@ -644,11 +685,16 @@ const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
 }
 
+/// Not even those that limit segment sizes, which have nothing to do with who decides.
+fn wants_no_programs(config: &Config) -> bool {
+    config_wants_no_fast_path(config) && !config.clamps()
+}
+
 /// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
 /// a route. At boot they would otherwise use up their start limit before the network is there.
 fn online(config: &Config, kernel: &KernelState) -> bool {
-    let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
-    let routed = |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !link_local(&route.dst));
+    let routed =
+        |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !is_link_local(&route.dst));
     let uplinks = &config.interfaces.uplink;
     uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
 }

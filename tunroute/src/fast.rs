@@ -8,18 +8,26 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tunroute_common::maps::{Action, Slot, Source, flags};
+use tunroute_common::maps::{Action, Clamp, Slot, Source, flags};
 
-use crate::net::{Family, IfIndex, LinkLayer};
+use crate::{
+    net::{Family, IfIndex, LinkLayer},
+    prefix_map::PrefixMap,
+};
 
 /// Where a program sees packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
-    /// Traffic about to leave by an uplink.
+    /// Traffic about to leave the host by the device.
     Egress,
     /// Traffic that enters the host.
     Ingress,
+}
+
+impl Hook {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
 }
 
 impl fmt::Display for Hook {
@@ -31,9 +39,26 @@ impl fmt::Display for Hook {
     }
 }
 
+/// What a program is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// It decides what becomes of packets.
+    Decide,
+    /// It lowers the segment size that TCP tells through a tunnel.
+    Clamp,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Decide, Self::Clamp];
+}
+
 /// A program on a device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Attachment {
+    /// What it does with them.
+    #[serde(skip)]
+    pub part: Part,
     /// Where it sees packets.
     pub hook: Hook,
     /// The device's number.
@@ -48,30 +73,36 @@ pub struct Attachment {
 impl Attachment {
     /// The attachment for a device, if there is a program for its kind of packets.
     #[must_use]
-    pub fn new(hook: Hook, link: &crate::net::Link) -> Option<Self> {
+    pub fn new(part: Part, hook: Hook, link: &crate::net::Link) -> Option<Self> {
         let ethernet = match link.layer {
             LinkLayer::Ethernet => true,
             LinkLayer::Ip => false,
             LinkLayer::Other => return None,
         };
-        Some(Self { hook, ifindex: link.index, device: link.name.clone(), ethernet })
+        Some(Self { part, hook, ifindex: link.index, device: link.name.clone(), ethernet })
     }
 
     /// The program's name in the eBPF object.
     #[must_use]
     pub const fn program(&self) -> &'static str {
-        match (self.hook, self.ethernet) {
-            (Hook::Ingress, true) => "ingress_l2",
-            (Hook::Ingress, false) => "ingress_l3",
-            (Hook::Egress, true) => "egress_l2",
-            (Hook::Egress, false) => "egress_l3",
+        match (self.part, self.hook, self.ethernet) {
+            (Part::Decide, Hook::Ingress, true) => "ingress_l2",
+            (Part::Decide, Hook::Ingress, false) => "ingress_l3",
+            (Part::Decide, Hook::Egress, true) => "egress_l2",
+            (Part::Decide, Hook::Egress, false) => "egress_l3",
+            (Part::Clamp, _, true) => "clamp_l2",
+            (Part::Clamp, _, false) => "clamp_l3",
         }
     }
 }
 
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} dev {}", self.hook, self.device)
+        let part = match self.part {
+            Part::Decide => "",
+            Part::Clamp => "mss ",
+        };
+        write!(f, "{part}{} dev {}", self.hook, self.device)
     }
 }
 
@@ -94,6 +125,12 @@ pub struct Open {
 }
 
 impl Open {
+    /// What both may decide.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { v4: self.v4 && other.v4, v6: self.v6 && other.v6 }
+    }
+
     /// May any packet be decided?
     #[must_use]
     pub const fn any(self) -> bool {
@@ -114,29 +151,38 @@ impl Open {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FastState {
     /// The source prefixes of `INDEX`.
-    pub sources: BTreeMap<IpNet, Source>,
+    pub sources: PrefixMap<Source>,
     /// The exemptions of `INDEX`.
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
     pub slots: BTreeMap<u32, Slot>,
+    /// The entries of `CLAMP`.
+    pub clamps: BTreeMap<IfIndex, Clamp>,
     /// Programs of this daemon, or as good as its own, that are attached.
     pub attached: BTreeSet<Attachment>,
     /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
     pub pinned: BTreeSet<Attachment>,
     /// `CONTROL`: what the ingress program may decide.
     pub open: Open,
+    /// `CONTROL`: what the ingress program may forward by the main table.
+    pub unmatched: Open,
     /// `CONTROL`: the programs leave every packet to the kernel, whatever they decide.
     pub shadow: bool,
 }
 
 impl FastState {
+    /// Where programs are attached that decide.
+    pub fn deciding(&self) -> impl Iterator<Item = &Attachment> {
+        self.attached.iter().filter(|attachment| attachment.part == Part::Decide)
+    }
+
     /// Enters a change that has been made.
     pub fn enter(&mut self, operation: &FastOp) {
         match operation {
             FastOp::WriteSlot(index, slot, _) => drop(self.slots.insert(*index, *slot)),
             FastOp::ClearSlot(index) => drop(self.slots.remove(index)),
-            FastOp::PutSource(prefix, source) => drop(self.sources.insert(*prefix, *source)),
-            FastOp::RemoveSource(prefix) => drop(self.sources.remove(prefix)),
+            FastOp::PutSource(prefix, source) => self.sources.insert(*prefix, *source),
+            FastOp::RemoveSource(prefix) => self.sources.remove(prefix),
             FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
             FastOp::RemoveExemption(exemption) => drop(self.exempt.remove(exemption)),
             FastOp::Attach(attachment) => {
@@ -147,24 +193,26 @@ impl FastState {
                 self.attached.remove(attachment);
                 self.pinned.remove(attachment);
             }
+            FastOp::SetClamp(ifindex, clamp) => drop(self.clamps.insert(*ifindex, *clamp)),
+            FastOp::RemoveClamp(ifindex) => drop(self.clamps.remove(ifindex)),
             FastOp::SetOpen(open) => self.open = *open,
+            FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
         }
     }
 
-    /// What puts a prefix back as it is now, once an operation on it has been entered.
-    #[must_use]
-    pub fn undoing(&self, operation: &FastOp) -> Option<FastOp> {
-        match operation {
-            FastOp::PutSource(prefix, _) | FastOp::RemoveSource(prefix) => Some(match self.sources.get(prefix) {
-                Some(source) => FastOp::PutSource(*prefix, *source),
-                None => FastOp::RemoveSource(*prefix),
-            }),
-            FastOp::AddExemption(exemption) | FastOp::RemoveExemption(exemption) => {
-                let present = self.exempt.contains(exemption);
-                Some(if present { FastOp::AddExemption(*exemption) } else { FastOp::RemoveExemption(*exemption) })
+    /// Enters changes that have been made together: the prefixes among them in one go.
+    pub fn enter_all(&mut self, operations: &[&FastOp]) {
+        let mut sources = Vec::with_capacity(operations.len());
+        for operation in operations {
+            match operation {
+                FastOp::PutSource(prefix, source) => sources.push((*prefix, Some(*source))),
+                FastOp::RemoveSource(prefix) => sources.push((*prefix, None)),
+                operation => self.enter(operation),
             }
-            _ => None,
+        }
+        if !sources.is_empty() {
+            self.sources.change(sources);
         }
     }
 }
@@ -188,8 +236,14 @@ pub enum FastOp {
     Attach(Attachment),
     /// Detach a program.
     Detach(Attachment),
+    /// Limit the segment size that TCP tells through a device.
+    SetClamp(IfIndex, Clamp),
+    /// Limit it no longer.
+    RemoveClamp(IfIndex),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
+    /// Say of which families the ingress program may forward by the main table what no policy is about.
+    SetUnmatched(Open),
     /// Say whether the programs leave every packet to the kernel.
     SetShadow(bool),
 }
@@ -204,7 +258,14 @@ impl FastOp {
     /// Takes something away, which must wait until what replaces it is there.
     #[must_use]
     pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::ClearSlot(_) | Self::RemoveSource(_) | Self::RemoveExemption(_) | Self::Detach(_))
+        matches!(
+            self,
+            Self::ClearSlot(_)
+                | Self::RemoveSource(_)
+                | Self::RemoveExemption(_)
+                | Self::Detach(_)
+                | Self::RemoveClamp(_)
+        )
     }
 }
 
@@ -229,9 +290,17 @@ impl fmt::Display for FastOp {
             Self::RemoveExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] removed"),
             Self::Attach(attachment) => write!(f, "attach program {attachment}"),
             Self::Detach(attachment) => write!(f, "detach program {attachment}"),
+            Self::SetClamp(ifindex, Clamp { v4, v6 }) => {
+                write!(f, "map mss[ifindex {ifindex}] = IPv4 {v4}, IPv6 {v6}")
+            }
+            Self::RemoveClamp(ifindex) => write!(f, "map mss[ifindex {ifindex}] removed"),
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
+            }
+            Self::SetUnmatched(Open { v4, v6 }) => {
+                let who = |open| if open { "program" } else { "kernel" };
+                write!(f, "unmatched IPv4 by the {}, IPv6 by the {}", who(*v4), who(*v6))
             }
             Self::SetShadow(true) => f.write_str("programs only watch"),
             Self::SetShadow(false) => f.write_str("programs act"),

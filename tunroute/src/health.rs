@@ -4,8 +4,8 @@
 //! the tunnel's. Such a route must exist while the tunnel is held to be down, too, or the probe could never find
 //! out that it is back: see [`crate::compile::probes`].
 
-mod echo;
-mod probe;
+pub(crate) mod echo;
+pub(crate) mod probe;
 pub mod verdict;
 
 use std::{

@@ -22,6 +22,7 @@ use tunroute_common::{
 use crate::{
     fast::{Exemption, FastOp},
     net::Family,
+    prefix_map::PrefixMap,
     trie::{Builder, Part, Prefix, Sites},
 };
 
@@ -29,7 +30,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'a> {
     /// What is known of each source prefix.
-    pub sources: &'a BTreeMap<IpNet, Source>,
+    pub sources: &'a PrefixMap<Source>,
     /// The destinations of each exemption set.
     pub exempt: &'a BTreeSet<Exemption>,
 }
@@ -148,6 +149,21 @@ impl Image {
 /// An array has at least so many words, and a multiple of it.
 pub const MINIMUM: u64 = 1 << 13;
 
+/// As many words as an array should have for so many source prefixes, as far as can be told before they are compiled: with
+/// more, programs need not be loaded twice. In eighths of a word for each prefix, by what random ones have taken.
+#[must_use]
+pub fn expected<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> u64 {
+    let eighths: u64 = prefixes
+        .map(|prefix| match (Family::of(prefix), prefix.prefix_len()) {
+            (Family::V4, ..=24) => 15,
+            (Family::V4, _) => 21,
+            (Family::V6, ..=64) => 38,
+            (Family::V6, _) => 62,
+        })
+        .sum();
+    (eighths / 8 + eighths / 32 + MINIMUM).next_multiple_of(MINIMUM)
+}
+
 /// Changes an array, which others read, where operations concern it. `content` is what it is to be afterwards. False if it
 /// takes a new array, since there is no room in this one; some of them may have been done then.
 #[must_use]
@@ -178,7 +194,14 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
                 &record,
                 root,
                 prefix,
-                |range| content.sources.range(range).map(|(prefix, source)| numbered(prefix, number(source))).collect(),
+                |range| {
+                    content
+                        .sources
+                        .range(range)
+                        .iter()
+                        .map(|(prefix, source)| numbered(prefix, number(source)))
+                        .collect()
+                },
                 |prefix| content.sources.get(prefix).map(number),
             )
         }
@@ -256,8 +279,8 @@ fn rebuild<M: Memory + ?Sized>(
 
 /// What stands in an array, as its record tells. `None` if it is damaged.
 #[must_use]
-pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(BTreeMap<IpNet, Source>, BTreeSet<Exemption>)> {
-    let (mut sources, mut exempt) = (BTreeMap::new(), BTreeSet::new());
+pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeSet<Exemption>)> {
+    let (mut sources, mut exempt) = (Vec::new(), BTreeSet::new());
     let count = memory.word(header::RECORD);
     let mut words = (1..=count).map(|index| Some(memory.word(memory.length().checked_sub(index)?)));
     while let Some(word) = words.next() {
@@ -277,13 +300,17 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(BTreeMap<IpNet, Source>, 
         };
         let prefix = IpNet::new(address, length).ok()?;
         match (is_source, number) {
-            (true, 0) => drop(sources.remove(&prefix)),
-            (true, _) => drop(sources.insert(prefix, unpack(memory.word(memory.word(header::TABLE) + number))?)),
+            (true, 0) => sources.push((prefix, None)),
+            (true, _) => {
+                sources.push((prefix, Some(unpack(memory.word(memory.word(header::TABLE) + number))?)));
+            }
             (false, 0) => drop(exempt.remove(&Exemption { set: low, prefix })),
             (false, _) => drop(exempt.insert(Exemption { set: low, prefix })),
         }
     }
-    Some((sources, exempt))
+    let mut read = PrefixMap::default();
+    read.change(sources);
+    Some((read, exempt))
 }
 
 /// As many words of an array as are used.

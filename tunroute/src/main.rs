@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -13,17 +13,16 @@ use tokio::sync::oneshot;
 use tunroute::{
     cli::{AttachArg, Cli, Command, Plan, Run},
     config::{Config, ConfigError, Loaded},
-    control::{Answer, ControlError, Request, ask},
+    control::{Answer, ControlError, OTHER_ANSWER, Request, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
     doctor::{self, Observation, examine},
-    import, log, privilege,
+    import, log, privilege, top,
+    trace::Wanted,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
 const NO_PERMISSION: u8 = 77;
-/// What an older or newer daemon may do.
-const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
 
 /// `plan` has found something to do.
 const CHANGES: u8 = 2;
@@ -40,14 +39,19 @@ fn main() -> ExitCode {
     match runtime.block_on(dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
-            let forbidden = matches!(
-                error.downcast_ref(),
-                Some(ControlError::Connect { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied
-            );
             let code = fail(&format!("{error:#}"));
-            if forbidden { ExitCode::from(NO_PERMISSION) } else { code }
+            if is_forbidden(&error) { ExitCode::from(NO_PERMISSION) } else { code }
         }
     }
+}
+
+/// It would have worked for somebody else.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let system = cause.downcast_ref::<io::Error>();
+        system.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+            || matches!(cause.downcast_ref(), Some(ControlError::Forbidden { .. }))
+    })
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -65,14 +69,22 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(arguments) => run(arguments).await,
         Command::Check { file, json } => check(&file, json),
         Command::Doctor { file, fix, json } => doctor(&file, fix, json).await,
-        Command::Import { from_script } => import(from_script.as_deref()),
+        Command::Import { from_script } => import(&from_script),
         Command::Status { runtime, json, watch } => status(&runtime.runtime_dir, json, watch).await,
+        Command::Top { runtime, interval } => {
+            let paint = top::Paint { colour: colour(&io::stdout()) };
+            top::top(runtime.runtime_dir, Duration::from_secs(interval), paint).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Plan(arguments) => plan(arguments).await,
         Command::Explain { source, destination, iif, runtime, json } => {
-            Ok(compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json))
+            compared(ask(&runtime.runtime_dir, Request::Explain { source, destination, iif }).await, json)
         }
         Command::Verify { samples, runtime, json } => {
-            Ok(compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json))
+            compared(ask(&runtime.runtime_dir, Request::Verify { samples }).await, json)
+        }
+        Command::Trace { from, to, rate, runtime, json } => {
+            trace(&runtime.runtime_dir, Wanted { from, to, rate }, json).await
         }
         Command::Reload { runtime } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
         Command::Apply { runtime, confirm: None } => done(ask(&runtime.runtime_dir, Request::Reload).await?),
@@ -96,8 +108,9 @@ fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble.
-fn compared(answer: Result<Answer, ControlError>, json: bool) -> ExitCode {
+/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble. (Who may
+/// not ask is told so as everywhere.)
+fn compared(answer: Result<Answer, ControlError>, json: bool) -> anyhow::Result<ExitCode> {
     let colour = colour(&io::stdout());
     let (text, value, agree) = match answer {
         Ok(Answer::Explanation(explanation)) => {
@@ -106,15 +119,16 @@ fn compared(answer: Result<Answer, ControlError>, json: bool) -> ExitCode {
         Ok(Answer::Verified(verification)) => {
             (verification.render(colour), serde_json::to_value(&verification), verification.agree())
         }
-        Ok(Answer::Failed(reason)) => return trouble(&reason),
-        Ok(_) => return trouble(OTHER_ANSWER),
-        Err(error) => return trouble(&error.to_string()),
+        Ok(Answer::Failed(reason)) => return Ok(trouble(&reason)),
+        Ok(_) => return Ok(trouble(OTHER_ANSWER)),
+        Err(error @ ControlError::Forbidden { .. }) => return Err(error.into()),
+        Err(error) => return Ok(trouble(&format!("{:#}", anyhow::Error::from(error)))),
     };
     match value {
         Ok(value) => print(&if json { format!("{value:#}\n") } else { text }),
-        Err(error) => return trouble(&error.to_string()),
+        Err(error) => return Ok(trouble(&error.to_string())),
     }
-    ExitCode::from(u8::from(!agree))
+    Ok(ExitCode::from(u8::from(!agree)))
 }
 
 fn trouble(message: &str) -> ExitCode {
@@ -159,8 +173,12 @@ fn check(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
             } else {
                 format!("; {}", count(warnings.len(), "warning", "warnings"))
             };
+            let followed = match config.policies.iter().map(|policy| policy.follow.len()).sum() {
+                0 => String::new(),
+                interfaces => format!(" and those of {}", count(interfaces, "interface", "interfaces")),
+            };
             print(&format!(
-                "{}: good: {}, {}, {}{warned}\n",
+                "{}: good: {}, {}, {}{followed}{warned}\n",
                 file.display(),
                 count(config.tunnels.len(), "tunnel", "tunnels"),
                 count(config.policies.len(), "policy", "policies"),
@@ -192,13 +210,16 @@ async fn doctor(file: &Path, fix: bool, json: bool) -> anyhow::Result<ExitCode> 
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CHANGES) })
 }
 
-fn import(script: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let setup = match script {
-        Some(file) => {
+fn import(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let setup = if files.is_empty() {
+        import::live()?
+    } else {
+        let read = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            import::parse(&text, import::table_names())
-        }
-        None => import::live()?,
+            Ok((file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), text))
+        };
+        let texts: Vec<(String, String)> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
+        import::parse(texts.iter().map(|(name, text)| import::File { name, text }), import::table_names())
     };
     let draft = import::draft(&setup);
     let (policies, prefixes) = draft.counts();
@@ -225,7 +246,10 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
             Answer::Status(status) => status,
             answer => return done(answer),
         };
-        if json {
+        if json && watch.is_some() {
+            // One a line, for those who read them one by one.
+            print(&(serde_json::to_string(&status)? + "\n"));
+        } else if json {
             print(&(serde_json::to_string_pretty(&status)? + "\n"));
         } else if watch.is_some() && io::stdout().is_terminal() {
             print(&format!("{CLEAR}{}", status.render()));
@@ -235,6 +259,46 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
         match watch {
             Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             None => return Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// From one question to the next; the daemon goes on telling for longer than that.
+const LOOK: Duration = Duration::from_millis(100);
+
+async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result<ExitCode> {
+    // Any number that nobody else has: two listeners must not take each other's decisions away.
+    let session = fastrand::u64(..);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    loop {
+        let traced = match ask(runtime_dir, Request::Trace { session, wanted }).await? {
+            Answer::Traced(traced) => traced,
+            answer => return done(answer),
+        };
+        let mut text = String::new();
+        for decision in &traced.decisions {
+            text += &if json { decision.json().to_string() } else { decision.render() };
+            text.push('\n');
+        }
+        if traced.omitted > 0 {
+            let omitted = traced.omitted;
+            text += &if json {
+                serde_json::json!({ "omitted": omitted }).to_string()
+            } else {
+                format!(
+                    "… and {} more, which are too many to show (--rate)",
+                    count(usize::try_from(omitted).unwrap_or(usize::MAX), "packet", "packets")
+                )
+            };
+            text.push('\n');
+        }
+        // Whoever has seen enough closes it.
+        if io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            _ = &mut interrupted => return Ok(ExitCode::SUCCESS),
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
@@ -252,7 +316,7 @@ async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
             }
             let file = file.unwrap_or_else(|| DEFAULT_CONFIG.into());
             let Some(config) = load(&file) else { return Ok(ExitCode::FAILURE) };
-            preview_without_daemon(&file, &config, &arguments.directories.into()).await?
+            preview_without_daemon(&file, config, &arguments.directories.into()).await?
         }
         Err(error) => return Err(error.into()),
     };

@@ -12,9 +12,9 @@ use std::{
 use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 use tunroute_common::{
-    decide::Lookup,
-    maps::{Slot, Source},
-    packet::Addresses,
+    decide::{Arrival, Lookup, NextHop},
+    maps::{OWN_SET, Slot, Source},
+    packet::{Addresses, Header},
 };
 
 use crate::{
@@ -38,12 +38,7 @@ impl From<&FastState> for Model {
         for Exemption { set, prefix } in &state.exempt {
             exempt.entry(*set).or_default().insert(*prefix);
         }
-        Self {
-            sources: state.sources.iter().map(|(prefix, source)| (*prefix, *source)).collect(),
-            exempt,
-            slots: state.slots.clone(),
-            open: state.open,
-        }
+        Self { sources: state.sources.iter().copied().collect(), exempt, slots: state.slots.clone(), open: state.open }
     }
 }
 
@@ -72,6 +67,16 @@ impl Lookup for Model {
 
     fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
         self.exemption_of(set, source_and_destination(addresses).1).is_some()
+    }
+
+    fn touches_host(&self, addresses: &Addresses) -> bool {
+        let (source, destination) = source_and_destination(addresses);
+        [source, destination].into_iter().any(|address| self.exemption_of(OWN_SET, address).is_some())
+    }
+
+    /// The kernel's routes are not kept here: what no policy is about is left to it.
+    fn main_route(&self, _arrival: &Arrival, _header: &Header, _length: u32) -> Option<NextHop> {
+        None
     }
 
     fn slot(&self, index: u32) -> Option<&Slot> {
@@ -146,6 +151,14 @@ impl Lookup for Trace<'_> {
         found.is_some()
     }
 
+    fn touches_host(&self, addresses: &Addresses) -> bool {
+        self.model.touches_host(addresses)
+    }
+
+    fn main_route(&self, arrival: &Arrival, header: &Header, length: u32) -> Option<NextHop> {
+        self.model.main_route(arrival, header, length)
+    }
+
     fn slot(&self, index: u32) -> Option<&Slot> {
         let found = self.model.slot(index);
         self.note(Step::Slot(index, found.copied()));
@@ -172,7 +185,7 @@ pub fn source_and_destination(addresses: &Addresses) -> (IpAddr, IpAddr) {
 #[cfg(test)]
 mod tests {
     use tunroute_common::{
-        decide::{Arrival, Verdict, decide_ingress},
+        decide::{Verdict, decide_ingress},
         maps::{Egress, Outcome},
         packet::{ETHERTYPE_IPV4, Ipv4Header, Slice},
     };

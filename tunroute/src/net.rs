@@ -85,6 +85,12 @@ impl fmt::Display for Family {
     }
 }
 
+/// Is it within fe80::/10?
+#[must_use]
+pub const fn is_link_local(prefix: &IpNet) -> bool {
+    matches!(prefix, IpNet::V6(prefix) if prefix.addr().is_unicast_link_local())
+}
+
 /// How a device takes packets, which decides how the fast path hands them over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -130,17 +136,31 @@ impl Link {
     }
 }
 
-/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes.
+/// What a rule does with a packet that it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleAction {
+    /// Ask this routing table; if that leads nowhere, go on at the next rule.
+    Lookup(u32),
+    /// Go on at the first rule with this priority, a higher number.
+    Goto(u32),
+    /// Go on at the next rule: something to go to.
+    Nop,
+}
+
+/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes,
+/// `[not] from PREFIX goto PRIORITY` and `from all nop` where there are many.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The priority (preference): lower numbers are asked first.
     pub priority: u32,
     /// The source prefix.
     pub from: IpNet,
+    /// Matches the sources that are *not* in the prefix.
+    pub not: bool,
     /// The device that the sender has bound its socket to: such a rule matches nothing that is forwarded.
     pub oif: Option<String>,
-    /// The routing table asked when all of that matches.
-    pub table: u32,
+    /// What is done when all of that matches.
+    pub action: RuleAction,
 }
 
 /// `ip` or `ip -6`, by the family of a prefix.
@@ -156,6 +176,27 @@ impl fmt::Display for Ip<'_> {
 }
 
 impl Rule {
+    /// `from PREFIX` with this action.
+    #[must_use]
+    pub const fn new(priority: u32, from: IpNet, action: RuleAction) -> Self {
+        Self { priority, from, not: false, oif: None, action }
+    }
+
+    /// The routing table that it asks.
+    #[must_use]
+    pub const fn table(&self) -> Option<u32> {
+        match self.action {
+            RuleAction::Lookup(table) => Some(table),
+            RuleAction::Goto(_) | RuleAction::Nop => None,
+        }
+    }
+
+    /// A shortcut past rules that do not match: what is decided does not depend on it, only how soon.
+    #[must_use]
+    pub const fn is_shortcut(&self) -> bool {
+        matches!(self.action, RuleAction::Goto(_))
+    }
+
     /// The family whose rule list it stands in.
     #[must_use]
     pub const fn family(&self) -> Family {
@@ -177,7 +218,10 @@ impl Rule {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { priority, from, oif, table } = self;
+        let Self { priority, from, not, oif, action } = self;
+        if *not {
+            f.write_str("not ")?;
+        }
         match from.prefix_len() {
             0 => f.write_str("from all")?,
             _ => write!(f, "from {from}")?,
@@ -185,7 +229,12 @@ impl fmt::Display for Rule {
         if let Some(oif) = oif {
             write!(f, " oif {oif}")?;
         }
-        write!(f, " lookup {table} pref {priority} protocol {PROTOCOL}")
+        match action {
+            RuleAction::Lookup(table) => write!(f, " lookup {table}")?,
+            RuleAction::Goto(target) => write!(f, " goto {target}")?,
+            RuleAction::Nop => f.write_str(" nop")?,
+        }
+        write!(f, " pref {priority} protocol {PROTOCOL}")
     }
 }
 
@@ -300,6 +349,8 @@ pub struct ObservedRule {
     pub rule: Option<Rule>,
     /// Looks up [`TABLE_LOCAL`] for every packet, as the kernel's own rule at priority 0 does.
     pub looks_up_local: bool,
+    /// Looks up [`TABLE_MAIN`] for every packet.
+    pub looks_up_main: bool,
     /// The `l3mdev` selector: such a rule, which the kernel makes with the first VRF, matches only what enters by a VRF's
     /// port or is bound to one (`l3mdev_fib_rule_match()` in `net/l3mdev/l3mdev.c`).
     pub l3mdev: bool,
@@ -307,8 +358,16 @@ pub struct ObservedRule {
     pub iif: Option<String>,
     /// The `oif` selector: such a rule never matches a packet that is being forwarded.
     pub oif: Option<String>,
-    /// In `ip rule` syntax, for people.
+    /// In `ip rule` syntax, for people; empty where `rule` says it, for those are many. See [`Self::text`].
     pub text: String,
+}
+
+impl ObservedRule {
+    /// In `ip rule` syntax, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.rule.as_ref().map_or_else(|| self.text.clone(), ToString::to_string)
+    }
 }
 
 /// A route that carries [`PROTOCOL`], as observed.
@@ -371,6 +430,8 @@ pub enum KernelOp {
         handle: Handle,
         /// The family whose rule list it stands in.
         family: Family,
+        /// [`Rule::is_shortcut`]
+        shortcut: bool,
         /// In `ip rule` syntax, for people.
         text: String,
     },
@@ -390,10 +451,17 @@ pub enum KernelOp {
 }
 
 impl KernelOp {
-    /// Takes something away, which must wait until what replaces it is there.
+    /// Must not be done unless what was to be done before has been: what takes something away, until what replaces it is
+    /// there; and a shortcut, until the rules stand as it takes them to.
     #[must_use]
-    pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::DelRule { .. } | Self::DelRoute { .. })
+    pub const fn waits(&self) -> bool {
+        match self {
+            Self::AddRule(rule) => rule.is_shortcut(),
+            // Without a shortcut the same is decided.
+            Self::DelRule { shortcut, .. } => !*shortcut,
+            Self::DelRoute { .. } => true,
+            Self::AddRoute(_) | Self::ReplaceRoute(_) => false,
+        }
     }
 }
 

@@ -2,18 +2,25 @@
 //!
 //! Make before break: what is new comes first, in the order routes, rules, maps, programs; what goes, afterwards, in the
 //! opposite order. Only closing the fast path comes before everything.
+//!
+//! Among rules, the longer of two nested prefixes is added first and removed last, so that the rules which a packet meets
+//! in the midst of a change are the first of those that it met before, the first of those that it will meet, or all of
+//! either: it is decided as before or as afterwards. Shortcuts ([`Rule::is_shortcut`]) are right only while no rule that
+//! they pass over matters: those that go are removed before other rules are added, new ones are added when the other
+//! rules are as they are to be.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
-use tunroute_common::maps::{MAX_PREFIXES, MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source};
 
 use crate::{
-    compile::{ChainId, Desired, DesiredFast},
-    fast::{Exemption, FastOp, FastState, Open},
-    net::{Family, KernelOp, KernelState, Route},
+    compile::{ChainId, Desired, DesiredFast, Lead},
+    fast::{Exemption, FastOp, FastState},
+    net::{Family, KernelOp, KernelState, ObservedRule, Route, Rule},
 };
 
 /// One operation on either datapath.
@@ -57,6 +64,15 @@ pub enum PlanError {
         /// How many would be used at once.
         needed: usize,
     },
+    /// More policies around one another than the programs follow, by way of what is on the link at interfaces.
+    #[error(
+        "{needed} policies stand around one another, and the fast path follows {MAX_NESTING}; use fewer prefixes inside \
+         one another"
+    )]
+    Nesting {
+        /// How many there are.
+        needed: usize,
+    },
     /// More prefixes than a map takes.
     #[error("the fast path would need {needed} {family} {what} at once, and its map takes {MAX_PREFIXES}; use fewer")]
     Prefixes {
@@ -82,6 +98,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     };
     let mut operations = Vec::new();
     operations.append(&mut fast_plan.close);
+    operations.append(&mut kernel_plan.removed_shortcuts);
     operations.append(&mut kernel_plan.routes);
     operations.append(&mut fast_plan.exempt);
     operations.append(&mut fast_plan.slots);
@@ -89,6 +106,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     operations.append(&mut fast_plan.add);
     operations.append(&mut fast_plan.remove);
     operations.append(&mut kernel_plan.removed_rules);
+    operations.append(&mut kernel_plan.shortcuts);
     operations.append(&mut kernel_plan.removed_routes);
     Ok(operations)
 }
@@ -115,6 +133,8 @@ pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&Fast
 struct KernelPlan {
     routes: Vec<Op>,
     rules: Vec<Op>,
+    shortcuts: Vec<Op>,
+    removed_shortcuts: Vec<Op>,
     removed_rules: Vec<Op>,
     removed_routes: Vec<Op>,
 }
@@ -156,19 +176,40 @@ impl KernelPlan {
 
     fn plan_rules(&mut self, desired: &Desired, kernel: &KernelState) {
         let mut kept = BTreeSet::new();
+        let mut removed: Vec<&ObservedRule> = Vec::new();
         for observed in kernel.rules.iter().filter(|observed| observed.ours) {
-            if let Some(rule) = &observed.rule
-                && desired.rules.contains(rule)
-                && kept.insert(rule)
-            {
-                continue;
+            match &observed.rule {
+                Some(rule) if desired.rules.contains(rule) && kept.insert(rule) => {}
+                _ => removed.push(observed),
             }
-            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
-            self.removed_rules.push(KernelOp::DelRule { handle, family, text }.into());
         }
+        let is_shortcut = |observed: &&ObservedRule| observed.rule.as_ref().is_some_and(Rule::is_shortcut);
+        let (removed_shortcuts, mut removed): (Vec<_>, Vec<_>) = removed.into_iter().partition(is_shortcut);
+        // A prefix stands before those inside it.
+        removed.sort_by_key(|observed| observed.rule.as_ref().map(|rule| rule.from));
+        self.removed_shortcuts.extend(removed_shortcuts.into_iter().map(removal));
+        self.removed_rules.extend(removed.into_iter().map(removal));
+
         let missing = desired.rules.iter().filter(|rule| !kept.contains(rule));
-        self.rules.extend(missing.map(|rule| KernelOp::AddRule(rule.clone()).into()));
+        let (mut shortcuts, mut missing): (Vec<_>, Vec<_>) = missing.partition(|rule| rule.is_shortcut());
+        // The kernel looks for a rule's place from the front, so what stands behind comes first. Flat rules are sorted by
+        // their prefixes' lengths as they are.
+        let as_tree = |rule: &Rule| desired.trees.contains(&rule.family()) && rule.oif.is_none();
+        missing.sort_by_key(|rule| as_tree(rule).then_some(Reverse(rule.from)));
+        // Of the same priority, those for most sources are asked first.
+        shortcuts.sort_by_key(|rule| (Reverse(rule.priority), rule.from.prefix_len()));
+        self.rules.extend(missing.into_iter().map(addition));
+        self.shortcuts.extend(shortcuts.into_iter().map(addition));
     }
+}
+
+fn addition(rule: &Rule) -> Op {
+    KernelOp::AddRule(rule.clone()).into()
+}
+
+fn removal(observed: &ObservedRule) -> Op {
+    let shortcut = observed.rule.as_ref().is_some_and(Rule::is_shortcut);
+    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut, text: observed.text() }.into()
 }
 
 #[derive(Default)]
@@ -177,6 +218,7 @@ struct FastPlan {
     exempt: Vec<Op>,
     slots: Vec<Op>,
     add: Vec<Op>,
+    sources_removed: Vec<Op>,
     remove: Vec<Op>,
 }
 
@@ -187,11 +229,15 @@ impl FastPlan {
         let desired = desired.unwrap_or(&nothing);
         let numbers = number_slots(desired, observed)?;
         check_room(desired, observed)?;
+        check_nesting(desired)?;
         let mut plan = Self::default();
 
-        let both = Open { v4: observed.open.v4 && desired.open.v4, v6: observed.open.v6 && desired.open.v6 };
+        let (both, unmatched) = (observed.open.and(desired.open), observed.unmatched.and(desired.unmatched));
         if both != observed.open {
             plan.close.push(FastOp::SetOpen(both).into());
+        }
+        if unmatched != observed.unmatched {
+            plan.close.push(FastOp::SetUnmatched(unmatched).into());
         }
         plan.plan_slots(desired, observed, &numbers);
         plan.plan_entries(desired, observed, &numbers);
@@ -199,12 +245,17 @@ impl FastPlan {
         if desired.shadow && !observed.shadow {
             plan.add.push(FastOp::SetShadow(true).into());
         }
+        let limits = desired.clamps.iter().filter(|(ifindex, clamp)| observed.clamps.get(*ifindex) != Some(*clamp));
+        plan.add.extend(limits.map(|(ifindex, clamp)| FastOp::SetClamp(*ifindex, *clamp).into()));
         plan.plan_attachments(desired, observed);
         if observed.shadow && !desired.shadow {
             plan.add.push(FastOp::SetShadow(false).into());
         }
         if both != desired.open {
             plan.add.push(FastOp::SetOpen(desired.open).into());
+        }
+        if unmatched != desired.unmatched {
+            plan.add.push(FastOp::SetUnmatched(desired.unmatched).into());
         }
         plan.plan_removals(desired, observed, &numbers);
         Ok(plan)
@@ -237,10 +288,16 @@ impl FastPlan {
         // These come first of all: a slot whose set is not yet filled would redirect too far.
         let exemptions = desired.exempt.difference(&observed.exempt);
         self.exempt.extend(exemptions.map(|exemption| FastOp::AddExemption(*exemption).into()));
-        for (prefix, (id, arrives_by)) in &desired.sources {
-            let Some(slot) = numbers.get(id) else { continue };
-            let source = Source { slot: *slot, arrives_by: *arrives_by };
-            if observed.sources.get(prefix) != Some(&source) {
+        let chains = desired.sources.chains();
+        let slots: Vec<Option<u32>> = chains.iter().map(|chain| numbers.get(&chain.id).copied()).collect();
+        for (prefix, lead, present) in desired.sources.prefixes().beside(&observed.sources) {
+            let Some(Lead { chain, arrives_by }) = lead else {
+                self.sources_removed.push(FastOp::RemoveSource(*prefix).into());
+                continue;
+            };
+            let slot = usize::try_from(*chain).ok().and_then(|chain| *slots.get(chain)?);
+            let Some(source) = slot.map(|slot| Source { slot, arrives_by: *arrives_by }) else { continue };
+            if present != Some(&source) {
                 self.add.push(FastOp::PutSource(*prefix, source).into());
             }
         }
@@ -256,10 +313,11 @@ impl FastPlan {
     }
 
     fn plan_removals(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
-        let sources = observed.sources.keys().filter(|prefix| !desired.sources.contains_key(*prefix));
-        self.remove.extend(sources.map(|prefix| FastOp::RemoveSource(*prefix).into()));
+        self.remove.append(&mut self.sources_removed);
         let exemptions = observed.exempt.difference(&desired.exempt);
         self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
+        let limits = observed.clamps.keys().filter(|ifindex| !desired.clamps.contains_key(ifindex));
+        self.remove.extend(limits.map(|ifindex| FastOp::RemoveClamp(*ifindex).into()));
         let used: BTreeSet<u32> = numbers.values().copied().collect();
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
@@ -275,12 +333,14 @@ fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanErr
     };
     let limit = usize::try_from(MAX_PREFIXES).unwrap_or(usize::MAX);
     // The usual case costs nothing.
-    if desired.sources.len().saturating_add(observed.sources.len()) > limit {
+    let sources = desired.sources.prefixes();
+    if sources.len().saturating_add(observed.sources.len()) > limit {
+        let mut needed = [0usize; 2];
+        for (prefix, ..) in sources.beside(&observed.sources) {
+            needed[Family::of(prefix) as usize] += 1;
+        }
         for family in Family::ALL {
-            let added = desired.sources.keys().filter(|prefix| !observed.sources.contains_key(prefix));
-            let added = added.filter(|prefix| Family::of(prefix) == family).count();
-            let present = observed.sources.keys().filter(|prefix| Family::of(prefix) == family).count();
-            check("sources", family, added, present)?;
+            check("sources", family, needed[family as usize], 0)?;
         }
     }
     if desired.exempt.len().saturating_add(observed.exempt.len()) > limit {
@@ -291,6 +351,17 @@ fn check_room(desired: &DesiredFast, observed: &FastState) -> Result<(), PlanErr
         }
     }
     Ok(())
+}
+
+/// Can the programs follow every chain to its end? A configuration that is too deep by itself is refused when it is read.
+fn check_nesting(desired: &DesiredFast) -> Result<(), PlanError> {
+    let length = |id: &ChainId| std::iter::successors(Some(*id), |id| desired.slots.get(id)?.next).count();
+    match desired.slots.keys().map(length).max() {
+        Some(needed) if u32::try_from(needed).is_ok_and(|needed| needed > MAX_NESTING) => {
+            Err(PlanError::Nesting { needed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, health, net::Family, supervise, text::wrapped};
+use crate::{config::Datapath, health, kernel::Traffic, net::Family, supervise, text::wrapped};
 
 /// What `status` prints fits a terminal of this many columns.
 const WIDTH: usize = 80;
@@ -30,7 +30,7 @@ pub struct Status {
     pub fast_path: FastPathStatus,
     /// The kernel datapath.
     pub kernel: KernelStatus,
-    /// What could not be done, and is tried again; empty if the system is as it should be.
+    /// What could not be done, and is tried again, or what two policies want alike; empty if the system is as it should be.
     pub problems: Vec<String>,
     /// What the operator should change on this host.
     #[serde(default)]
@@ -48,8 +48,14 @@ pub struct TunnelStatus {
     pub ifindex: Option<u32>,
     /// Its MTU, in bytes.
     pub mtu: Option<u32>,
+    /// By family: the largest segment size that TCP may tell through it, in bytes, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mss: Option<BTreeMap<Family, u16>>,
     /// The families that its probes declare down.
     pub failed: Vec<Family>,
+    /// What has gone through the device.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub traffic: Option<Traffic>,
     /// Its supervised command, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<supervise::Status>")]
@@ -66,6 +72,9 @@ pub struct PolicyStatus {
     pub name: String,
     /// How many source prefixes it has.
     pub prefixes: usize,
+    /// The interfaces whose prefixes are among them, as they change.
+    #[serde(default)]
+    pub follows: Vec<String>,
     /// Its routing table.
     pub table: Option<u32>,
     /// By family: the tunnel that carries its packets, or what happens to them while none is up.
@@ -96,6 +105,9 @@ pub struct FastPathStatus {
     pub state: String,
     /// Why it is not `on`, and what to do about it.
     pub reasons: Vec<String>,
+    /// The gates by name, with how many of each are closed; none where the fast path is not used.
+    #[serde(default)]
+    pub gates: BTreeMap<String, usize>,
     /// Where programs are attached: `ingress dev lan0`.
     pub attached: Vec<String>,
     /// How they are attached: `tcx` or `clsact`.
@@ -104,6 +116,9 @@ pub struct FastPathStatus {
     /// How full its maps are.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub maps: Vec<MapStatus>,
+    /// What no policy is about and the programs have forwarded by the main table, with `unmatched = "fast"`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unmatched: Option<OutcomeStatus>,
 }
 
 /// How full a map is.
@@ -118,10 +133,13 @@ pub struct MapStatus {
 }
 
 /// The kernel datapath.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KernelStatus {
     /// Installed rules.
     pub rules: usize,
+    /// The families whose rules are a tree.
+    #[serde(default)]
+    pub trees: Vec<Family>,
     /// Installed routes.
     pub routes: usize,
 }
@@ -180,11 +198,17 @@ impl Status {
                 }
             }
         }
-        let _infallible = writeln!(text, "kernel: {} rules, {} routes", self.kernel.rules, self.kernel.routes);
-        let FastPathStatus { state, attached, reasons, .. } = &self.fast_path;
+        let KernelStatus { rules, trees, routes } = &self.kernel;
+        let trees: Vec<String> = trees.iter().map(ToString::to_string).collect();
+        let trees = if trees.is_empty() { String::new() } else { format!(" ({} as a tree)", trees.join(" and ")) };
+        let _infallible = writeln!(text, "kernel: {rules} rules{trees}, {routes} routes");
+        let FastPathStatus { state, attached, reasons, unmatched, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
+        if let Some(OutcomeStatus { packets, bytes: volume }) = unmatched {
+            add(&format!("  by the main table: {packets} packets that no policy is about, {}", bytes(*volume)));
+        }
         reasons.iter().for_each(|reason| add(&format!("  {reason}")));
         self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));
         self.hints.iter().for_each(|hint| add(&format!("hint: {hint}")));
@@ -193,7 +217,7 @@ impl Status {
 }
 
 /// What happened to packets that were not handed to the tunnel.
-fn in_words(outcome: &str) -> Option<&'static str> {
+pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
     Some(match outcome {
         "leak_prevented" => "dropped at an uplink that they must not leave by",
         "blackholed" => "dropped while no tunnel was up",
@@ -226,17 +250,18 @@ fn trimmed(table: &Table) -> String {
 }
 
 /// One word if both families agree.
-fn by_family(values: &BTreeMap<Family, String>) -> String {
+pub(crate) fn by_family(values: &BTreeMap<Family, String>) -> String {
     let mut distinct: Vec<&String> = values.values().collect();
     distinct.dedup();
     match distinct.as_slice() {
+        [] => "-".to_owned(),
         [one] => (*one).clone(),
         _ => values.iter().map(|(family, value)| format!("{family}: {value}")).collect::<Vec<_>>().join("\n"),
     }
 }
 
 /// Bytes with a binary unit, at most four digits.
-fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes;
     let mut tenths = 0;
@@ -266,13 +291,16 @@ mod tests {
                 state: "pending".into(),
                 ifindex: Some(u32::MAX),
                 mtu: Some(65_535),
+                mss: None,
                 failed: Vec::new(),
+                traffic: None,
                 command: None,
                 probes: Vec::new(),
             }],
             policies: vec![PolicyStatus {
                 name: name.into(),
                 prefixes: 1_000_000,
+                follows: Vec::new(),
                 table: None,
                 active: both(device),
                 carried_by: [(Family::V4, "fast path".to_owned()), (Family::V6, "kernel".to_owned())].into(),

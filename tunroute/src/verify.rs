@@ -77,7 +77,9 @@ impl Field {
     /// Any packet.
     #[must_use]
     pub fn any(&self, policies: &[Policy]) -> Option<Subject> {
-        let prefix = fastrand::choice(&fastrand::choice(policies)?.from)?;
+        let Policy { from, followed, .. } = fastrand::choice(policies)?;
+        let index = fastrand::choice(0..from.len().saturating_add(followed.len()))?;
+        let prefix = from.get(index).or_else(|| followed.get(index.checked_sub(from.len())?))?;
         let edge = fastrand::bool().then(|| fastrand::choice(around(prefix))).flatten();
         self.subject(edge.unwrap_or_else(|| inside(prefix)))
     }
@@ -232,7 +234,7 @@ impl Verifier {
     pub fn run(mut self) -> (Verification, Vec<(Subject, Sighting)>) {
         let start = Instant::now();
         let policies = std::mem::take(&mut self.policies);
-        let prefixes: Vec<&IpNet> = policies.iter().flat_map(|policy| &policy.from).collect();
+        let prefixes: Vec<&IpNet> = policies.iter().flat_map(Policy::sources).collect();
         let mut told = Verification {
             policies: policies.len(),
             prefixes: prefixes.len(),

@@ -19,15 +19,18 @@ use proptest::{
     test_runner::{Config as RunnerConfig, TestRunner},
 };
 use tunroute::{
-    datapath::{Datapath, Method},
-    fast::{Exemption, FastOp, FastState, Open, address_words},
+    datapath::{Datapath, Method, Place},
+    fast::{Exemption, FastOp, FastState, Hook, Open, address_words},
     index,
     model::Model,
     net::Family,
+    prefix_map::PrefixMap,
+    trace::Wanted,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Egress, Outcome, Slot, Source, flags},
+    maps::{Action, Clamp, Egress, Outcome, Slot, Source, flags},
+    mss,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
 
@@ -136,7 +139,7 @@ fn example() -> FastState {
         slot(19, Egress::down(Action::Next), 1, none, None),
     ];
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
-    let mut sources = std::collections::BTreeMap::new();
+    let mut sources = PrefixMap::default();
     for (index, arrives_by) in (0u32..9).zip([0, 0, 0, 0, 0, TEST_DEVICE, 0, 5, 0].into_iter().cycle()) {
         sources.insert(prefix(&format!("10.{index}.0.0/16")), Source { slot: index, arrives_by });
         sources.insert(prefix(&format!("2a02:{index:x}::/32")), Source { slot: index, arrives_by });
@@ -259,7 +262,8 @@ fn test_run(program: &SchedClassifier, frame: &[u8], gso_size: u32) -> (i32, Vec
 fn expected(verdict: Verdict<'_>, frame: &[u8], decrement: bool) -> (i32, Vec<u8>) {
     let mut frame = frame.to_vec();
     let result = match verdict {
-        Verdict::Pass | Verdict::StepAside(..) => UNSPEC,
+        // The model has no main table, and nobody has told the programs to ask the kernel's.
+        Verdict::Pass | Verdict::StepAside(..) | Verdict::Forward(_) => UNSPEC,
         Verdict::Drop(..) => SHOT,
         Verdict::Redirect(..) => REDIRECT,
     };
@@ -307,7 +311,7 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
                 prop_assert_eq!(got, wanted, "{}: {:?}", program, verdict);
                 prop_assert_eq!(frame_got, frame_wanted, "{}: {:?}", program, verdict);
                 let name = match verdict {
-                    Verdict::Pass => "pass",
+                    Verdict::Pass | Verdict::Forward(_) => "pass",
                     Verdict::StepAside(_, outcome) | Verdict::Drop(_, outcome) | Verdict::Redirect(_, _, outcome) => {
                         outcome.name()
                     }
@@ -333,6 +337,115 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
         let decided: u64 =
             outcomes.iter().filter(|(name, _)| !name.ends_with("pass")).map(|(_, packets)| packets).sum();
         assert_eq!(counted, decided, "every decision is counted once");
+    });
+}
+
+/// What is told is what is counted, if the filter takes it and there are not too many; and twins tell nothing.
+#[test]
+fn decisions_are_told_to_who_asks() {
+    isolated(|pins| {
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        let frame = |source: [u8; 4], destination: [u8; 4]| {
+            let mut bytes = Vec::new();
+            let builder = etherparse::PacketBuilder::ethernet2([0; 6], [0; 6]).ipv4(source, destination, 64);
+            builder.udp(1, 2).write(&mut bytes, &[0; 20]).unwrap();
+            bytes
+        };
+        let (asked, exempt) = (frame([10, 0, 0, 1], [203, 0, 113, 1]), frame([10, 0, 0, 1], [192, 0, 2, 1]));
+        let other = frame([10, 1, 0, 1], [203, 0, 113, 1]);
+        let wanted = |from: &str, rate| Wanted { from: Some(from.parse().unwrap()), to: None, rate };
+        let pass = |datapath: &mut Datapath| {
+            for frame in [&asked, &other, &exempt] {
+                run(datapath, "ingress_l2", frame, 0);
+            }
+            datapath.traced().unwrap()
+        };
+        assert_eq!(pass(&mut datapath), (vec![], 0), "nobody has asked");
+        datapath.trace(Some(wanted("10.0.0.0/16", 1000).filter().unwrap())).unwrap();
+        let (events, omitted) = pass(&mut datapath);
+        let told: Vec<_> = events
+            .iter()
+            .map(|event| (event.source[0].to_ne_bytes(), event.slot, event.outcome, event.tunnel, event.length))
+            .collect();
+        let both = [(Outcome::Forwarded, 7), (Outcome::Exempt, 7)];
+        assert_eq!(told, both.map(|(outcome, tunnel)| ([10, 0, 0, 1], 0, outcome as u32, tunnel, 48)));
+        assert!(events.iter().all(|event| event.ifindex == TEST_DEVICE && event.protocol == 17 && event.time > 0));
+        assert_eq!(omitted, 0);
+        // Another filter, and ten in a span.
+        datapath.trace(Some(wanted("2a02::/16", 1000).filter().unwrap())).unwrap();
+        assert_eq!(pass(&mut datapath), (vec![], 0));
+        datapath.trace(Some(wanted("10.0.0.0/8", 70).filter().unwrap())).unwrap();
+        let (mut told, mut omitted) = (0, 0);
+        for _ in 0..100 {
+            let (events, all) = pass(&mut datapath);
+            (told, omitted) = (told + events.len(), all);
+        }
+        assert!(omitted > 0 && told > 0 && told as u64 + omitted == 300, "{told} told, {omitted} not");
+        let mut trial = datapath.trial().unwrap();
+        let place = Place { hook: Hook::Ingress, device: TEST_DEVICE, address: [0; 6] };
+        datapath.trace(Some(wanted("10.0.0.0/8", 1000).filter().unwrap())).unwrap();
+        let (source, destination) = (Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::new(203, 0, 113, 1).into());
+        assert!(!trial.run(&place, source, destination, &asked[14..]).unwrap().left);
+        assert_eq!(datapath.traced().unwrap(), (vec![], omitted));
+        datapath.trace(None).unwrap();
+        assert_eq!(pass(&mut datapath), (vec![], omitted));
+    });
+}
+
+/// The same bytes change as in user space, whose choice is held against etherparse elsewhere, and the checksum holds.
+#[test]
+fn the_programs_lower_segment_sizes_as_the_code_does_in_user_space() {
+    isolated(|pins| {
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        let most = Clamp { v4: 1000, v6: 900 };
+        // Before there is a limit for the device, and after, nothing changes.
+        for limit in [None, Some(most), None] {
+            datapath
+                .apply(&limit.map_or(FastOp::RemoveClamp(TEST_DEVICE), |most| FastOp::SetClamp(TEST_DEVICE, most)))
+                .unwrap();
+            let mut changed = 0;
+            for (v6, syn, options) in [false, true].into_iter().flat_map(|v6| {
+                let size = [2, 4, 0x05, 0xb4];
+                let mut cases: Vec<(bool, bool, Vec<u8>)> = vec![(v6, true, vec![]), (v6, false, size.to_vec())];
+                // The size behind any number of options, at even and odd places, up to the longest header.
+                cases.extend((0..=36).map(|before| (v6, true, [&vec![1; before][..], &size].concat())));
+                cases.extend([(v6, true, vec![4, 2, 2, 4, 0, 100]), (v6, true, vec![3, 1, 2, 4, 0x05, 0xb4])]);
+                cases
+            }) {
+                let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+                let builder =
+                    if v6 { builder.ipv6([0x2a; 16], [0x20; 16], 64) } else { builder.ipv4([10; 4], [192; 4], 64) };
+                let mut tcp = builder.tcp(1, 2, 3, 4).options_raw(&options).unwrap();
+                if syn {
+                    tcp = tcp.syn();
+                }
+                let mut frame = Vec::new();
+                tcp.write(&mut frame, &[7; 3]).unwrap();
+                let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+                let (result, got) = run(&mut datapath, "clamp_l2", &frame, 0);
+                assert_eq!(result, UNSPEC);
+                let change = limit.and_then(|most| mss::lower(ethertype, &Slice(&frame[14..]), &most));
+                if let Some(change) = change {
+                    changed += 1;
+                    frame[14 + change.at..][..2].copy_from_slice(&change.value.to_ne_bytes());
+                    let headers = etherparse::PacketHeaders::from_ethernet_slice(&frame).unwrap();
+                    let (tcp, payload) = (headers.transport.unwrap().tcp().unwrap(), headers.payload.slice());
+                    let checksum = match headers.net.unwrap() {
+                        etherparse::NetHeaders::Ipv4(ip, _) => tcp.calc_checksum_ipv4(&ip, payload),
+                        etherparse::NetHeaders::Ipv6(ip, _) => tcp.calc_checksum_ipv6(&ip, payload),
+                        other => panic!("{other:?}"),
+                    };
+                    let checksum = checksum.unwrap();
+                    frame[14 + change.checksum..][..2].copy_from_slice(&checksum.to_be_bytes());
+                }
+                assert_eq!(got, frame, "{options:?}");
+            }
+            assert_eq!(changed, if limit.is_some() { 2 * 37 } else { 0 });
+        }
     });
 }
 

@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
-    compile::{Desired, FastInputs, Inputs, compile, probes},
-    config::Config,
+    compile::{Desired, FastInputs, Inputs, compile, follow, probes},
+    config::{Config, Unmatched},
     fast::{FastOp, FastState, Open},
     net::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
     },
-    plan::{Op, plan},
+    plan::{Op, PlanError, plan},
 };
 
 const STORY: &str = r#"
@@ -76,7 +76,14 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
         tables: &tables(config),
         failed: &BTreeSet::new(),
         rules,
-        fast: Some(FastInputs { open: Open { v4: true, v6: true }, closed: &BTreeSet::new(), reverse_path }),
+        fast: Some(FastInputs {
+            open: Open { v4: true, v6: true },
+            closed: &BTreeSet::new(),
+            reverse_path,
+            unmatched: if config.unmatched == Unmatched::Fast { Open { v4: true, v6: true } } else { Open::default() },
+            returning: &BTreeSet::new(),
+        }),
+        before: None,
     })
 }
 
@@ -98,6 +105,7 @@ impl World {
             ours: true,
             rule: Some(rule.clone()),
             looks_up_local: false,
+            looks_up_main: false,
             l3mdev: false,
             iif: None,
             oif: rule.oif.clone(),
@@ -119,10 +127,9 @@ impl World {
         for operation in operations {
             match operation {
                 Op::Kernel(KernelOp::AddRule(rule)) => {
-                    let missing = desired
-                        .routes
-                        .iter()
-                        .find(|route| route.table == rule.table && self.routes.get(&route.key()) != Some(*route));
+                    let missing = desired.routes.iter().find(|route| {
+                        Some(route.table) == rule.table() && self.routes.get(&route.key()) != Some(*route)
+                    });
                     assert_eq!(missing, None, "{rule} is there before its table's route");
                     assert!(self.rules.insert(rule.clone()), "{rule} twice");
                 }
@@ -169,7 +176,11 @@ impl World {
             }
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
-            FastOp::WriteSlot(..) | FastOp::SetOpen(_) => {}
+            FastOp::WriteSlot(..)
+            | FastOp::SetOpen(_)
+            | FastOp::SetUnmatched(_)
+            | FastOp::SetClamp(..)
+            | FastOp::RemoveClamp(_) => {}
         }
         fast.enter(operation);
     }
@@ -260,7 +271,8 @@ fn probes_have_a_way_out_with_or_without_rules() {
 fn reverse_paths_split_the_sources() {
     let config = Config::parse("story", STORY).unwrap();
     let fast = desired(&config, &host(), true, true).fast.unwrap();
-    let sources: Vec<String> = fast.sources.iter().map(|(prefix, (_, from))| format!("{prefix} by {from}")).collect();
+    let sources: Vec<String> =
+        fast.sources.prefixes().iter().map(|(prefix, lead)| format!("{prefix} by {}", lead.arrives_by)).collect();
     assert_eq!(
         sources,
         [
@@ -273,6 +285,100 @@ fn reverse_paths_split_the_sources() {
             "2a02:578:85a0:1::/64 by 0",
         ]
     );
+}
+
+#[test]
+fn sources_follow_an_interface() {
+    let text = |policies: &str| {
+        let interfaces = "[interfaces]\ningress = [\"lan0\"]\n[tunnel.sixxs0]\n[tunnel.wg0]\n";
+        let config = Config::parse("following", &format!("{interfaces}{policies}")).unwrap();
+        (config, host())
+    };
+    let policy = |name: &str, from: &str| format!("[[policy]]\nname = \"{name}\"\nvia = \"sixxs0\"\nfrom = [{from}]\n");
+    let sources = |config: &Config| {
+        let prefixes = config.policies.iter().map(|policy| policy.sources().map(ToString::to_string).collect());
+        prefixes.collect::<Vec<Vec<String>>>()
+    };
+    let v6 = "2a02:578:85a0::/64";
+
+    // No link-local, no default route, and nothing behind a gateway.
+    let (mut config, mut host) = text(&policy("office", "\"2a02::1\", \"@lan0\""));
+    for (dst, oif, on_link) in [("fe80::/64", 3, true), ("::/0", 3, true), ("10.7.0.0/16", 3, false)] {
+        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link });
+    }
+    assert_eq!(follow(&mut config, &host), [""; 0]);
+    assert_eq!(sources(&config), [["2a02::1/128", "10.0.0.0/24", v6]]);
+    // Another prefix in the place of one: what comes is there before what goes.
+    let mut world = World::default();
+    world.reach(&config, &host, true);
+    let new = "2a02:578:85af::/64".parse().unwrap();
+    host.main.iter_mut().filter(|route| route.dst.to_string() == v6).for_each(|route| route.dst = new);
+    follow(&mut config, &host);
+    let operations = world.reach(&config, &host, true);
+    let place = |text: &str| {
+        let place = operations.iter().position(|operation| operation.contains(text));
+        place.unwrap_or_else(|| panic!("no {text:?} in {operations:#?}"))
+    };
+    assert!(place("rule add from 2a02:578:85af::/64") < place("rule del from 2a02:578:85a0::/64"), "{operations:#?}");
+    assert!(place("source[2a02:578:85af::/64] =") < place("source[2a02:578:85a0::/64] removed"), "{operations:#?}");
+    // The interface has nothing any more, and then it is gone.
+    host.main.retain(|route| route.oif != Some(3));
+    follow(&mut config, &host);
+    assert_eq!(sources(&config), [["2a02::1/128"]]);
+    host.links.remove(&3);
+    assert_eq!((follow(&mut config, &host), sources(&config)), (vec![], vec![vec!["2a02::1/128".to_owned()]]));
+
+    // The literal one comes before the first, the first before the second; a policy may have its own twice.
+    let policies = policy("first", "\"@lan*\", \"10.0.0.0/24\"") + &policy("second", "\"@lan0\"");
+    let (mut config, host) = text(&(policies + &policy("third", &format!("\"{v6}\""))));
+    let problems = follow(&mut config, &host);
+    assert_eq!(sources(&config), [vec!["10.0.0.0/24"], vec![], vec![v6]]);
+    let starts = [
+        format!("policy \"first\" does not get {v6} of lan0: policy \"third\" has it;"),
+        "policy \"second\" does not get 10.0.0.0/24 of lan0: policy \"first\" has it;".to_owned(),
+        format!("policy \"second\" does not get {v6} of lan0: policy \"third\" has it;"),
+    ];
+    assert!(problems.len() == 3 && problems.iter().zip(&starts).all(|(problem, start)| problem.starts_with(start)));
+    World::default().reach(&config, &host, true);
+
+    // What the interface has may be inside more policies than the programs follow: that is told, and not done halfway.
+    let nested: String =
+        (40..48).map(|length| policy(&length.to_string(), &format!("\"2a02:578:8500::/{length}\""))).collect();
+    let (mut config, mut host) = text(&(nested + &policy("office", "\"@lan0\"")));
+    host.main.push(MainRoute { dst: "2a02:578:8500::/64".parse().unwrap(), oif: Some(3), on_link: true });
+    follow(&mut config, &host);
+    let refused = plan(&desired(&config, &host, true, false), &host, Some(&FastState::default())).unwrap_err();
+    assert_eq!(refused, PlanError::Nesting { needed: 9 });
+}
+
+/// Whoever decides, the tunnels' segment sizes are limited; with the kernel datapath the programs do nothing else.
+#[test]
+fn segment_sizes_are_limited_with_every_datapath() {
+    for datapath in ["both", "kernel", "ebpf", "shadow"] {
+        let text = STORY.replace("table = 200", "mss = \"auto\"");
+        let config = Config::parse("story", &format!("datapath = \"{datapath}\"\n{text}")).unwrap();
+        let mut host = host();
+        let mut world = World::default();
+        let operations = world.reach(&config, &host, true);
+        let decide = operations.iter().any(|operation| operation.contains("map source["));
+        assert_eq!(decide, datapath != "kernel");
+        let programs: Vec<&str> = operations.iter().filter_map(|text| text.strip_prefix("attach program ")).collect();
+        assert!(programs.contains(&"mss egress dev sixxs0") && programs.contains(&"mss ingress dev sixxs0"));
+        assert_eq!(programs.len() == 2, datapath == "kernel", "{programs:?}");
+        let limit = operations.iter().position(|operation| operation == "map mss[ifindex 4] = IPv4 1360, IPv6 1340");
+        let attached = operations.iter().position(|operation| operation.starts_with("attach program mss"));
+        assert!(limit.is_some() && limit < attached, "{operations:#?}");
+        // The tunnel shrinks, and then another one of its name has its place.
+        host.links.get_mut(&4).unwrap().mtu = 1300;
+        assert!(world.reach(&config, &host, true).contains(&"map mss[ifindex 4] = IPv4 1260, IPv6 1240".to_owned()));
+        let link = Link { index: 9, ..host.links.remove(&4).unwrap() };
+        host.links.insert(9, link);
+        world.fast.attached.retain(|attachment| attachment.ifindex != 4);
+        world.fast.pinned.retain(|attachment| attachment.ifindex != 4);
+        world.routes.retain(|_, route| !route.to_string().contains("dev sixxs0"));
+        let operations = world.reach(&config, &host, true);
+        assert!(operations.contains(&"map mss[ifindex 4] removed".to_owned()), "{operations:#?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod command;
+mod debian;
 mod dist;
 mod fuzz;
 mod lint;

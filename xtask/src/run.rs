@@ -22,7 +22,7 @@ pub fn build_release() -> Result<()> {
 pub fn run(args: &[OsString]) -> Result<()> {
     setup::for_building()?;
     if args.is_empty() {
-        setup::for_testing()?;
+        setup::for_labs()?;
     }
     build_release()?;
     if args.is_empty() {

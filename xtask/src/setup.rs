@@ -8,15 +8,20 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 
-use crate::command::{cargo, is_installed, is_root, output_of, run, say, workspace};
+use crate::{
+    command::{cargo, is_installed, is_root, output_of, run, say, workspace},
+    debian,
+};
 
 /// Its LLVM must be that of the compiler pinned in rust-toolchain.toml: change the two together.
 const BPF_LINKER: &str = "0.10.3";
 
 const CARGO_FUZZ: &str = "0.13.2";
 
-/// The programs that tests and demo start, and the Debian packages that have them.
-const FOR_TESTS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
+/// The programs that the network lab and the demo start, and the Debian packages that have them.
+const FOR_LABS: &[(&str, &str)] = &[("ip", "iproute2"), ("ping", "iputils-ping")];
+/// Those that the tests start besides.
+const FOR_TESTS: &[(&str, &str)] = &[("tmux", "tmux"), ("pkill", "procps"), ("dpkg-deb", "dpkg")];
 /// Those that the bench starts.
 const FOR_BENCH: &[(&str, &str)] = &[("ip", "iproute2"), ("nft", "nftables")];
 
@@ -52,14 +57,31 @@ pub fn for_building() -> Result<()> {
     bpf_linker()
 }
 
-/// What the tests and the demo start.
-pub fn for_testing() -> Result<()> {
-    install(FOR_TESTS)
+/// What the demo starts.
+pub fn for_labs() -> Result<()> {
+    install(FOR_LABS)
+}
+
+/// What the tests start; returns where Prometheus is.
+pub fn for_testing() -> Result<PathBuf> {
+    for_labs()?;
+    install(FOR_TESTS)?;
+    prometheus()
+}
+
+/// Debian's package would start a server and make a user: it is unpacked, and not installed.
+fn prometheus() -> Result<PathBuf> {
+    let root = workspace()?.join("target/prometheus");
+    if !root.is_dir() {
+        say("downloading Prometheus into target/prometheus");
+        debian::unpack("prometheus", &root, |_| Ok(()))?;
+    }
+    Ok(root.join("usr/bin"))
 }
 
 /// What `cargo xtask test --vm` starts, and what it takes along into the guests.
 pub fn for_virtual_machines() -> Result<()> {
-    for_testing()?;
+    for_labs()?;
     install(FOR_VIRTUAL_MACHINES)
 }
 
@@ -170,8 +192,8 @@ mod tests {
 
     #[test]
     fn asks_only_for_the_packages_of_missing_programs() {
-        assert_eq!(packages_without(FOR_TESTS, |_| true), Vec::<&str>::new());
-        assert_eq!(packages_without(FOR_TESTS, |program| program == "ip"), ["iputils-ping"]);
-        assert_eq!(packages_without(FOR_TESTS, |_| false), ["iproute2", "iputils-ping"]);
+        assert_eq!(packages_without(FOR_LABS, |_| true), Vec::<&str>::new());
+        assert_eq!(packages_without(FOR_LABS, |program| program == "ip"), ["iputils-ping"]);
+        assert_eq!(packages_without(FOR_LABS, |_| false), ["iproute2", "iputils-ping"]);
     }
 }

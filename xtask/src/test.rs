@@ -64,13 +64,14 @@ pub fn all_tests() -> Result<Command> {
 fn test(args: &[OsString]) -> Result<()> {
     let start = Instant::now();
     setup::for_building()?;
-    setup::for_testing()?;
+    let prometheus = setup::for_testing()?;
     build_release()?;
 
     let mut tests = all_tests()?;
     tests.args(["--no-fail-fast", "--"]);
     // The integration tests start what a user would, wherever cargo has been told to put it.
     tests.args(args).env("TUNROUTE_BIN", release_dir()?.join("tunroute"));
+    tests.env("TUNROUTE_PROMETHEUS", prometheus);
     if !is_root() {
         ensure!(is_installed("sudo"), "the tests make network namespaces, which needs root: install sudo, or be root");
         say("running the tests through sudo, as they make network namespaces");

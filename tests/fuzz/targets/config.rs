@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
     compile::{FastInputs, Inputs, compile},
-    config::{Config, Listen, OnDown, Probe, ProbeTarget},
+    config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget},
     fast::{FastState, Open},
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
@@ -72,6 +72,13 @@ fn print(config: &Config) -> String {
                 ("down", tunnel.down.as_ref().map(list)),
                 ("start-limit", Some(table(limit))),
                 (
+                    "mss",
+                    tunnel.mss.map(|mss| match mss {
+                        Mss::Auto => "auto".into(),
+                        Mss::Bytes(bytes) => i64::from(bytes).into(),
+                    }),
+                ),
+                (
                     "probe",
                     (!tunnel.probes.is_empty()).then(|| tunnel.probes.iter().map(probe).collect::<Vec<_>>().into()),
                 ),
@@ -87,10 +94,11 @@ fn print(config: &Config) -> String {
             OnDown::Next => "next",
         };
         let exempt = policy.exempt.iter().map(ToString::to_string);
+        let from = policy.from.iter().map(ToString::to_string);
         table([
             ("name", Some(policy.name.clone().into())),
             ("table", policy.table.map(|table| i64::from(table).into())),
-            ("from", Some(list(&policy.from))),
+            ("from", Some(list(from.chain(policy.follow.iter().map(|pattern| format!("@{}", pattern.0)))))),
             ("via", Some(list(&policy.via))),
             ("on-down", Some(on_down.into())),
             ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),
@@ -110,6 +118,7 @@ fn print(config: &Config) -> String {
         ("datapath", Some(config.datapath.name().into())),
         ("metrics", metrics.map(Into::into)),
         ("band", Some(i64::from(config.band).into())),
+        ("tree-above", Some(i64::from(config.tree_above).into())),
         ("bypass-netfilter", Some(config.bypass_netfilter.into())),
         ("interfaces", Some(interfaces)),
         ("tunnel", Some(Value::Table(tunnels))),
@@ -201,21 +210,22 @@ fn check_compiled(config: &Config) {
     let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
     let closed = BTreeSet::new();
-    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false });
+    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false, unmatched: Open { v4: true, v6: true }, returning: &closed });
     let failed = BTreeSet::new();
-    let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast };
+    let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast, before: None };
     let desired = compile(&inputs);
 
     let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
-    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none());
+    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none() && rule.table().is_some());
     assert_eq!(policy_rules.clone().count(), prefixes, "a rule for each prefix");
-    for rule in policy_rules {
+    for rule in policy_rules.filter(|rule| !desired.trees.contains(&rule.family())) {
         assert_eq!(rule.priority, config.band + 128 - u32::from(rule.from.prefix_len()), "the longest first: {rule:?}");
     }
     let fast = desired.fast.as_ref().expect("a fast path was asked for");
-    assert_eq!(fast.sources.len(), prefixes, "an entry for each prefix");
-    for (chain, _) in fast.sources.values() {
-        let chain = std::iter::successors(fast.slots.get(chain), |slot| fast.slots.get(&slot.next?));
+    assert_eq!(fast.sources.prefixes().len(), prefixes, "an entry for each prefix");
+    for prefix in fast.sources.prefixes().keys() {
+        let first = fast.sources.chain_of(prefix).and_then(|chain| fast.slots.get(&chain.id));
+        let chain = std::iter::successors(first, |slot| fast.slots.get(&slot.next?));
         assert!(
             (1..=MAX_NESTING as usize + 1).contains(&chain.count()),
             "a source without a slot, or too deep a chain"

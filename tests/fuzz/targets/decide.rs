@@ -212,7 +212,7 @@ fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Model) {
     let hop_limit = hop_limit_in(&addresses, packet);
     let (redirect, device) = (slot.egress.action() == Action::Redirect, slot.egress.ifindex());
     match verdict {
-        Verdict::Pass => panic!("a policy's packet is not counted"),
+        Verdict::Pass | Verdict::Forward(_) => panic!("a policy's packet is not counted"),
         Verdict::Drop(of, outcome) => {
             assert_eq!((of, outcome, slot.egress.action()), (index, Outcome::Blackholed, Action::Blackhole));
         }

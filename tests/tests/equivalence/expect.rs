@@ -11,8 +11,9 @@ use std::{
 use ipnet::IpNet;
 use tunroute::{
     compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
-    config::{OnDown, Policy},
+    config::{OnDown, Policy, Unmatched},
     fast::{FastState, Open, address_from_words},
+    gates::main_decides,
     net::{Family, IfIndex, KernelState},
     plan::{Op, plan},
 };
@@ -24,7 +25,7 @@ use tunroute_tests::rule_walk::{self, Decision, Host};
 
 use crate::{
     packet::Packet,
-    scenario::{Scenario, special},
+    scenario::{Scenario, TUNNELS, special},
 };
 
 /// What becomes of a packet. The first part of each is the policy that it is counted for.
@@ -57,6 +58,12 @@ impl<'a> Situation<'a> {
     pub fn new(scenario: &'a Scenario, kernel: &'a KernelState) -> Self {
         let (tables, failed) = (scenario.tables(), scenario.failed());
         let [v4, v6] = scenario.open;
+        let fast = scenario.config.unmatched == Unmatched::Fast;
+        let unmatched =
+            |family| fast && !(family == Family::V4 && scenario.reverse_path) && main_decides(kernel, family);
+        let unmatched = Open { v4: v4 && unmatched(Family::V4), v6: v6 && unmatched(Family::V6) };
+        let tunnels = kernel.links.values().filter(|link| TUNNELS.contains(&link.name.as_str()));
+        let returning = tunnels.filter(|_| fast && !scenario.reverse_path).map(|link| link.index).collect();
         let desired = compile(&Inputs {
             config: &scenario.config,
             kernel,
@@ -67,7 +74,10 @@ impl<'a> Situation<'a> {
                 open: Open { v4, v6 },
                 closed: &BTreeSet::new(),
                 reverse_path: scenario.reverse_path,
+                unmatched,
+                returning: &returning,
             }),
+            before: None,
         });
         let number = |policy: &Policy| tables.get(&policy.name).copied();
         let policies = scenario.config.policies.iter().map(number).zip(0..);
@@ -111,7 +121,7 @@ impl<'a> Situation<'a> {
     /// What a verdict comes to.
     pub fn fate(&self, verdict: Verdict<'_>, state: &FastState) -> Fate {
         match verdict {
-            Verdict::Pass => Fate::Pass,
+            Verdict::Pass | Verdict::Forward(_) => Fate::Pass,
             Verdict::StepAside(index, outcome) => Fate::Aside(self.policy_of(index, state), outcome),
             Verdict::Drop(index, outcome) => Fate::Drop(self.policy_of(index, state), outcome),
             Verdict::Redirect(index, slot, outcome) => self.redirect(index, slot, outcome, state),

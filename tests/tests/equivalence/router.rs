@@ -119,8 +119,9 @@ impl Router {
     /// (`bpf_free_inode()` in `kernel/bpf/inode.c`, `bpf_link_put()` in `kernel/bpf/syscall.c`).
     pub fn wait_until_bare(&self) -> Result<()> {
         let deadline = Instant::now() + patience(SETTLED);
-        let hooks = [("lan0", "ingress"), ("lan1", "ingress"), ("net0", "egress")];
-        for (device, hook) in hooks.into_iter().filter(|_| Method::detect() == Method::Tcx) {
+        let tunnels = TUNNELS.into_iter().map(|device| (device, "ingress"));
+        let hooks = [("lan0", "ingress"), ("lan1", "ingress"), ("net0", "egress")].into_iter().chain(tunnels);
+        for (device, hook) in hooks.filter(|_| Method::detect() == Method::Tcx) {
             while !self.host.tcx(device, hook)?.is_empty() {
                 ensure!(Instant::now() < deadline, "a program is still on {device}");
                 std::thread::sleep(Duration::from_millis(1));

@@ -132,7 +132,9 @@ fn policy() -> impl Strategy<Value = PolicyPart> {
     let names: Vec<&str> = TUNNELS.into_iter().chain([MISSING]).collect();
     let via = prop::sample::subsequence(names, 1..=3).prop_shuffle();
     let on_down = select(vec!["unreachable", "blackhole", "prohibit", "next", "next"]);
-    (vec(prefix(0), 1..6), via, vec(prefix(1), 0..3), any::<bool>(), on_down)
+    // Rarely so many that they are a tree of several levels, where a tree is asked for.
+    let from = prop_oneof![9 => vec(prefix(0), 1..6), 1 => vec(prefix(0), 20..50)];
+    (from, via, vec(prefix(1), 0..3), any::<bool>(), on_down)
         .prop_map(|(from, via, exempt, connected, on_down)| PolicyPart { from, via, exempt, connected, on_down })
 }
 
@@ -151,7 +153,7 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
     let wired = select(vec!["lan0", "lan1", "net0"]);
     let tunnel_routes = select(vec!["lan0", "lan1", "net0", "net0", "tun0", "tun1", "eth0"]);
     (
-        vec(policy(), 1..7),
+        (vec(policy(), 1..7), any::<bool>()),
         tunnels(),
         vec((wired, prefix(8), 1u8..250), 0..5),
         vec((prefix(0), tunnel_routes), 0..6),
@@ -160,8 +162,8 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
     )
         .prop_filter_map(
             "the configuration is accepted",
-            |(policies, tunnels, addresses, routes, reverse_path, open)| {
-                let text = write(&policies);
+            |((policies, trees), tunnels, addresses, routes, reverse_path, open)| {
+                let text = write(&policies, trees);
                 let config = Config::parse("generated", &text).ok()?;
                 let mut scenario =
                     Scenario { text, config, tunnels, addresses: Vec::new(), routes: Vec::new(), reverse_path, open };
@@ -176,10 +178,11 @@ pub fn scenario() -> impl Strategy<Value = Scenario> {
         )
 }
 
-/// Writes a configuration.
-fn write(policies: &[PolicyPart]) -> String {
+/// Writes a configuration. Its rules are trees wherever there are enough for one, or as many as is usual.
+fn write(policies: &[PolicyPart], trees: bool) -> String {
     let list = |prefixes: &[IpNet]| prefixes.iter().map(|net| format!("\"{net}\"")).collect::<Vec<_>>();
-    let mut text = "[interfaces]\ningress = [\"lan*\"]\nuplink = [\"net0\"]\n".to_owned();
+    let mut text = if trees { "tree-above = 1\n" } else { "" }.to_owned();
+    text += "[interfaces]\ningress = [\"lan*\"]\nuplink = [\"net0\"]\n";
     // Probes have rules of their own, which no forwarded packet may notice.
     text += "[tunnel.tun0]\nprobe = { target = \"2001:db8:ee::1\" }\n[tunnel.tun1]\n[tunnel.eth0]\n";
     let _ = writeln!(text, "[tunnel.eth1]\nvia = {GATEWAYS:?}\n[tunnel.{MISSING}]");

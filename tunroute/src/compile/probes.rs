@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use super::Inputs;
 use crate::{
     config::{ProbeTarget, Tunnel},
-    net::{Family, KernelState, Link, Route, RouteKind, Rule},
+    net::{Family, KernelState, Link, Route, RouteKind, Rule, RuleAction},
 };
 
 /// What the names of the probes' tables begin with. No policy's name has a colon.
@@ -65,10 +65,8 @@ fn probed<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a Tunnel, u32, Fam
 pub(super) fn rules(inputs: &Inputs<'_>) -> BTreeSet<Rule> {
     let priority = inputs.config.band.saturating_sub(1);
     let rule = |(tunnel, table, family, _): (&Tunnel, u32, Family, _)| Rule {
-        priority,
-        from: family.default_prefix(),
         oif: Some(tunnel.name.clone()),
-        table,
+        ..Rule::new(priority, family.default_prefix(), RuleAction::Lookup(table))
     };
     probed(inputs).map(rule).collect()
 }

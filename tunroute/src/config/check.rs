@@ -1,6 +1,9 @@
 //! How the parts of a configuration fit together.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    fmt::Display,
+};
 
 use ipnet::IpNet;
 
@@ -183,20 +186,40 @@ fn prefixes(config: &Config, spans: &Spans, findings: &mut Findings) {
             }
         }
     }
+    let mut followed: HashMap<&DevicePattern, (usize, &Span)> = HashMap::new();
+    for (index, (policy, at)) in policies().enumerate() {
+        for (pattern, span) in policy.follow.iter().zip(&at.follow) {
+            match followed.entry(pattern) {
+                Entry::Vacant(entry) => {
+                    entry.insert((index, span));
+                }
+                Entry::Occupied(entry) => {
+                    let (first, earlier) = *entry.get();
+                    findings.error(twice(
+                        &format!("@{}", pattern.0),
+                        (index, span),
+                        (first, earlier),
+                        &config.policies,
+                    ));
+                }
+            }
+        }
+    }
     let mut sources: Vec<Source<'_>> = policies()
         .enumerate()
         .flat_map(|(index, (policy, at))| {
             policy.from.iter().zip(&at.from).map(move |(net, span)| Source { net: *net, policy: index, span })
         })
         .collect();
-    // Shorter prefixes come before those that they contain.
-    sources.sort_unstable_by(|a, b| a.net.cmp(&b.net).then(a.span.start.cmp(&b.span.start)));
+    // Shorter prefixes come before those that they contain. Stable, as files are mostly sorted already.
+    sources.sort_by(|a, b| a.net.cmp(&b.net).then(a.span.start.cmp(&b.span.start)));
     let mut around: Vec<(Source<'_>, u32)> = Vec::new();
     for source in sources {
         while around.pop_if(|(outer, _)| !outer.net.contains(&source.net)).is_some() {}
         let level = match around.last() {
             Some((outer, _)) if outer.net == source.net => {
-                findings.error(twice(&source, outer, &config.policies));
+                let (second, first) = ((source.policy, source.span), (outer.policy, outer.span));
+                findings.error(twice(&source.net, second, first, &config.policies));
                 continue;
             }
             // A policy that does not apply does not apply by a shorter prefix either.
@@ -224,14 +247,14 @@ struct Source<'a> {
     span: &'a Span,
 }
 
-fn twice(second: &Source<'_>, first: &Source<'_>, policies: &[Policy]) -> Finding {
-    let net = second.net;
-    let (message, help) = match policies.get(first.policy) {
-        Some(other) if first.policy != second.policy => {
-            let message = format!("the source {net} is already in the policy {}", quote(&other.name));
+/// A source that stands in two places, each given as the policy's index and where it stands there.
+fn twice(source: &dyn Display, second: (usize, &Span), first: (usize, &Span), policies: &[Policy]) -> Finding {
+    let (message, help) = match policies.get(first.0) {
+        Some(other) if first.0 != second.0 => {
+            let message = format!("the source {source} is already in the policy {}", quote(&other.name));
             (message, "keep it in the one whose tunnels it is to use")
         }
-        _ => (format!("the source {net} twice in one policy"), "remove one of the two"),
+        _ => (format!("the source {source} twice in one policy"), "remove one of the two"),
     };
-    Finding::new(second.span, message, help).and(first.span, "the first")
+    Finding::new(second.1, message, help).and(first.1, "the first")
 }

@@ -18,6 +18,14 @@ pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
                         or look at their `from`";
             findings.warning(Finding::new(at.name.as_ref().unwrap_or(&at.header), message, help));
         }
+        for (pattern, span) in policy.follow.iter().zip(&at.follow) {
+            if config.interfaces.uplink.contains(pattern) {
+                let message = format!("the sources are those of the uplink {}", quote(&pattern.0));
+                let help = "the tunnels' own packets carry an address of it, and would be sent into the tunnel: name the \
+                            interface that the sources are behind";
+                findings.warning(Finding::new(span, message, help));
+            }
+        }
         if let (Some(span), Some(source)) = (&at.on_down, fate.let_go)
             && !config.interfaces.uplink.is_empty()
         {
@@ -55,13 +63,15 @@ fn addresses(net: &IpNet) -> u128 {
 }
 
 fn fates(config: &Config) -> Vec<Fate> {
-    let mut fates = vec![Fate { shadowed: true, let_go: None }; config.policies.len()];
+    // What interfaces have is not known before the daemon looks.
+    let fate = |policy: &Policy| Fate { shadowed: policy.follow.is_empty(), let_go: None };
+    let mut fates: Vec<Fate> = config.policies.iter().map(fate).collect();
     let mut sources: Vec<(IpNet, usize)> = Vec::new();
     for (index, policy) in config.policies.iter().enumerate() {
         sources.extend(policy.from.iter().map(|net| (*net, index)));
     }
-    // Shorter prefixes come before those that they contain.
-    sources.sort_unstable();
+    // Shorter prefixes come before those that they contain. Stable, as files are mostly sorted already.
+    sources.sort();
     let mut around: Vec<Outer<'_>> = Vec::new();
     for (net, index) in sources {
         while around.last().is_some_and(|outer| !outer.net.contains(&net)) {

@@ -11,11 +11,22 @@ pub struct Key {
     /// What it takes.
     pub kind: Kind,
     /// Whether the table must have it.
-    pub required: bool,
+    pub required: Required,
     /// What holds without it, as it would be written.
     pub default: Option<&'static str>,
     /// What it is for, in whole sentences.
     pub doc: &'static str,
+}
+
+/// Whether a table must have a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Required {
+    /// It may be left out.
+    No,
+    /// In any case.
+    Yes,
+    /// Unless it has this other key.
+    Unless(&'static str),
 }
 
 /// What a key takes.
@@ -25,6 +36,8 @@ pub enum Kind {
     Flag,
     /// A whole number in this range.
     Number(u32, u32),
+    /// This word, or a whole number in this range.
+    WordOrNumber(&'static str, u32, u32),
     /// A number and its unit: `"500ms"`, `"60s"`.
     Duration,
     /// One of these words, each with what it means.
@@ -47,12 +60,16 @@ pub enum Kind {
 
 /// A key without a default that may be left out.
 const fn key(name: &'static str, example: &'static str, kind: Kind, doc: &'static str) -> Key {
-    Key { name, example, kind, required: false, default: None, doc }
+    Key { name, example, kind, required: Required::No, default: None, doc }
 }
 
 impl Key {
     const fn required(self) -> Self {
-        Self { required: true, ..self }
+        Self { required: Required::Yes, ..self }
+    }
+
+    const fn unless(self, other: &'static str) -> Self {
+        Self { required: Required::Unless(other), ..self }
     }
 
     const fn or(self, default: &'static str) -> Self {
@@ -73,12 +90,28 @@ pub const TOP: &[Key] = &[
     )
     .or("20000"),
     key(
+        "tree-above",
+        "tree-above = 32",
+        Kind::Number(0, u32::MAX),
+        "With more prefixes of a family than this, its rules are a tree of `goto` rules, which the kernel need not walk one \
+         by one. They have priorities behind the 129 of the band, before the next rule of somebody else, 8192 at most.",
+    )
+    .or("32"),
+    key(
         "bypass-netfilter",
         "bypass-netfilter = true",
         Kind::Flag,
         "Attach the programs although netfilter has rules for forwarded traffic, which then no longer see the packets.",
     )
     .or("false"),
+    key(
+        "unmatched",
+        "unmatched = \"fast\"",
+        Kind::Choice(UNMATCHED),
+        "Who forwards packets that no policy is about, among them those that come back by the tunnels. The rules make the \
+         kernel slower for these, too.",
+    )
+    .or("\"kernel\""),
     key(
         "metrics",
         "metrics = \"127.0.0.1:9942\"",
@@ -110,6 +143,14 @@ const DATAPATHS: &[(&str, &str)] = &[
     ("kernel", "rules and routes only"),
     ("ebpf", "the programs only; rules are installed where a program cannot be"),
     ("shadow", "rules and routes; the programs decide and count beside them, and leave every packet to them"),
+];
+
+const UNMATCHED: &[(&str, &str)] = &[
+    ("kernel", "the kernel, after it has asked all rules"),
+    (
+        "fast",
+        "the programs, by the main table, on ingress interfaces and tunnels, where nothing else could decide (Linux 6.3)",
+    ),
 ];
 
 /// `[interfaces]`
@@ -161,6 +202,14 @@ pub(super) const TUNNEL: &[Key] = &[
         "start-limit = { burst = 4, interval = \"60s\" }",
         Kind::Table(START_LIMIT),
         "How often `up` is started at most, also over restarts of the daemon.",
+    ),
+    key(
+        "mss",
+        "mss = \"auto\"",
+        Kind::WordOrNumber("auto", 88, 65495),
+        "The largest segment size, in bytes, that TCP may tell the other end through this tunnel; larger ones in the SYNs that \
+         pass in either direction are lowered to it. \"auto\" is what the tunnel's MTU has room for. It needs eBPF, with every \
+         `datapath`.",
     ),
     key(
         "probe",
@@ -236,11 +285,20 @@ pub(super) const POLICY: &[Key] = &[
     ),
     key(
         "from",
-        "from = [\"2a02:578:85a0::/48\"]",
-        Kind::Texts("an address or a prefix"),
-        "The source prefixes. An address without a length is that address alone.",
+        "from = [\"2a02:578:85a0::/48\", \"@lan0\"]",
+        Kind::Texts("an address, a prefix, or @ and an interface's name or the beginning of names and *"),
+        "The source prefixes. An address without a length is that address alone. \"@lan0\" stands for the networks on the \
+         link at that interface, as they change: none that is link-local. If two policies would get the same prefix so, the \
+         first has it, and one that has it literally comes before both.",
     )
-    .required(),
+    .unless("from-file"),
+    key(
+        "from-file",
+        "from-file = \"prefixes.txt\"",
+        Kind::Texts("the path of a file, from the configuration's directory on"),
+        "More source prefixes, one in each line; `#` begins a comment. The files are read with the configuration: \
+         `tunroute reload` reads them again.",
+    ),
     key(
         "via",
         "via = [\"sixxs0\", \"wg0\"]",

@@ -1,22 +1,13 @@
 //! From a file to a configuration, or to everything that is wrong with it.
 
-use std::{
-    fs::OpenOptions,
-    io::{self, Read},
-    ops::Range,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{ops::Range, path::Path};
 
 use toml::de::DeTable;
 
 use super::{
-    Config, check, doubts, parse,
+    Config, check, doubts, file, parse,
     report::{ConfigError, Finding, Findings, Problem, quote},
 };
-
-/// The largest file: room for two million prefixes.
-const LARGEST: u64 = 64 << 20;
 
 /// A configuration, and what should be said about it.
 #[derive(Clone, Debug)]
@@ -55,9 +46,10 @@ impl Loaded {
     /// Everything that is wrong with the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let bytes = read(path, &name)?;
+        let bytes =
+            file::read(path).map_err(|refusal| ConfigError::unreadable(&name, &refusal.message, &refusal.help))?;
         match str::from_utf8(&bytes) {
-            Ok(text) => Self::parse(&name, text),
+            Ok(text) => Self::parse_in(path.parent().unwrap_or(Path::new("")), &name, text),
             Err(error) => {
                 let start = error.valid_up_to();
                 let end = start + error.error_len().unwrap_or(bytes.len() - start);
@@ -71,12 +63,17 @@ impl Loaded {
         }
     }
 
-    /// Reads a text.
+    /// Reads a text, which names other files from the working directory on.
     ///
     /// # Errors
     ///
     /// Everything that is wrong with the text, in reports that call it `name`.
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::parse_in(Path::new(""), name, text)
+    }
+
+    /// Reads a text, which names other files from a directory on.
+    fn parse_in(directory: &Path, name: &str, text: &str) -> Result<Self, ConfigError> {
         let mut findings = Findings::default();
         let (root, errors) = DeTable::parse_recoverable(text);
         // A duplicate key leaves the first value in place, so everything else can still be looked at.
@@ -87,12 +84,16 @@ impl Loaded {
         if !readable {
             return Err(findings.fail(name, text.as_bytes()));
         }
-        let (config, spans) = parse::document(root.get_ref(), &mut findings);
+        let (mut config, spans) = parse::document(root.get_ref(), directory, &mut findings);
         check::check(&config, &spans, &mut findings);
         if findings.is_good() {
             doubts::doubts(&config, &spans, &mut findings);
         }
         let warnings = findings.finish(name, text.as_bytes())?;
+        for policy in &mut config.policies {
+            // Until here they stood beside their places in the file.
+            policy.from.sort();
+        }
         Ok(Self { config, warnings })
     }
 }
@@ -118,34 +119,4 @@ fn syntax(message: &str, span: Option<Range<usize>>, text: &str) -> Finding {
         _ => format!("expected here: {expected}"),
     };
     Finding::new(&span, format!("syntax error: {what}"), help)
-}
-
-/// The whole of a regular file.
-fn read(path: &Path, name: &str) -> Result<Vec<u8>, ConfigError> {
-    let fail = |message: &str, help: &str| ConfigError::unreadable(name, message, help);
-    let failed = |error: io::Error| {
-        let help = match error.kind() {
-            io::ErrorKind::NotFound => "write the file, or name another with --config",
-            io::ErrorKind::PermissionDenied => "run as root, or make the file readable",
-            io::ErrorKind::IsADirectory => "name the file in it",
-            _ => "make the file readable",
-        };
-        fail(&format!("cannot be read: {error}"), help)
-    };
-    // A FIFO that nobody writes to would block.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(fail("is a directory", "name the file in it"));
-    }
-    if !metadata.is_file() {
-        return Err(fail("is not a regular file", "name a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST {
-        let message = format!("is larger than {} MiB", LARGEST >> 20);
-        return Err(fail(&message, "use shorter prefixes, which cover many sources each"));
-    }
-    Ok(bytes)
 }

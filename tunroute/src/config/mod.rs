@@ -5,7 +5,9 @@
 
 mod check;
 mod doubts;
+mod file;
 pub mod keys;
+mod list;
 mod load;
 mod parse;
 mod prefix;
@@ -26,9 +28,11 @@ use std::{
 
 use ipnet::IpNet;
 pub use load::Loaded;
+pub use prefix::can_be_source;
 pub use report::{ConfigError, Problem};
 pub use schema::schema;
 use serde::{Deserialize, Serialize};
+use tunroute_common::maps::Clamp;
 
 /// Which datapath carries the traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -58,6 +62,16 @@ impl Datapath {
     }
 }
 
+/// Who forwards what no policy is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmatched {
+    /// The kernel.
+    #[default]
+    Kernel,
+    /// The programs, by the main table, where the kernel would ask nothing else.
+    Fast,
+}
+
 /// A validated configuration: every reference in it resolves, every value is in range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -66,8 +80,12 @@ pub struct Config {
     /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long. The priority before
     /// it is that of the probes' rules.
     pub band: u32,
+    /// `tree-above`: with more prefixes of a family, its policies' rules are a tree, behind the band.
+    pub tree_above: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
+    /// `unmatched`: who forwards what no policy is about.
+    pub unmatched: Unmatched,
     /// `metrics`: where a monitoring system reads; nowhere unless given.
     pub metrics: Option<Listen>,
     /// `[interfaces]`
@@ -79,10 +97,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// Is the segment size of any tunnel limited?
+    #[must_use]
+    pub fn clamps(&self) -> bool {
+        self.tunnels.iter().any(|tunnel| tunnel.mss.is_some())
+    }
+
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::net::Family) -> bool {
-        self.policies.iter().flat_map(|policy| &policy.from).any(|prefix| crate::net::Family::of(prefix) == family)
+        self.policies.iter().any(|policy| policy.uses(family))
     }
 }
 
@@ -145,6 +169,8 @@ pub struct Tunnel {
     pub down: Option<Vec<String>>,
     /// `start-limit`
     pub start_limit: StartLimit,
+    /// `mss`: the largest segment size that TCP may tell through the tunnel; as it comes unless given.
+    pub mss: Option<Mss>,
     /// `probe`: one or several, all of which must succeed in their family.
     pub probes: Vec<Probe>,
 }
@@ -156,6 +182,42 @@ impl Tunnel {
         match family {
             crate::net::Family::V4 => self.via_v4.map(IpAddr::V4),
             crate::net::Family::V6 => self.via_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// `mss = "auto"`, or a number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mss {
+    /// What a packet of the tunnel's MTU has room for.
+    Auto,
+    /// So many bytes; 88 to 65495.
+    Bytes(u16),
+}
+
+impl Mss {
+    /// TCP's and IPv4's headers without options.
+    const HEADERS_V4: u32 = 40;
+    /// TCP's header without options, and IPv6's.
+    const HEADERS_V6: u32 = 60;
+    /// The least that Linux takes (`TCP_MIN_MSS` in `include/net/tcp.h`).
+    pub const LEAST: u16 = 88;
+    /// The most that an IPv4 packet has room for.
+    pub const MOST: u16 = 65_495;
+
+    /// The limits for a device.
+    #[must_use]
+    pub fn clamp(self, link: &crate::net::Link) -> Clamp {
+        let room = |family, headers| {
+            let room = link.mtu_of(family).saturating_sub(headers);
+            u16::try_from(room).unwrap_or(Self::MOST).clamp(Self::LEAST, Self::MOST)
+        };
+        match self {
+            Self::Auto => Clamp {
+                v4: room(crate::net::Family::V4, Self::HEADERS_V4),
+                v6: room(crate::net::Family::V6, Self::HEADERS_V6),
+            },
+            Self::Bytes(bytes) => Clamp { v4: bytes, v6: bytes },
         }
     }
 }
@@ -225,8 +287,14 @@ pub struct Policy {
     pub name: String,
     /// `table`: the policy's routing table; otherwise its first tunnel's, otherwise allocated.
     pub table: Option<u32>,
-    /// `from`: the source prefixes, without host bits. Never empty, none twice in the whole configuration.
+    /// `from` and `from-file`: the source prefixes, without host bits, sorted. None twice in the whole configuration, and
+    /// never empty unless `follow` has something.
     pub from: Vec<IpNet>,
+    /// `from = ["@lan0"]`: the interfaces whose on-link prefixes are sources, too, as they change. None twice in the whole
+    /// configuration.
+    pub follow: Vec<DevicePattern>,
+    /// The prefixes of those interfaces as [`crate::compile::follow`] saw them last; none in what has just been read.
+    pub followed: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
     /// `on-down`
@@ -235,4 +303,19 @@ pub struct Policy {
     pub exempt: Vec<IpNet>,
     /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
     pub exempt_connected: bool,
+}
+
+impl Policy {
+    /// All source prefixes: the literal ones, and those of the interfaces that it follows.
+    pub fn sources(&self) -> impl Iterator<Item = &IpNet> {
+        self.from.iter().chain(&self.followed)
+    }
+
+    /// Has it a source prefix of this family?
+    #[must_use]
+    pub fn uses(&self, family: crate::net::Family) -> bool {
+        // Those of the configuration are sorted: IPv4 comes first.
+        let ends = [self.from.first(), self.from.last()].into_iter().flatten();
+        ends.chain(&self.followed).any(|prefix| crate::net::Family::of(prefix) == family)
+    }
 }

@@ -134,19 +134,39 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Refusal> {
     Ok(net)
 }
 
-/// A prefix that packets can come from.
-pub(super) fn source(text: &str, allow_default: bool) -> Result<IpNet, Refusal> {
-    let net = prefix(text)?;
-    let (inside, around) = match net {
+/// The kind of addresses that nothing comes from which a prefix is inside of, and the range of such addresses that it is
+/// around.
+fn no_sources(net: &IpNet) -> (Option<&'static str>, Option<(String, &'static str)>) {
+    match net {
         IpNet::V4(net) => (
-            NO_SOURCES_V4.iter().find(|(range, _)| range.contains(&net)).map(|(_, kind)| *kind),
-            NO_SOURCES_V4.iter().find(|(range, _)| net.contains(range)).map(|(range, kind)| (range.to_string(), kind)),
+            NO_SOURCES_V4.iter().find(|(range, _)| range.contains(net)).map(|(_, kind)| *kind),
+            NO_SOURCES_V4.iter().find(|(range, _)| net.contains(range)).map(|(range, kind)| (range.to_string(), *kind)),
         ),
         IpNet::V6(net) => (
-            NO_SOURCES_V6.iter().find(|(range, _)| range.contains(&net)).map(|(_, kind)| *kind),
-            NO_SOURCES_V6.iter().find(|(range, _)| net.contains(range)).map(|(range, kind)| (range.to_string(), kind)),
+            NO_SOURCES_V6.iter().find(|(range, _)| range.contains(net)).map(|(_, kind)| *kind),
+            NO_SOURCES_V6.iter().find(|(range, _)| net.contains(range)).map(|(range, kind)| (range.to_string(), *kind)),
         ),
-    };
+    }
+}
+
+/// Can packets come from a prefix, as one finds it on an interface? None that is written there asks for `allow-default`.
+#[must_use]
+pub fn can_be_source(net: &IpNet) -> bool {
+    matches!(no_sources(net), (None, None))
+}
+
+/// What looks like an interface may be meant as one.
+fn or_followed(text: &str, refusal: Refusal) -> Refusal {
+    if text.contains(['.', ':', '/']) || super::values::device_name(text).is_err() {
+        return refusal;
+    }
+    Refusal { help: format!("{}; or write \"@{text}\" for the prefixes of that interface", refusal.help), ..refusal }
+}
+
+/// A prefix that packets can come from.
+pub(super) fn source(text: &str, allow_default: bool) -> Result<IpNet, Refusal> {
+    let net = prefix(text).map_err(|refusal| or_followed(text, refusal))?;
+    let (inside, around) = no_sources(&net);
     if net.prefix_len() == 0 && !allow_default {
         let message = format!("{} takes every packet of its family", quote(text));
         return Err(Refusal::new(message, "add `allow-default = true` to this policy if that is meant"));

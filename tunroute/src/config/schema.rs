@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Key, Kind, TOP};
+use super::keys::{Key, Kind, Required, TOP};
 
 /// A schema of draft 2020-12. What takes more than one value to see, only `tunroute check` finds.
 #[must_use]
@@ -21,10 +21,19 @@ pub fn schema() -> Value {
 /// A table with these keys and no others.
 fn table(keys: &[Key]) -> Value {
     let properties: Map<String, Value> = keys.iter().map(|key| (key.name.to_owned(), property(key))).collect();
-    let required: Vec<&str> = keys.iter().filter(|key| key.required).map(|key| key.name).collect();
+    let required = |key: &&Key| key.required == Required::Yes;
+    let required: Vec<&str> = keys.iter().filter(required).map(|key| key.name).collect();
     let mut table = json!({ "type": "object", "additionalProperties": false, "properties": properties });
     if !required.is_empty() {
         table["required"] = json!(required);
+    }
+    let alternatives = keys.iter().filter_map(|key| match key.required {
+        Required::Unless(other) => Some(json!({ "anyOf": [{ "required": [key.name] }, { "required": [other] }] })),
+        Required::Yes | Required::No => None,
+    });
+    let alternatives: Vec<Value> = alternatives.collect();
+    if !alternatives.is_empty() {
+        table["allOf"] = json!(alternatives);
     }
     table
 }
@@ -54,6 +63,9 @@ fn value(kind: Kind) -> Value {
     match kind {
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Number(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+        Kind::WordOrNumber(word, least, most) => {
+            json!({ "anyOf": [{ "const": word }, { "type": "integer", "minimum": least, "maximum": most }] })
+        }
         Kind::Duration => json!({ "type": "string", "pattern": "^ *[0-9]+ *[a-zA-Z]+( *[0-9]+ *[a-zA-Z]+)* *$" }),
         Kind::Choice(words) => json!({ "enum": words.iter().map(|(word, _)| word).collect::<Vec<_>>() }),
         Kind::Text(_) => text,

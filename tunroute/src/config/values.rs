@@ -22,7 +22,7 @@ const LONGEST_POLICY_NAME: usize = 64;
 const LONGEST_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// A device's name, as `dev_valid_name()` in `net/core/dev.c` takes it; `%` it would replace by a number.
-fn device_name(name: &str) -> Result<(), Refusal> {
+pub(super) fn device_name(name: &str) -> Result<(), Refusal> {
     const HELP: &str = "write the name that `ip link` shows, such as \"sixxs0\"";
     let refuse = |message: String| Err(Refusal::new(message, HELP));
     if name.is_empty() {
@@ -87,6 +87,19 @@ pub(super) fn pattern(text: &str) -> Result<DevicePattern, Refusal> {
         None => device_name(text)?,
     }
     Ok(DevicePattern(text.to_owned()))
+}
+
+/// An interface whose prefixes are followed: `@` and its name, or the beginning of names and `*`.
+pub(super) fn followed(text: &str) -> Result<DevicePattern, Refusal> {
+    let name = text.strip_prefix('@').unwrap_or(text);
+    let refusal = match pattern(name) {
+        Err(refusal) => refusal,
+        Ok(_) if name == "lo" => Refusal::new("no network is on the link at `lo`", ""),
+        Ok(_) if name.starts_with('@') => Refusal::new(format!("{} has one `@` too many", quote(text)), ""),
+        Ok(pattern) => return Ok(pattern),
+    };
+    let help = "write the name of the interface that the sources are behind, such as \"@lan0\"";
+    Err(Refusal { help: help.to_owned(), ..refusal })
 }
 
 /// The number of a routing table.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,7 +28,7 @@ use crate::{
     datapath::Place,
     explain::examiner::{Examiner, Sighting, Subject},
     kernel::{Kinds, Oracle},
-    net::{Family, IfIndex, KernelState},
+    net::{Family, IfIndex, KernelState, MainRoute},
     verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
 };
 
@@ -156,24 +158,33 @@ impl Daemon {
 
     /// The closed gates, and what to do about each.
     pub(super) fn closed_gates(&self) -> Vec<String> {
-        self.gates.reasons().iter().cloned().chain(self.checker.reasons()).collect()
+        self.gates.reasons().map(str::to_owned).chain(self.checker.reasons()).collect()
     }
 
     fn field(&mut self, kernel: &KernelState) -> Arc<Field> {
         if let Some(field) = &self.checker.field {
             return Arc::clone(field);
         }
-        let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+        let attached = self.fast.iter().flat_map(|fast| fast.state().deciding());
         let attached: Vec<_> = attached.map(|attachment| (attachment.hook, attachment.ifindex)).collect();
         let places =
             attached.into_iter().map(|(hook, device)| Place { hook, device, address: self.checker.address(device) });
         let places = places.collect();
+        // Nobody sends from the addresses at the ends of an IPv4 network, which are for broadcasts.
+        let ends = |route: &MainRoute| match route.dst {
+            IpNet::V4(net) if route.on_link && net.prefix_len() < 31 => {
+                vec![net.network().into(), net.broadcast().into()]
+            }
+            _ => Vec::new(),
+        };
+        let broadcast: BTreeSet<IpAddr> = kernel.main.iter().flat_map(ends).collect();
         let own = kernel.local.iter().filter(|local| local.prefix_len() == local.max_prefix_len());
+        let own = own.map(IpNet::addr).filter(|address| !broadcast.contains(address));
         let literal = self.config.policies.iter().flat_map(|policy| &policy.exempt).copied();
         let on_link = kernel.main.iter().filter(|route| route.on_link).map(|route| route.dst);
         let field = Arc::new(Field {
             places,
-            own: own.map(ipnet::IpNet::addr).collect(),
+            own: own.collect(),
             exempt: kernel.local.iter().copied().chain(literal).chain(on_link).collect(),
         });
         self.checker.field = Some(Arc::clone(&field));
@@ -241,7 +252,8 @@ impl Daemon {
     pub(super) async fn sample(&mut self) {
         // Not while something is being changed: it is done again when it is.
         let quiet = self.problems.is_empty() && self.retry.is_none() && self.postponed == Kinds::NONE;
-        if !quiet || self.fast.is_none() || !self.rules_installed() {
+        let decides = self.fast.as_ref().is_some_and(|fast| fast.state().deciding().next().is_some());
+        if !quiet || !decides || !self.rules_installed() {
             return;
         }
         let Some(snapshot) = self.snapshot.take() else { return };

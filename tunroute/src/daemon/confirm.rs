@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Daemon, tables::Tables};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 
 /// What comes back, and when.
 pub(super) struct Trial {
@@ -19,11 +19,15 @@ pub(super) struct Trial {
 
 impl Daemon {
     /// As a reload, but on trial for `time`.
-    pub(super) async fn apply_on_trial(&mut self, time: Duration) -> anyhow::Result<()> {
-        let (config, tables) = (self.config.clone(), self.tables.clone());
-        self.reload().await?;
+    pub(super) async fn apply_on_trial(
+        &mut self,
+        config: Result<Config, ConfigError>,
+        time: Duration,
+    ) -> anyhow::Result<()> {
+        let (before, tables) = (self.config.clone(), self.tables.clone());
+        self.reload(config).await?;
         warn!("the earlier configuration comes back in {time:?} unless `tunroute confirm` is said");
-        self.trial = Some(Trial { ends: Instant::now() + time, config, tables });
+        self.trial = Some(Trial { ends: Instant::now() + time, config: before, tables });
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::Daemon;
 use crate::{
-    compile::{ChainId, DesiredFast, FastInputs, Inputs, TunnelState, compile, matching, tunnel_state},
+    compile::{ChainId, DesiredFast, Inputs, TunnelState, compile, matching, tunnel_state},
     config::{Datapath, Interfaces, OnDown},
     datapath::Place,
     explain::{
@@ -135,14 +135,13 @@ impl Daemon {
 
     /// Does a program run there? Otherwise why not.
     fn runs(&self, hook: Hook, link: &Link) -> Result<(), String> {
+        if self.config.datapath == Datapath::Kernel {
+            return Err("datapath = \"kernel\"".to_owned());
+        }
         let Some(fast) = &self.fast else {
-            return Err(match self.config.datapath {
-                Datapath::Kernel => "datapath = \"kernel\"".to_owned(),
-                _ => self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()),
-            });
+            return Err(self.fast_error.clone().unwrap_or_else(|| "it could not be loaded".to_owned()));
         };
-        let attached = &fast.state().attached;
-        if attached.iter().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
+        if fast.state().deciding().any(|attachment| attachment.hook == hook && attachment.ifindex == link.index) {
             return Ok(());
         }
         let interfaces = &self.config.interfaces;
@@ -174,10 +173,11 @@ impl Daemon {
     ) -> (Vec<Considered>, Option<usize>) {
         let desired = self.desired_fast(kernel);
         let mut considered = Vec::new();
-        let mut next = longest(source, |prefix| desired.sources.get(prefix).map(|(id, _)| *id)).map(|(_, id)| id);
+        let mut next =
+            longest(source, |prefix| desired.sources.chain_of(prefix).map(|chain| chain.id)).map(|(_, id)| id);
         while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
             let policy = &self.config.policies[slot.policy];
-            let holding = policy.from.iter().filter(|prefix| prefix.contains(&source));
+            let holding = policy.sources().filter(|prefix| prefix.contains(&source));
             let Some(prefix) = holding.max_by_key(|prefix| prefix.prefix_len()) else { break };
             let set = slot.exempt_set;
             let exempt = longest(destination, |prefix| {
@@ -204,18 +204,14 @@ impl Daemon {
 
     /// What the maps should hold, whether there are programs or not.
     pub(super) fn desired_fast(&self, kernel: &KernelState) -> DesiredFast {
-        let fast = FastInputs {
-            open: self.gates.open(),
-            closed: self.gates.closed_devices(),
-            reverse_path: self.gates.reverse_path(),
-        };
         let inputs = Inputs {
             config: &self.config,
             kernel,
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: false,
-            fast: Some(fast),
+            fast: Some(self.gates.inputs()),
+            before: self.sources.as_ref(),
         };
         compile(&inputs).fast.unwrap_or_default()
     }
@@ -295,9 +291,10 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let mut rules = kernel.rules.iter().filter(|rule| rule.family == family && rule.oif.is_none());
     let ours = |table: Option<u32>| {
         move |rule: &&crate::net::ObservedRule| {
-            rule.rule
-                .as_ref()
-                .is_some_and(|rule| rule.from.contains(&source) && table.is_none_or(|table| rule.table == table))
+            rule.rule.as_ref().is_some_and(|rule| {
+                let asked = rule.table().filter(|_| rule.from.contains(&source) != rule.not);
+                asked.is_some_and(|asked| table.is_none_or(|table| asked == table))
+            })
         }
     };
     let table = match answer {
@@ -305,14 +302,14 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
         Answer::Refused(_) => {
             // Tables that throw are passed over.
             let reject = rules.filter(ours(None)).find_map(|rule| {
-                let table = rule.rule.as_ref()?.table;
+                let table = rule.rule.as_ref()?.table()?;
                 let rejects = |route: &&crate::net::Route| {
                     route.table == table
                         && Family::of(&route.dst) == family
                         && matches!(route.kind, RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit)
                 };
                 let route = kernel.routes.iter().filter_map(|route| route.route.as_ref()).find(rejects)?;
-                Some((rule.text.clone(), route.to_string()))
+                Some((rule.text(), route.to_string()))
             });
             return reject.unzip();
         }
@@ -325,5 +322,5 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let looks_up = format!("lookup {named} ");
     let found = rules.clone().find(ours(Some(table)));
     let found = found.or_else(|| rules.find(|rule| rule.rule.is_none() && rule.text.contains(&looks_up)));
-    (found.map(|rule| rule.text.clone()), None)
+    (found.map(crate::net::ObservedRule::text), None)
 }

@@ -2,13 +2,12 @@
 
 use tracing::{info, warn};
 
-use super::{Daemon, config_wants_no_fast_path, down::remove_fast_path, messages::forward_log};
+use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_programs};
 use crate::{
-    config::Datapath,
+    config::{Datapath, Policy},
     datapath::{self, DatapathError, Method},
     fast::{FastOp, Open},
     index::{self, Full},
-    kernel::Snapshot,
     privilege,
 };
 
@@ -28,7 +27,7 @@ impl Daemon {
             self.fast_error = error;
         }
         // With `datapath = "kernel"` only to remove what an earlier daemon has left.
-        let wanted = !config_wants_no_fast_path(&self.config) || datapath::anything_pinned(pins);
+        let wanted = !wants_no_programs(&self.config) || datapath::anything_pinned(pins);
         if self.fast.is_some() || !wanted {
             return;
         }
@@ -37,7 +36,8 @@ impl Daemon {
             Some(missing) => Err(missing),
             None => {
                 let method = self.options.method.unwrap_or_else(Method::detect);
-                let words = self.outgrown.take().unwrap_or(index::MINIMUM);
+                let expected = || index::expected(self.config.policies.iter().flat_map(Policy::sources));
+                let words = self.outgrown.take().unwrap_or_else(expected);
                 datapath::Datapath::open(pins, method, words).map_err(|error| error.to_string())
             }
         };
@@ -68,8 +68,7 @@ impl Daemon {
 
     /// In `ebpf` mode: are the programs in place, so that no rules are needed? Returns whether the answer has changed.
     pub(super) fn update_fallback(&mut self) -> bool {
-        let Some(snapshot) = &self.snapshot else { return false };
-        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete(snapshot);
+        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete();
         if needed == self.fallback {
             return false;
         }
@@ -83,9 +82,9 @@ impl Daemon {
     }
 
     /// All programs are attached that the configuration asks for, and may decide all families in use.
-    fn fast_path_complete(&self, snapshot: &Snapshot) -> bool {
+    fn fast_path_complete(&self) -> bool {
         let Some(fast) = &self.fast else { return false };
-        let Some(desired) = self.desired(snapshot).fast else { return false };
+        let Some(desired) = self.desired.as_ref().and_then(|desired| desired.fast.as_ref()) else { return false };
         desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
     }
 

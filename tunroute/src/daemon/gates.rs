@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::{
-    compile::matching,
-    config::Config,
+    compile::{FastInputs, matching},
+    config::{Config, Unmatched},
     fast::Open,
-    gates::{Gate, GateInput, Probes, gates},
+    gates::{Gate, GateInput, Probes, gates, main_decides},
     kernel::sysctl::{self, RpFilter},
     net::{Family, IfIndex, KernelState, Link, LinkLayer},
 };
@@ -23,19 +23,42 @@ pub(super) struct Gates {
     complete: bool,
     closed_devices: BTreeSet<IfIndex>,
     reverse_path: bool,
-    reasons: Vec<String>,
+    unmatched: Open,
+    returning: BTreeSet<IfIndex>,
+    reasons: Vec<Reason>,
+    /// Why what no policy is about is left to the kernel, if it should not be.
+    hints: Vec<String>,
 }
+
+/// Why the kernel decides in place of the fast path.
+#[derive(Debug, PartialEq, Eq)]
+struct Reason {
+    /// The gate's name.
+    gate: &'static str,
+    /// What is so, and what to do about it.
+    text: String,
+}
+
+/// Gates that are not an ingress device's.
+const FOREIGN_ROUTES: &str = "foreign-routes";
+const UNGUARDED_UPLINK: &str = "unguarded-uplink";
+/// Closed by policies that the datapaths disagree about.
+const DISAGREEMENT: &str = "disagreement";
 
 impl Gates {
     /// Looks at the gates now. `tables` are those of the policies.
     pub(super) async fn look(config: &Config, kernel: &KernelState, tables: &BTreeMap<String, u32>) -> Self {
         let ingress: BTreeMap<IfIndex, Link> =
             matching(&config.interfaces.ingress, kernel).map(|link| (link.index, link.clone())).collect();
-        let probes = Probes::read(ingress.values()).await;
+        let tunnels: Vec<&Link> = match config.unmatched {
+            Unmatched::Fast => config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).collect(),
+            Unmatched::Kernel => Vec::new(),
+        };
+        let probes = Probes::read(ingress.values().chain(tunnels.iter().copied())).await;
         let report = gates(&GateInput {
             state: kernel,
             probes: &probes,
-            ingress: &ingress.keys().copied().collect::<Vec<_>>(),
+            ingress: &ingress.keys().copied().chain(tunnels.iter().map(|link| link.index)).collect::<Vec<_>>(),
             band: config.band..=config.band.saturating_add(BAND),
             bypass_netfilter: config.bypass_netfilter,
         });
@@ -57,28 +80,72 @@ impl Gates {
                 }
             }
         }
-        let mut reasons: Vec<String> = closed_gates.iter().map(|gate| format!("{gate} ({})", gate.advice())).collect();
+        let closed = closed_gates.iter();
+        let mut reasons: Vec<Reason> =
+            closed.map(|gate| Reason { gate: gate.name(), text: format!("{gate} ({})", gate.advice()) }).collect();
         // What else the kernel would not decide as the fast path does, whatever the device.
-        let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| {
-            format!("table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)")
+        let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| Reason {
+            gate: FOREIGN_ROUTES,
+            text: format!(
+                "table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)"
+            ),
         });
         let agreed = reasons.len();
         reasons.extend(foreign);
         let agreed = agreed == reasons.len();
         let unguarded = matching(&config.interfaces.uplink, kernel).filter(|link| link.layer == LinkLayer::Other);
-        let unguarded: Vec<String> = unguarded
-            .map(|link| format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name))
+        let unguarded: Vec<Reason> = unguarded
+            .map(|link| Reason {
+                gate: UNGUARDED_UPLINK,
+                text: format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name),
+            })
             .collect();
         let all_open = |family| ingress.keys().all(|device| is_open(*device, family)) || !config.uses(family);
         let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
         reasons.extend(unguarded);
-        Self {
-            open: Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) },
-            complete,
-            closed_devices,
-            reverse_path: ingress.values().any(|link| sysctl::rp_filter(&link.name) != RpFilter::Off),
-            reasons,
+        let open = Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) };
+        let filters = |link: &Link| sysctl::rp_filter(&link.name) != RpFilter::Off;
+        let reverse_path = ingress.values().any(filters);
+        let mut hints = Vec::new();
+        let mut unmatched = |family: Family| {
+            if config.unmatched == Unmatched::Kernel || !open.family(family) {
+                return false;
+            }
+            let why = match family {
+                Family::V4 if reverse_path => "rp_filter looks at their way back",
+                _ if main_decides(kernel, family) => return true,
+                _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
+            };
+            hints.push(format!("{family} packets that no policy is about are left to the kernel: {why}"));
+            false
+        };
+        let unmatched = Open { v4: unmatched(Family::V4), v6: unmatched(Family::V6) };
+        // A tunnel at which not all is certain is left out, which closes nothing for the ingress devices.
+        let certain =
+            |link: &&Link| Family::ALL.into_iter().all(|family| is_open(link.index, family)) && !filters(link);
+        let returning = tunnels.into_iter().filter(certain).map(|link| link.index).collect();
+        Self { open, complete, closed_devices, reverse_path, unmatched, returning, reasons, hints }
+    }
+
+    /// What the fast path's desired state depends on.
+    pub(super) const fn inputs(&self) -> FastInputs<'_> {
+        FastInputs {
+            open: self.open,
+            closed: &self.closed_devices,
+            reverse_path: self.reverse_path,
+            unmatched: self.unmatched,
+            returning: &self.returning,
         }
+    }
+
+    /// Tunnels that packets come back by and are forwarded from by the programs.
+    pub(super) const fn returning(&self) -> &BTreeSet<IfIndex> {
+        &self.returning
+    }
+
+    /// What the operator should know of packets that no policy is about.
+    pub(super) fn hints(&self) -> &[String] {
+        &self.hints
     }
 
     /// The families that the ingress program may decide.
@@ -92,28 +159,26 @@ impl Gates {
         self.complete
     }
 
-    /// Ingress devices at which nothing may be decided.
-    pub(super) const fn closed_devices(&self) -> &BTreeSet<IfIndex> {
-        &self.closed_devices
-    }
-
-    /// IPv4 ingress checks the way back to the source.
-    pub(super) const fn reverse_path(&self) -> bool {
-        self.reverse_path
-    }
-
     /// Says which gates have closed and opened since an earlier look.
     pub(super) fn log_since(&self, earlier: &Self) {
         for reason in self.reasons.iter().filter(|reason| !earlier.reasons.contains(reason)) {
-            warn!("the kernel decides in place of the fast path: {reason}");
+            warn!("the kernel decides in place of the fast path: {}", reason.text);
         }
         for reason in earlier.reasons.iter().filter(|reason| !self.reasons.contains(reason)) {
-            info!("no longer so: {reason}");
+            info!("no longer so: {}", reason.text);
         }
     }
 
     /// The closed gates in words, with what to do about each.
-    pub(super) fn reasons(&self) -> &[String] {
-        &self.reasons
+    pub(super) fn reasons(&self) -> impl Iterator<Item = &str> {
+        self.reasons.iter().map(|reason| reason.text.as_str())
+    }
+
+    /// All gates by name, with how many of each are closed, if so many policies are left to the kernel.
+    pub(super) fn by_name(&self, disputed: usize) -> BTreeMap<String, usize> {
+        let names = Gate::NAMES.into_iter().chain([FOREIGN_ROUTES, UNGUARDED_UPLINK]);
+        let closed = |name| self.reasons.iter().filter(|reason| reason.gate == name).count();
+        let all = names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed)]);
+        all.map(|(name, number)| (name.to_owned(), number)).collect()
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, with_datapath};
+use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, wants_no_programs};
 use crate::{
-    compile::{FastInputs, Inputs, compile},
+    compile::{Inputs, compile, follow},
     config::{Config, Datapath},
     datapath::anything_pinned,
     fast::FastState,
@@ -18,11 +18,10 @@ use crate::{
 };
 
 impl Daemon {
-    /// What a reload would do now, with another file if one is named.
-    pub(super) async fn preview(&self, file: Option<&Path>) -> anyhow::Result<Preview> {
-        let file = file.unwrap_or(&self.options.config);
-        let config = with_datapath(Config::load(file)?, self.options.datapath);
+    /// What a reload with this file would do now.
+    pub(super) async fn preview(&self, file: &Path, mut config: Config) -> anyhow::Result<Preview> {
         let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
+        follow(&mut config, &snapshot.state);
         self.tables.check_free(&config, &snapshot.state)?;
         let tables = self.tables.following(&config, &snapshot.state);
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
@@ -35,7 +34,7 @@ impl Daemon {
 /// # Errors
 ///
 /// If the kernel cannot be asked, or the configuration does not fit it.
-pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Instance) -> anyhow::Result<Preview> {
+pub async fn preview_without_daemon(file: &Path, mut config: Config, instance: &Instance) -> anyhow::Result<Preview> {
     let remembered = if instance.state_dir.is_dir() {
         Tables::load(&StateDir::open(&instance.state_dir)?)
     } else {
@@ -43,11 +42,13 @@ pub async fn preview_without_daemon(file: &Path, config: &Config, instance: &Ins
     };
     let (kernel, _events) = Kernel::connect()?;
     let snapshot = kernel.observe(Kinds::ALL, None).await?;
+    follow(&mut config, &snapshot.state);
+    let config = &config;
     remembered.check_free(config, &snapshot.state)?;
     let tables = remembered.following(config, &snapshot.state);
     let mut notes = Vec::new();
     let mut fast = Some(FastState::default());
-    if !config_wants_no_fast_path(config) {
+    if !wants_no_programs(config) {
         if let Some(missing) = privilege::missing_for_fast_path() {
             notes.push(format!("no fast path, the kernel's rules would carry all traffic: {missing}"));
             fast = None;
@@ -74,21 +75,22 @@ async fn preview(
     fast: Option<&FastState>,
 ) -> anyhow::Result<Preview> {
     let gates = Gates::look(config, &snapshot.state, tables.numbers()).await;
-    let fast = fast.filter(|_| !config_wants_no_fast_path(config));
+    let fast = fast.filter(|_| !wants_no_programs(config));
     let desired = compile(&Inputs {
         config,
         kernel: &snapshot.state,
         tables: tables.numbers(),
         failed,
         rules: config.datapath != Datapath::Ebpf || fast.is_none() || !gates.complete(),
-        fast: fast.map(|_| FastInputs {
-            open: gates.open(),
-            closed: gates.closed_devices(),
-            reverse_path: gates.reverse_path(),
-        }),
+        fast: fast.map(|_| gates.inputs()),
+        before: None,
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();
-    let held_back = |reason| format!("the kernel would decide in place of the fast path: {reason}");
-    let notes = if fast.is_some() { gates.reasons().iter().map(held_back).collect() } else { Vec::new() };
+    let held_back = |reason: &str| format!("the kernel would decide in place of the fast path: {reason}");
+    let notes = if fast.is_some() && !config_wants_no_fast_path(config) {
+        gates.reasons().map(held_back).collect()
+    } else {
+        Vec::new()
+    };
     Ok(Preview { config: file.display().to_string(), steps, notes })
 }

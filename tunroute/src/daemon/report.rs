@@ -3,14 +3,15 @@
 use std::{collections::BTreeMap, path::Path};
 
 use tracing::warn;
-use tunroute_common::maps::{MAX_SLOTS, Outcome, Stats, names};
+use tunroute_common::maps::{Clamp, Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
-    compile::{TunnelState, active_tunnel, tunnel_state},
-    config::{Datapath, OnDown, Policy},
+    compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
+    config::{Datapath, DevicePattern, OnDown, Policy},
     datapath::{self, Method},
-    fast::Hook,
+    fast::{Hook, Part},
+    kernel::traffic,
     net::{Family, KernelState, Link},
     networkd,
     plan::number_slots,
@@ -38,16 +39,48 @@ impl Daemon {
             fast_path: self.fast_path(),
             kernel: KernelStatus {
                 rules: kernel.rules.iter().filter(|rule| rule.ours).count(),
+                trees: self.desired.iter().flat_map(|desired| &desired.trees).copied().collect(),
                 routes: kernel.routes.len(),
             },
-            problems: self.problems.clone(),
+            problems: self.problems.iter().chain(&self.contested).cloned().chain(self.unlimited(kernel)).collect(),
             hints: self
                 .trial_hint()
                 .into_iter()
+                .chain(self.gates.hints().iter().cloned())
                 .chain(self.endpoint_error.clone())
+                .chain(self.lists())
+                .chain(self.config.policies.iter().filter_map(without_sources))
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
+    }
+
+    /// The families whose rules are a list although they are to be a tree.
+    fn lists(&self) -> impl Iterator<Item = String> {
+        let desired = self.desired.as_ref().filter(|_| self.rules_installed());
+        let is_list = move |family: &Family| desired.is_some_and(|desired| !desired.trees.contains(family));
+        let lists = Family::ALL.into_iter().filter(is_list).filter(|family| wants_tree(&self.config, *family));
+        lists.map(|family| {
+            format!(
+                "every packet walks all {family} rules: between `band` and the next rule of somebody else there is no room \
+                 for a tree; write a lower `band`, such as 1002"
+            )
+        })
+    }
+
+    /// Tunnels whose segment size is to be limited, and is not.
+    fn unlimited(&self, kernel: &KernelState) -> Vec<String> {
+        let clamps = |link: &Link| {
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+            attached.filter(|attachment| attachment.part == Part::Clamp && attachment.ifindex == link.index).count()
+        };
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let missing =
+            limited.filter_map(|tunnel| kernel.link(&tunnel.name)).filter(|link| clamps(link) < Hook::ALL.len());
+        let because = self.fast_error.as_deref().unwrap_or("its programs are not attached");
+        let told =
+            |link: &Link| format!("tunnel {}: the segment size that TCP tells is not limited: {because}", link.name);
+        missing.map(told).collect()
     }
 
     /// The state in one line, for the service manager.
@@ -78,6 +111,7 @@ impl Daemon {
         let families: Vec<Family> = Family::ALL.into_iter().filter(|family| self.config.uses(*family)).collect();
         let commands = self.supervisor.status();
         let probes = self.probes.status();
+        let traffic = traffic();
         self.config
             .tunnels
             .iter()
@@ -101,7 +135,12 @@ impl Daemon {
                     state: state.to_owned(),
                     ifindex: link.map(|link| link.index),
                     mtu: link.map(|link| link.mtu),
+                    mss: link.zip(tunnel.mss).map(|(link, mss)| {
+                        let Clamp { v4, v6 } = mss.clamp(link);
+                        [(Family::V4, v4), (Family::V6, v6)].into()
+                    }),
                     failed,
+                    traffic: link.and_then(|link| traffic.get(&link.name).copied()),
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
                     probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),
                 }
@@ -110,10 +149,7 @@ impl Daemon {
     }
 
     fn policy(&self, policy: &Policy, kernel: &KernelState, stats: Option<&Stats>) -> PolicyStatus {
-        let families: Vec<Family> = Family::ALL
-            .into_iter()
-            .filter(|family| policy.from.iter().any(|prefix| Family::of(prefix) == *family))
-            .collect();
+        let families: Vec<Family> = Family::ALL.into_iter().filter(|family| policy.uses(*family)).collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
             None => match policy.on_down {
@@ -128,7 +164,7 @@ impl Daemon {
         let carried_by = |family| {
             // Open says nothing where no program is: it is detached from a device that is closed for both families.
             let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
-                fast.open.family(family) && fast.attached.iter().any(|attachment| attachment.hook == Hook::Ingress)
+                fast.open.family(family) && fast.deciding().any(|attachment| attachment.hook == Hook::Ingress)
             });
             if open && !stands_back { "fast path" } else { "kernel" }.to_owned()
         };
@@ -136,7 +172,8 @@ impl Daemon {
         let (forwarded, diverted) = (counter(Outcome::Forwarded), counter(Outcome::Diverted));
         PolicyStatus {
             name: policy.name.clone(),
-            prefixes: policy.from.len(),
+            prefixes: policy.sources().count(),
+            follows: policy.follow.iter().map(|DevicePattern(name)| name.clone()).collect(),
             table: self.tables.numbers().get(&policy.name).copied(),
             active: families.iter().map(|family| (*family, active(*family))).collect(),
             carried_by: families.iter().map(|family| (*family, carried_by(*family))).collect(),
@@ -155,14 +192,14 @@ impl Daemon {
     /// The counters by policy: a policy has a slot for each family and chain that begins with it.
     fn counters(&self) -> BTreeMap<usize, Stats> {
         let mut by_policy: BTreeMap<usize, Stats> = BTreeMap::new();
-        let (Some(fast), Some(snapshot)) = (&self.fast, &self.snapshot) else { return by_policy };
-        let Some(desired) = self.desired(snapshot).fast else { return by_policy };
+        let desired = self.desired.as_ref().and_then(|desired| desired.fast.as_ref());
+        let (Some(fast), Some(desired)) = (&self.fast, desired) else { return by_policy };
         let counters = fast.counters().unwrap_or_else(|error| {
             warn!("{error}");
             BTreeMap::new()
         });
         // The numbers are those of the last pass: an observed chain keeps its own.
-        let Ok(numbers) = number_slots(&desired, fast.state()) else { return by_policy };
+        let Ok(numbers) = number_slots(desired, fast.state()) else { return by_policy };
         for (id, slot) in &desired.slots {
             let Some(stats) = numbers.get(id).and_then(|number| counters.get(number)) else { continue };
             let sum = by_policy.entry(slot.policy).or_default();
@@ -177,7 +214,8 @@ impl Daemon {
     fn fast_path(&self) -> FastPathStatus {
         if self.config.datapath == Datapath::Kernel {
             let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
-            return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
+            let attached = self.fast.iter().flat_map(|fast| &fast.state().attached).map(ToString::to_string).collect();
+            return FastPathStatus { state: "off".to_owned(), reasons, attached, ..FastPathStatus::default() };
         }
         let Some(fast) = &self.fast else {
             let reasons = self.fast_error.iter().cloned().collect();
@@ -185,8 +223,8 @@ impl Daemon {
         };
         let mut reasons = self.closed_gates();
         reasons.extend(self.too_large.map(|error| error.to_string()));
-        let desired = self.snapshot.as_ref().and_then(|snapshot| self.desired(snapshot).fast).unwrap_or_default();
-        let missing = desired.attachments.difference(&fast.state().attached);
+        let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
+        let missing = desired.flat_map(|desired| desired.attachments.difference(&fast.state().attached));
         reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
@@ -200,11 +238,29 @@ impl Daemon {
             }
             .to_owned(),
             reasons,
+            gates: self.gates.by_name(self.checker.reasons().count()),
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),
+            unmatched: fast.state().unmatched.any().then(|| unmatched(fast)),
         }
     }
+}
+
+fn unmatched(datapath: &datapath::Datapath) -> OutcomeStatus {
+    let Counter { packets, bytes } = datapath.unmatched().unwrap_or_else(|error| {
+        warn!("{error}");
+        Counter::default()
+    });
+    OutcomeStatus { packets, bytes }
+}
+
+/// Nothing is on the link at the interfaces that a policy follows.
+fn without_sources(policy: &Policy) -> Option<String> {
+    let names: Vec<&str> = policy.follow.iter().map(|DevicePattern(name)| name.as_str()).collect();
+    policy.sources().next().is_none().then(|| {
+        format!("policy \"{}\" has no sources: {} has no prefix just now (`ip addr`)", policy.name, names.join(", "))
+    })
 }
 
 fn maps(datapath: &datapath::Datapath) -> Vec<MapStatus> {

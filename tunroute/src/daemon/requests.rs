@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Daemon, Exit};
+use super::{Daemon, Exit, read::Purpose};
 use crate::control::{Answer, Call, Request};
 
 impl Daemon {
@@ -11,9 +11,22 @@ impl Daemon {
         let done = |result: anyhow::Result<Answer>| result.unwrap_or_else(|error| Answer::Failed(format!("{error:#}")));
         let told = match request {
             Request::Down => return Some(Exit::Down(Some(answer))),
-            // Its answer comes later.
+            // The answers of these come later.
             Request::Verify { samples } => {
                 self.start_verify(samples, answer);
+                return None;
+            }
+            Request::Plan { file } => {
+                let file = file.unwrap_or_else(|| self.options.config.clone());
+                self.read(Purpose::Plan(file), Some(answer));
+                return None;
+            }
+            Request::Reload => {
+                self.read(Purpose::Reload, Some(answer));
+                return None;
+            }
+            Request::Apply { seconds } => {
+                self.read(Purpose::Trial(Duration::from_secs(seconds)), Some(answer));
                 return None;
             }
             Request::Status => Answer::Status(Box::new(self.status())),
@@ -25,11 +38,7 @@ impl Daemon {
             Request::Start { tunnel } => {
                 Answer::Failed(format!("no tunnel \"{tunnel}\" with an `up` command is configured"))
             }
-            Request::Plan { file } => done(self.preview(file.as_deref()).await.map(Answer::Plan)),
-            Request::Reload => done(self.reload().await.map(|()| Answer::Done)),
-            Request::Apply { seconds } => {
-                done(self.apply_on_trial(Duration::from_secs(seconds)).await.map(|()| Answer::Done))
-            }
+            Request::Trace { session, wanted } => done(self.trace(session, &wanted).map(Answer::Traced)),
             Request::Confirm => done(self.confirm().map(|()| Answer::Done)),
         };
         let _nobody_waits = answer.send(told);

@@ -4,6 +4,8 @@
 
 mod adopt;
 mod error;
+mod events;
+pub mod features;
 mod pins;
 mod tcx;
 mod trial;
@@ -17,7 +19,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::FdLink,
@@ -27,17 +29,19 @@ use aya::{
 };
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
-use tunroute_common::maps::{Control, Counter, MAX_SLOTS, Slot, Stats, names};
+use tunroute_common::maps::{
+    Clamp, Control, Counter, Event, Filter, MAX_SLOTS, Outcome, Slot, Stats, UNMATCHED, names,
+};
 
-use self::error::chain;
 pub use self::{
     error::DatapathError,
     trial::{Place, Trial, Trialled},
     words::{Index, WordMap},
 };
+use self::{error::chain, events::Events};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
-    fast::{Attachment, FastOp, FastState, Hook, Open},
+    fast::{Attachment, FastOp, FastState, Hook, Open, Part},
     index::{self, Content},
     net::{IfIndex, Link},
 };
@@ -49,14 +53,14 @@ pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
 /// The programs, in the object's terms.
-const PROGRAMS: [&str; 4] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3"];
+const PROGRAMS: [&str; 6] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3", "clamp_l2", "clamp_l3"];
 
 /// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
 pub const WORD_COUNT: &str = "WORD_COUNT";
 
 /// Where the filters stand on a clsact qdisc, so that a later daemon finds them again: ahead of the priorities that
 /// others let the kernel choose (49152 and down).
-const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 0x7472), classid: None };
+const CLSACT_PRIORITY: u16 = 1;
 
 type Result<T, E = DatapathError> = std::result::Result<T, E>;
 
@@ -97,11 +101,15 @@ pub struct Datapath {
     policy: Array<MapData, Slot>,
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
+    clamp: HashMap<MapData, u32, Clamp>,
+    events: Events,
+    /// What is told of decisions, if anybody listens.
+    filter: Option<Filter>,
     pins: Pins,
     loaded: Loaded,
     method: Method,
     /// The TCX links. Held besides the pins, so that removing a pin does not detach a program while the daemon runs.
-    links: BTreeMap<(Hook, IfIndex), FdLink>,
+    links: BTreeMap<(Part, Hook, IfIndex), FdLink>,
     state: FastState,
 }
 
@@ -131,6 +139,9 @@ impl Datapath {
             policy: take(&mut ebpf, names::POLICY)?,
             stats: take(&mut ebpf, names::STATS)?,
             control: take(&mut ebpf, names::CONTROL)?,
+            clamp: take(&mut ebpf, names::CLAMP)?,
+            events: Events::take(&mut ebpf)?,
+            filter: None,
             ebpf,
             pins,
             loaded,
@@ -184,8 +195,13 @@ impl Datapath {
                 state.slots.insert(index, slot);
             }
         }
+        for entry in self.clamp.iter() {
+            let (ifindex, clamp) = entry.map_err(map_error(names::CLAMP))?;
+            state.clamps.insert(ifindex, clamp);
+        }
         let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
         state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
+        state.unmatched = Open { v4: control.unmatched & 1 != 0, v6: control.unmatched & 2 != 0 };
         state.shadow = control.shadow == 1;
         self.state = state;
         Ok(())
@@ -205,14 +221,14 @@ impl Datapath {
         let mut attached = BTreeSet::new();
         let mut pinned = BTreeSet::new();
         self.pins.forget_missing(links);
-        self.links.retain(|(_, ifindex), _| links.contains_key(ifindex));
+        self.links.retain(|(_, _, ifindex), _| links.contains_key(ifindex));
         // Where nothing can be pinned, an unpinned link is the best there is.
         let pins_wanted = self.maps_pinned();
         for link in links.values() {
-            for hook in [Hook::Egress, Hook::Ingress] {
-                let Some(attachment) = Attachment::new(hook, link) else { continue };
+            for attachment in attachments(link) {
+                let hook = attachment.hook;
                 let is_pinned = self.pins.is_pinned(self.method, &attachment);
-                if !is_pinned && !self.links.contains_key(&(hook, link.index)) {
+                if !is_pinned && !self.links.contains_key(&key(&attachment)) {
                     continue;
                 }
                 pinned.insert(attachment.clone());
@@ -235,7 +251,7 @@ impl Datapath {
 
     /// Holds the link of a program in place. False if there is none, so that the program must be attached anew.
     fn hold(&mut self, attachment: &Attachment) -> bool {
-        let Entry::Vacant(vacant) = self.links.entry((attachment.hook, attachment.ifindex)) else { return true };
+        let Entry::Vacant(vacant) = self.links.entry(key(attachment)) else { return true };
         match self.pins.pinned(attachment) {
             Ok(Some(link)) => {
                 vacant.insert(link);
@@ -309,11 +325,22 @@ impl Datapath {
             FastOp::PutSource(..) | FastOp::RemoveSource(_) | FastOp::AddExemption(_) | FastOp::RemoveExemption(_) => {
                 return self.apply_entries(&[operation]);
             }
+            FastOp::SetClamp(ifindex, clamp) => {
+                self.clamp.insert(ifindex, clamp, 0).map_err(map_error(names::CLAMP))?;
+            }
+            FastOp::RemoveClamp(ifindex) => match self.clamp.remove(ifindex) {
+                Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {}
+                result => result.map_err(map_error(names::CLAMP))?,
+            },
             FastOp::Attach(attachment) => self.attach(attachment)?,
             FastOp::Detach(attachment) => self.detach(self.method, attachment)?,
             FastOp::SetOpen(open) => {
                 let before = std::mem::replace(&mut self.state.open, *open);
                 self.beat().inspect_err(|_| self.state.open = before)?;
+            }
+            FastOp::SetUnmatched(open) => {
+                let before = std::mem::replace(&mut self.state.unmatched, *open);
+                self.beat().inspect_err(|_| self.state.unmatched = before)?;
             }
             FastOp::SetShadow(shadow) => {
                 let before = std::mem::replace(&mut self.state.shadow, *shadow);
@@ -330,15 +357,12 @@ impl Datapath {
     ///
     /// If the map has no room for them, or the kernel refuses another one.
     pub fn apply_entries(&mut self, operations: &[&FastOp]) -> Result<()> {
-        let mut undo = Vec::with_capacity(operations.len());
-        for operation in operations {
-            undo.extend(self.state.undoing(operation));
-            self.state.enter(operation);
-        }
+        let before = (self.state.sources.clone(), self.state.exempt.clone());
+        self.state.enter_all(operations);
         let content = Content { sources: &self.state.sources, exempt: &self.state.exempt };
         let result = self.index.update(content, operations);
         if result.is_err() {
-            undo.iter().rev().for_each(|operation| self.state.enter(operation));
+            (self.state.sources, self.state.exempt) = before;
         }
         result
     }
@@ -363,9 +387,37 @@ impl Datapath {
             open_v4: v4.into(),
             open_v6: v6.into(),
             shadow: self.state.shadow.into(),
+            unmatched: u32::from(self.state.unmatched.v4) | u32::from(self.state.unmatched.v6) << 1,
+            tracing: self.filter.is_some().into(),
             reserved: 0,
         };
         self.control.set(0, control, 0).map_err(map_error(names::CONTROL))
+    }
+
+    /// Has the programs tell decisions, others than before if the filter is another, or none any more. They stop by
+    /// themselves, too, when nobody beats.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be written.
+    pub fn trace(&mut self, filter: Option<Filter>) -> Result<()> {
+        if filter == self.filter {
+            return Ok(());
+        }
+        if let Some(filter) = &filter {
+            self.events.ask(filter)?;
+        }
+        self.filter = filter;
+        self.beat()
+    }
+
+    /// The decisions that were told since this was called last, and how many never were, since the maps were made.
+    ///
+    /// # Errors
+    ///
+    /// If a map cannot be read.
+    pub fn traced(&mut self) -> Result<(Vec<Event>, u64)> {
+        self.events.read()
     }
 
     /// Attaches ahead of all others; where an earlier program of this project is in place, it is replaced without a gap.
@@ -376,9 +428,9 @@ impl Datapath {
         let program = classifier(&mut self.ebpf, name)?;
         match self.method {
             Method::Tcx => {
-                let key = (attachment.hook, attachment.ifindex);
+                let place = key(attachment);
                 let pinned = self.pins.is_pinned(Method::Tcx, attachment);
-                let earlier = match self.links.remove(&key) {
+                let earlier = match self.links.remove(&place) {
                     None => self.pins.pinned(attachment)?,
                     held => held,
                 };
@@ -395,15 +447,26 @@ impl Datapath {
                     Some(id) => id,
                     None => {
                         self.pins.unpin(Method::Tcx, attachment);
-                        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-                        program
-                            .attach_with_options(&attachment.device, attach_type(attachment.hook), first)
-                            .map_err(program_error)?
+                        // Where a segment size is limited, that comes before packets are handed on.
+                        let clamp = key(&Attachment { part: Part::Clamp, ..attachment.clone() });
+                        let before = self.links.remove(&clamp).map(SchedClassifierLink::try_from);
+                        let before = before.transpose().map_err(link_error)?;
+                        let order = match &before {
+                            Some(before) => LinkOrder::after_link(before).map_err(link_error)?,
+                            None => LinkOrder::first(),
+                        };
+                        let order = TcAttachOptions::TcxOrder(order);
+                        let attached =
+                            program.attach_with_options(&attachment.device, attach_type(attachment.hook), order);
+                        if let Some(before) = before {
+                            self.links.insert(clamp, FdLink::try_from(before).map_err(link_error)?);
+                        }
+                        attached.map_err(program_error)?
                     }
                 };
                 let link = FdLink::try_from(program.take_link(id).map_err(program_error)?).map_err(link_error)?;
                 let link = if keep_pin { link } else { self.pins.pin(attachment, link)? };
-                self.links.insert(key, link);
+                self.links.insert(place, link);
             }
             Method::Clsact => {
                 match tc::qdisc_add_clsact(&attachment.device) {
@@ -419,7 +482,7 @@ impl Datapath {
                             .attach_with_options(
                                 &attachment.device,
                                 attach_type(attachment.hook),
-                                TcAttachOptions::Netlink(CLSACT),
+                                TcAttachOptions::Netlink(clsact(attachment)),
                             )
                             .map_err(program_error)?
                     }
@@ -434,7 +497,7 @@ impl Datapath {
 
     fn detach(&mut self, method: Method, attachment: &Attachment) -> Result<()> {
         match method {
-            Method::Tcx => drop(self.links.remove(&(attachment.hook, attachment.ifindex))),
+            Method::Tcx => drop(self.links.remove(&key(attachment))),
             // Dropping a filter's handle removes the filter.
             Method::Clsact => drop(clsact_filter(attachment)?),
         }
@@ -479,10 +542,10 @@ impl Datapath {
     /// If a pin cannot be removed.
     pub fn remove(mut self, links: &BTreeMap<IfIndex, Link>) -> Result<()> {
         for link in links.values() {
-            for attachment in [Hook::Ingress, Hook::Egress].map(|hook| Attachment::new(hook, link)).iter().flatten() {
+            for attachment in attachments(link) {
                 for method in [Method::Tcx, Method::Clsact] {
-                    if self.pins.is_pinned(method, attachment) {
-                        self.detach(method, attachment)?;
+                    if self.pins.is_pinned(method, &attachment) {
+                        self.detach(method, &attachment)?;
                     }
                 }
             }
@@ -501,6 +564,16 @@ impl Datapath {
             counters.insert(*index, summed(&self.stats.get(index, 0).map_err(map_error(names::STATS))?));
         }
         Ok(counters)
+    }
+
+    /// What the ingress programs have forwarded although no policy is about it, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn unmatched(&self) -> Result<Counter> {
+        let stats = summed(&self.stats.get(&UNMATCHED, 0).map_err(map_error(names::STATS))?);
+        Ok(stats.outcomes[Outcome::Forwarded as usize])
     }
 }
 
@@ -525,6 +598,27 @@ fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'s
     M::try_from(ebpf.take_map(name).ok_or(DatapathError::Missing(name))?).map_err(map_error(name))
 }
 
+/// All that may be attached to a device.
+fn attachments(link: &Link) -> impl Iterator<Item = Attachment> {
+    let places = Part::ALL.into_iter().flat_map(|part| Hook::ALL.map(|hook| (part, hook)));
+    places.filter_map(|(part, hook)| Attachment::new(part, hook, link))
+}
+
+/// What names an attachment's link.
+const fn key(attachment: &Attachment) -> (Part, Hook, IfIndex) {
+    (attachment.part, attachment.hook, attachment.ifindex)
+}
+
+/// Where an attachment's filter stands on a clsact qdisc: at a handle of its own.
+const fn clsact(attachment: &Attachment) -> NlOptions {
+    // Segment sizes are limited before packets are handed on.
+    let (minor, priority) = match attachment.part {
+        Part::Clamp => (0x7473, CLSACT_PRIORITY),
+        Part::Decide => (0x7472, CLSACT_PRIORITY + 1),
+    };
+    NlOptions { priority, handle: TcHandle::new(0, minor), classid: None }
+}
+
 const fn attach_type(hook: Hook) -> TcAttachType {
     match hook {
         Hook::Ingress => TcAttachType::Ingress,
@@ -534,14 +628,15 @@ const fn attach_type(hook: Hook) -> TcAttachType {
 
 /// The filter that this daemon or an earlier one has on a clsact qdisc.
 fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
-    let NlOptions { priority, handle, classid } = CLSACT;
+    let NlOptions { priority, handle, classid } = clsact(attachment);
     SchedClassifierLink::attached(&attachment.device, attach_type(attachment.hook), priority, handle, classid).map_err(
         |error| DatapathError::Program { program: attachment.program(), source: tc::TcError::IoError(error).into() },
     )
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_coarse_ns` counts.
-fn monotonic_now() -> u64 {
+#[must_use]
+pub fn monotonic_now() -> u64 {
     // Linux always has this clock; 0 would close the fast path, which is safe.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .ok()

@@ -22,7 +22,7 @@ use tunroute_common::maps::{LAYOUT_VERSION, names};
 
 use super::{DatapathError, Method, Result};
 use crate::{
-    fast::Attachment,
+    fast::{Attachment, Part},
     net::{IfIndex, Link},
 };
 
@@ -62,9 +62,13 @@ impl Pins {
     /// names of their own, so that each is found by a daemon that attaches in the other way.
     pub(super) fn path(&self, method: Method, attachment: &Attachment) -> PathBuf {
         let Attachment { hook, ifindex, .. } = attachment;
+        let part = match attachment.part {
+            Part::Decide => "",
+            Part::Clamp => "mss-",
+        };
         self.links.join(match method {
-            Method::Tcx => format!("{hook}-{ifindex}"),
-            Method::Clsact => format!("filter-{hook}-{ifindex}"),
+            Method::Tcx => format!("{part}{hook}-{ifindex}"),
+            Method::Clsact => format!("filter-{part}{hook}-{ifindex}"),
         })
     }
 

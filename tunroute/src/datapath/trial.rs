@@ -26,8 +26,9 @@ use crate::{
 
 /// The twins, and where each stands in.
 const TWINS: [(Hook, &str); 2] = [(Hook::Ingress, "ingress_l2"), (Hook::Egress, "egress_l2")];
-/// Where the twins' counters are pinned while they are loaded: aya reuses maps by their pins alone.
-const OWN_STATS: &str = "STATS-trial";
+/// The maps that twins have for themselves: the counters, and the filter of decisions that are told, which takes none of
+/// theirs. They are pinned under these names while they are loaded: aya reuses maps by their pins alone.
+const OWN: [(&str, &str); 2] = [(names::STATS, "STATS-trial"), (names::TRACE, "TRACE-trial")];
 /// The place of `ifindex` in `struct __sk_buff`, and the struct's length (`include/uapi/linux/bpf.h`).
 const CONTEXT_IFINDEX: usize = 40;
 const CONTEXT: usize = 192;
@@ -86,15 +87,20 @@ impl Trial {
         index: Published,
         mut original: impl FnMut(&'static str) -> Result<u64>,
     ) -> Result<Self> {
-        let own = pins.join(OWN_STATS);
-        // A daemon that was killed may have left one.
-        let _gone = fs::remove_file(&own);
-        let loaded = EbpfLoader::new()
-            .default_map_pin_directory(pins)
-            .map_pin_path(names::STATS, own.as_path())
-            .override_global(WORD_COUNT, &index.words().length(), true)
-            .load(OBJECT);
-        let _gone = fs::remove_file(&own);
+        let own = OWN.map(|(map, pin)| (map, pins.join(pin)));
+        let forget = || own.iter().for_each(|(_, pin)| drop(fs::remove_file(pin)));
+        // A daemon that was killed may have left some.
+        forget();
+        let length = index.words().length();
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins).override_global(WORD_COUNT, &length, true);
+        // What no policy is about is the kernel's in any case: it is asked by the same routes.
+        loader.override_global("ASK_MAIN", &0u32, true);
+        for (map, pin) in &own {
+            loader.map_pin_path(map, pin.as_path());
+        }
+        let loaded = loader.load(OBJECT);
+        forget();
         let mut ebpf = loaded?;
         for (_, program) in TWINS {
             let error = |source| DatapathError::Program { program, source };

@@ -4,7 +4,7 @@
 //! aya makes neither maps of a size known only now, nor maps of maps, nor mappings: these are the system calls.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -22,6 +22,7 @@ use super::{DatapathError, Result, map_error};
 use crate::{
     fast::FastOp,
     index::{Content, Image, Memory, change},
+    prefix_map::PrefixMap,
 };
 
 /// Of `enum bpf_cmd` in `include/uapi/linux/bpf.h`.
@@ -211,7 +212,7 @@ impl Index {
         }
         let published = WordMap::create(words)?;
         // Written empty, so that a lookup finds nothing, and a record of nothing.
-        let empty = Image::compile(Content { sources: &BTreeMap::new(), exempt: &BTreeSet::new() });
+        let empty = Image::compile(Content { sources: &PrefixMap::default(), exempt: &BTreeSet::new() });
         empty.write(&published).map_err(DatapathError::Full)?;
         let index = create(names::INDEX, TYPE_ARRAY_OF_MAPS, 4, 0, raw_fd(&published.map))?;
         let this = Self::new(index, published, directory);

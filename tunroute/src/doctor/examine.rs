@@ -1,9 +1,13 @@
 //! From what was seen to findings. Pure.
 
-use super::{Finding, Observation, Setting, Severity};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
-    compile::matching,
-    config::{Config, Datapath, DevicePattern},
+    compile::{follow, matching, tree, wants_tree},
+    config::{Config, Datapath, DevicePattern, Policy},
     gates::Gate,
     net::{Family, Link, MainRoute, ObservedRule},
 };
@@ -22,6 +26,8 @@ const OVERHEADS: [(&str, u32); 9] = [
 ];
 /// The smallest MTU that IPv6 works with (RFC 8200).
 const SMALLEST_V6: u32 = 1280;
+/// All unicast addresses that are given out (RFC 4291).
+const UNICAST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3));
 /// A band is so many priorities long, with that of the probes.
 const BAND: u32 = 130;
 /// The last priority that belongs to the kernel before there is room for a band.
@@ -30,16 +36,22 @@ const FIRST_BAND: u32 = 1002;
 /// Everything that is not as this configuration needs it; what is worse comes first.
 #[must_use]
 pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
+    let mut config = config.clone();
+    follow(&mut config, &seen.kernel);
+    let config = &config;
     let mut findings = Vec::new();
     findings.extend(seen.gates.iter().map(gate));
     findings.extend(devices(config, seen));
     findings.extend(foreign_rules(config, seen));
     findings.extend(other_ways_out(config, seen));
     findings.extend(sizes(config, seen));
+    findings.extend(seen.narrow.iter().map(narrow));
     findings.extend(own_packets(config, seen));
+    findings.extend(answers(config, seen));
     findings.extend(reverse_paths(config, seen));
     findings.extend(advertisements(config, seen));
     findings.extend(programs(config, seen));
+    findings.extend(seen.network_manager.iter().map(|tunnel| network_manager(tunnel)));
     findings.extend(seen.networkd.iter().map(|hint| networkd(hint)));
     findings.sort_by_key(|finding| finding.severity);
     findings
@@ -106,6 +118,8 @@ fn foreign_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator
     };
     let lowest = seen.kernel.rules.iter().filter(before).map(|rule| rule.priority).min();
     let band = lowest.and_then(|lowest| lowest.checked_sub(BAND - 1)).filter(|band| *band >= FIRST_BAND);
+    let room = if Family::ALL.into_iter().any(|family| wants_tree(config, family)) { tree::ROOM } else { 0 };
+    let band = band.map(|band| band.saturating_sub(room).max(FIRST_BAND));
     seen.kernel.rules.iter().filter(before).filter(|rule| config.uses(rule.family)).map(move |rule| {
         let whose = whose(&rule.text).map_or_else(String::new, |whose| format!(", which looks like {whose}'s"));
         let ip = match rule.family {
@@ -135,9 +149,15 @@ fn whose(text: &str) -> Option<&'static str> {
     }
 }
 
+/// A default route, or one of those that are written in its place so that it stays: 0.0.0.0/1 and 128.0.0.0/1; of IPv6's
+/// unicast addresses ::/1, 2000::/3, or 2000::/4 and 3000::/4.
 fn covers_everything(route: &MainRoute) -> bool {
-    let half = route.dst.prefix_len() == 1;
-    route.dst.prefix_len() == 0 || (half && Family::of(&route.dst) == Family::V4)
+    let longest = match Family::of(&route.dst) {
+        Family::V4 => 1,
+        Family::V6 if UNICAST_V6.contains(&route.dst) || route.dst.contains(&UNICAST_V6) => 4,
+        Family::V6 => 0,
+    };
+    route.dst.prefix_len() <= longest
 }
 
 /// Default routes of the main table by devices that the configuration does not know.
@@ -171,9 +191,7 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     let uplink: Option<&Link> = matching(&config.interfaces.uplink, &seen.kernel).min_by_key(|link| link.mtu);
     let mut findings = Vec::new();
     for link in config.tunnels.iter().filter_map(|tunnel| seen.kernel.link(&tunnel.name)) {
-        let uses_v6 = config.policies.iter().any(|policy| {
-            policy.via.contains(&link.name) && policy.from.iter().any(|net| Family::of(net) == Family::V6)
-        });
+        let uses_v6 = config.policies.iter().any(|policy| policy.via.contains(&link.name) && policy.uses(Family::V6));
         if uses_v6 && link.mtu < SMALLEST_V6 {
             findings.push(problem(
                 format!("the MTU of {} is {} bytes", link.name, link.mtu),
@@ -199,24 +217,77 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings
 }
 
+/// A tunnel by which large packets vanish.
+fn narrow(narrow: &Narrow) -> Finding {
+    let Narrow { tunnel, mtu, carries, target } = narrow;
+    problem(
+        format!(
+            "{tunnel} carries packets of {carries} bytes to {target} and back, but none of its MTU, {mtu} bytes, and \
+             nothing says why"
+        ),
+        "large packets vanish on the way, and TCP stands still",
+        format!("ip link set dev {tunnel} mtu {carries}"),
+    )
+}
+
 /// The tunnels' own packets carry an address of an uplink.
 fn own_packets(config: &Config, seen: &Observation) -> Vec<Finding> {
-    let of_uplinks = seen.addresses.iter().filter(|(device, address)| {
-        let link_local = matches!(address, std::net::IpAddr::V6(address) if address.is_unicast_link_local());
-        !link_local && config.interfaces.uplink.iter().any(|pattern| pattern.matches(device))
-    });
     let mut findings = Vec::new();
-    for (device, address) in of_uplinks {
-        // The longest prefix decides.
-        let prefixes = config.policies.iter().flat_map(|policy| policy.from.iter().map(move |net| (net, policy)));
-        let around = prefixes.filter(|(net, _)| net.contains(address)).max_by_key(|(net, _)| net.prefix_len());
-        if let Some((net, policy)) = around {
+    let of_uplinks = seen.addresses.iter().filter(|own| is_uplink(config, &own.device));
+    for OwnAddress { device, address, .. } in of_uplinks.filter(|own| !is_link_local(own.address)) {
+        if let Some((net, policy)) = policy_of(config, *address) {
             findings.push(problem(
                 format!("the address {address} of the uplink {device} is in {net} of the policy {}", policy.name),
                 "the tunnels' own packets carry it: they are sent into the tunnel that they are to carry",
                 format!("take it out of `from`, or write the far ends of the tunnels to `exempt` of {}", policy.name),
             ));
         }
+    }
+    findings
+}
+
+fn is_uplink(config: &Config, device: &str) -> bool {
+    config.interfaces.uplink.iter().any(|pattern| pattern.matches(device))
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// The policy that an address belongs to, with its prefix: the longest one decides.
+fn policy_of(config: &Config, address: IpAddr) -> Option<(&IpNet, &Policy)> {
+    let prefixes = config.policies.iter().flat_map(|policy| policy.sources().map(move |net| (net, policy)));
+    prefixes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())
+}
+
+/// Addresses of tunnels and uplinks whose answers leave by another device, which no policy prevents: the kernel takes
+/// packets for any of its addresses from any device, and looks for the way back by the destination alone.
+fn answers(config: &Config, seen: &Observation) -> Vec<Finding> {
+    let is_tunnel = |device: &str| config.tunnels.iter().any(|tunnel| tunnel.name == device);
+    let mut findings = Vec::new();
+    for OwnAddress { device, address, leaves_by } in &seen.addresses {
+        let Some(other) = leaves_by.as_ref().filter(|other| *other != device) else { continue };
+        if is_link_local(*address)
+            || !(is_tunnel(device) || is_uplink(config, device))
+            || policy_of(config, *address).is_some()
+        {
+            continue;
+        }
+        findings.push(warning(
+            format!("what {address} of {device} is asked is answered by {other}"),
+            format!("nobody gets an answer from {address} where the provider of {other} drops sources not its own"),
+            if is_tunnel(device) {
+                format!("write \"{address}\" to `from` of a policy with `via = \"{device}\"`")
+            } else {
+                format!(
+                    "write `[tunnel.{device}]` with the gateway in `via`, and a policy with `from = \"{address}\"` and \
+                     `via = \"{device}\"`"
+                )
+            },
+        ));
     }
     findings
 }
@@ -279,6 +350,13 @@ fn programs(config: &Config, seen: &Observation) -> Vec<Finding> {
             "mount -t bpf bpf /sys/fs/bpf",
         ));
     }
+    if !seen.lacking.is_empty() {
+        findings.push(warning(
+            format!("this kernel has no eBPF {}", seen.lacking.join(", no ")),
+            "there is no fast path: the kernel's rules carry all traffic",
+            "boot a kernel with CONFIG_NET_CLS_BPF (5.15 or later), or write `datapath = \"kernel\"`",
+        ));
+    }
     if seen.settings.get("core/bpf_jit_enable") == Some(&0) {
         let breaks = "the programs are interpreted, and several times slower";
         findings.push(
@@ -286,6 +364,17 @@ fn programs(config: &Config, seen: &Observation) -> Vec<Finding> {
         );
     }
     findings
+}
+
+fn network_manager(tunnel: &str) -> Finding {
+    warning(
+        format!("NetworkManager has a connection for the tunnel {tunnel}"),
+        "when it takes the connection up or down, it takes the device's routes away; tunroute puts its own back",
+        format!(
+            "nmcli device set {tunnel} managed no; for good: `[keyfile]` and below it \
+             `unmanaged-devices=interface-name:{tunnel}` in /etc/NetworkManager/conf.d/tunroute.conf"
+        ),
+    )
 }
 
 fn networkd(hint: &str) -> Finding {

@@ -3,7 +3,9 @@
 //! [`Observation::take`] looks, [`examine()`] judges; only [`Setting::apply`] changes anything.
 
 mod examine;
+mod network_manager;
 mod observe;
+mod path;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +15,8 @@ use serde::Serialize;
 
 pub use self::{
     examine::examine,
-    observe::{Observation, Settings},
+    observe::{Observation, OwnAddress, Settings},
+    path::Narrow,
 };
 use crate::text::wrapped;
 

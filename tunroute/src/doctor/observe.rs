@@ -1,23 +1,48 @@
 //! What the examination looks at.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
 
 use nix::{
     ifaddrs::getifaddrs,
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
+use super::{
+    network_manager,
+    path::{self, Narrow},
+};
 use crate::{
-    compile::matching,
-    config::Config,
+    compile::{follow, matching},
+    config::{Config, Datapath},
+    datapath::features,
     gates::{Gate, GateInput, Probes, gates},
-    kernel::{Kernel, Kinds},
+    kernel::{Answer, Kernel, Kinds, Oracle, Question},
     net::{Family, IfIndex, KernelState},
     networkd,
 };
 
 /// Settings below `/proc/sys/net`, by their paths; those that do not exist are missing.
 pub type Settings = BTreeMap<String, i64>;
+
+/// An address of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    /// The device that it stands on.
+    pub device: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The device by which packets from it leave, to somewhere far away; none if they do not leave.
+    pub leaves_by: Option<String>,
+}
+
+/// Far away: addresses for measurements between networks (RFC 2544, RFC 5180), which are on nobody's link.
+const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
+const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1));
 
 /// This host as it is.
 #[derive(Clone, Debug)]
@@ -28,8 +53,14 @@ pub struct Observation {
     pub gates: Vec<Gate>,
     /// The kernel's settings.
     pub settings: Settings,
-    /// The host's addresses, with their devices.
-    pub addresses: Vec<(String, IpAddr)>,
+    /// The host's addresses.
+    pub addresses: Vec<OwnAddress>,
+    /// Tunnels by which large packets vanish.
+    pub narrow: Vec<Narrow>,
+    /// What the kernel lacks for the fast path.
+    pub lacking: Vec<&'static str>,
+    /// Tunnels that NetworkManager has a connection for.
+    pub network_manager: Vec<String>,
     /// A bpf file system is mounted where pins belong.
     pub bpffs: bool,
     /// What systemd-networkd is to be told.
@@ -45,6 +76,9 @@ impl Observation {
     pub async fn take(config: &Config) -> anyhow::Result<Self> {
         let (netlink, _events) = Kernel::connect()?;
         let kernel = netlink.observe(Kinds::ALL, None).await?.state;
+        let mut config = config.clone();
+        follow(&mut config, &kernel);
+        let config = &config;
         let ingress: Vec<_> = matching(&config.interfaces.ingress, &kernel).collect();
         let probes = Probes::read(ingress.iter().copied()).await;
         let numbers: Vec<IfIndex> = ingress.iter().map(|link| link.index).collect();
@@ -69,14 +103,36 @@ impl Observation {
             let address = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))?;
             Some((entry.interface_name, address))
         });
+        let mut oracle = Oracle::connect()?;
+        let addresses = addresses.map(|(device, address)| {
+            let leaves_by = leaves_by(&mut oracle, address, &kernel);
+            OwnAddress { device, address, leaves_by }
+        });
+        let addresses = addresses.collect();
+        let root = Path::new("/");
+        let tunnels = config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name));
+        let managed = tunnels.filter(|link| network_manager::has_connection(root, link.index));
+        let managed = managed.map(|link| link.name.clone()).collect();
         Ok(Self {
             settings: settings(config, &kernel),
             gates: closed,
-            addresses: addresses.collect(),
+            addresses,
+            narrow: path::narrow(config, &kernel).await,
+            lacking: if config.datapath == Datapath::Kernel { Vec::new() } else { features::missing() },
+            network_manager: managed,
             bpffs: statfs("/sys/fs/bpf").is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC),
-            networkd: networkd::hint(Path::new("/")),
+            networkd: networkd::hint(root),
             kernel,
         })
+    }
+}
+
+/// Where the kernel sends the answers of an address.
+fn leaves_by(oracle: &mut Oracle, address: IpAddr, kernel: &KernelState) -> Option<String> {
+    let destination = if address.is_ipv4() { FAR_V4 } else { FAR_V6 };
+    match oracle.ask(&Question { source: address, destination, iif: None }) {
+        Ok(Answer::Leaves { device, .. }) => kernel.links.get(&device).map(|link| link.name.clone()),
+        Ok(Answer::Local { .. } | Answer::Refused(_)) | Err(_) => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Finding, Observation, Settings, Severity, examine, report};
+use super::{Finding, Narrow, Observation, OwnAddress, Settings, Severity, examine, report};
 use crate::{
     config::Config,
     gates::Gate,
@@ -31,6 +31,10 @@ fn link(index: u32, name: &str, kind: Option<&str>, mtu: u32) -> (u32, Link) {
     (index, link)
 }
 
+fn own(device: &str, address: [u8; 4], leaves_by: &str) -> OwnAddress {
+    OwnAddress { device: device.to_owned(), address: IpAddr::from(address), leaves_by: Some(leaves_by.to_owned()) }
+}
+
 /// A host on which nothing is wrong.
 fn healthy() -> Observation {
     let main = |dst: &str, oif: u32| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link: false };
@@ -45,7 +49,10 @@ fn healthy() -> Observation {
         kernel,
         gates: Vec::new(),
         settings: settings.map(|(path, value)| (path.to_owned(), value)).into(),
-        addresses: vec![("net0".to_owned(), "198.51.100.7".parse().unwrap())],
+        addresses: vec![own("net0", [198, 51, 100, 7], "net0"), own("wg0", [192, 0, 2, 1], "net0")],
+        narrow: Vec::new(),
+        lacking: Vec::new(),
+        network_manager: Vec::new(),
         bpffs: true,
         networkd: None,
     }
@@ -59,6 +66,7 @@ fn rule(priority: u32, text: &str) -> ObservedRule {
         ours: false,
         rule: None,
         looks_up_local: false,
+        looks_up_main: false,
         l3mdev: false,
         iif: None,
         oif: None,
@@ -125,7 +133,7 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
             "mtu 1280",
         ),
         (
-            |seen| seen.addresses.push(("net0".to_owned(), IpAddr::from([192, 0, 2, 9]))),
+            |seen| seen.addresses.push(own("net0", [192, 0, 2, 9], "net0")),
             Severity::Problem,
             "the address 192.0.2.9 of the uplink net0 is in 192.0.2.0/24 of the policy p",
             "`exempt` of p",
@@ -135,6 +143,45 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
             Severity::Warning,
             "net0 has no IPv6 default route",
             "sysctl -w net.ipv6.conf.net0.accept_ra=2",
+        ),
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "2000::/3".parse().unwrap(), oif: Some(2), on_link: true }),
+            Severity::Problem,
+            "the main table has 2000::/3 by lan0",
+            "write `uplink = [\"net0\", \"lan0\"]`",
+        ),
+        (
+            |seen| seen.addresses.push(own("wg0", [10, 9, 0, 2], "net0")),
+            Severity::Warning,
+            "what 10.9.0.2 of wg0 is asked is answered by net0",
+            "write \"10.9.0.2\" to `from` of a policy with `via = \"wg0\"`",
+        ),
+        (
+            |seen| seen.addresses.push(own("net0", [198, 51, 100, 9], "lan0")),
+            Severity::Warning,
+            "what 198.51.100.9 of net0 is asked is answered by lan0",
+            "write `[tunnel.net0]` with the gateway",
+        ),
+        (
+            |seen| {
+                let target = IpAddr::from([192, 0, 2, 200]);
+                seen.narrow.push(Narrow { tunnel: "wg0".to_owned(), mtu: 1420, carries: 1352, target });
+            },
+            Severity::Problem,
+            "wg0 carries packets of 1352 bytes to 192.0.2.200 and back, but none of its MTU, 1420 bytes",
+            "ip link set dev wg0 mtu 1352",
+        ),
+        (
+            |seen| seen.lacking = vec!["programs for traffic control", "maps in maps"],
+            Severity::Warning,
+            "this kernel has no eBPF programs for traffic control, no maps in maps",
+            "datapath = \"kernel\"",
+        ),
+        (
+            |seen| seen.network_manager.push("wg0".to_owned()),
+            Severity::Warning,
+            "NetworkManager has a connection for the tunnel wg0",
+            "nmcli device set wg0 managed no",
         ),
         (|seen| seen.bpffs = false, Severity::Warning, "no bpf file system", "mount -t bpf bpf /sys/fs/bpf"),
         (
@@ -170,9 +217,14 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
 #[test]
 fn what_is_fine_is_no_finding() {
     type Case = (fn(&mut Observation), &'static str);
-    let changes: [Case; 3] = [
+    let changes: [Case; 5] = [
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "fc00::/7".parse().unwrap(), oif: Some(2), on_link: true }),
+            "private addresses",
+        ),
+        (|seen| seen.addresses.push(own("lan0", [10, 0, 0, 1], "net0")), "behind the uplink, as everything there"),
         (|seen| seen.kernel.rules.push(rule(30_000, "from all lookup 9 pref 30000")), "asked later"),
-        (|seen| seen.addresses.push(("wg0".to_owned(), IpAddr::from([192, 0, 2, 9]))), "a tunnel's own address"),
+        (|seen| seen.addresses.push(own("wg0", [192, 0, 2, 9], "net0")), "a tunnel's own address"),
         (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "nobody knows what it puts before packets"),
     ];
     for (change, why) in changes {

@@ -80,7 +80,7 @@ impl Subject {
             Hook::Egress => decide_egress(&arrival, &Slice(&packet), &model),
         };
         match verdict {
-            Verdict::Pass => None,
+            Verdict::Pass | Verdict::Forward(_) => None,
             Verdict::StepAside(slot, outcome) | Verdict::Drop(slot, outcome) | Verdict::Redirect(slot, _, outcome) => {
                 Some((slot, outcome))
             }

@@ -82,6 +82,26 @@ impl fmt::Display for Gate {
 }
 
 impl Gate {
+    /// All names.
+    pub const NAMES: [&str; 8] =
+        ["forwarding", "foreign-rule", "netfilter", "vrf", "port", "xfrm", "unsupported-link", "unknown"];
+
+    /// The name in `status --json` and in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        let [forwarding, foreign_rule, netfilter, vrf, port, xfrm, unsupported_link, unknown] = Self::NAMES;
+        match self {
+            Self::Forwarding { .. } => forwarding,
+            Self::ForeignRule { .. } => foreign_rule,
+            Self::Netfilter { .. } => netfilter,
+            Self::Vrf { .. } => vrf,
+            Self::Port { .. } => port,
+            Self::Xfrm => xfrm,
+            Self::UnsupportedLink { .. } => unsupported_link,
+            Self::Unknown { .. } => unknown,
+        }
+    }
+
     /// What opens the gate: a command, or what to change in the configuration.
     #[must_use]
     pub fn advice(&self) -> String {
@@ -199,6 +219,18 @@ fn closed(input: &GateInput<'_>, link: &Link, family: Family) -> Vec<Gate> {
         Err(why) => closed.push(Gate::Unknown { what: "IPsec policies", why: why.clone() }),
     }
     closed
+}
+
+/// Does the main table alone decide what no policy is about? Not where somebody else's rule is asked before the main
+/// table's, or where one of its routes has several ways.
+#[must_use]
+pub fn main_decides(state: &KernelState, family: Family) -> bool {
+    let mut others = state.rules.iter().filter(|rule| {
+        // These decide nothing that is forwarded to others from devices that belong to no VRF.
+        rule.family == family && !rule.ours && !rule.looks_up_local && !rule.l3mdev && rule.oif.is_none()
+    });
+    let mut routes = state.main.iter().filter(|route| Family::of(&route.dst) == family);
+    others.next().is_some_and(|rule| rule.looks_up_main) && routes.all(|route| route.oif.is_some())
 }
 
 /// Is this somebody else's rule that might match a packet from the device before tunroute's own rules do?

@@ -14,6 +14,7 @@ fn rule(priority: u32) -> ObservedRule {
         ours: false,
         rule: None,
         looks_up_local: false,
+        looks_up_main: false,
         l3mdev: false,
         iif: None,
         oif: None,

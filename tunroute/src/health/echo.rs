@@ -2,8 +2,8 @@
 
 use crate::net::Family;
 
-/// The length of an echo message with the cookie as its payload, in bytes.
-const LENGTH: usize = 16;
+/// The length of an echo message with the cookie as its payload and nothing behind it, in bytes.
+pub const LENGTH: usize = 16;
 /// The protocol number of ICMP in an IPv4 header.
 const ICMP: u8 = 1;
 
@@ -14,6 +14,7 @@ pub struct Request {
     identifier: u16,
     sequence: u16,
     cookie: [u8; 8],
+    padding: usize,
 }
 
 impl Request {
@@ -21,13 +22,25 @@ impl Request {
     #[must_use]
     pub fn new(family: Family, sequence: u16, cookie: u64) -> Self {
         let cookie = cookie.to_be_bytes();
-        Self { family, identifier: u16::from_be_bytes([cookie[0], cookie[1]]), sequence, cookie }
+        Self { family, identifier: u16::from_be_bytes([cookie[0], cookie[1]]), sequence, cookie, padding: 0 }
+    }
+
+    /// With so many zeros behind the cookie.
+    #[must_use]
+    pub const fn padded(self, padding: usize) -> Self {
+        Self { padding, ..self }
+    }
+
+    /// How long the message is.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        LENGTH + self.padding
     }
 
     /// The message as it is sent. The kernel fills in the checksum of ICMPv6 (`rawv6_push_pending_frames()` in
     /// `net/ipv6/raw.c`), not that of ICMP.
     #[must_use]
-    pub fn to_bytes(self) -> [u8; LENGTH] {
+    pub fn to_bytes(self) -> Vec<u8> {
         let mut message = self.message(match self.family {
             Family::V4 => 8,
             Family::V6 => 128,
@@ -47,18 +60,18 @@ impl Request {
             Family::V4 => (icmp_of(packet).filter(|message| checksum(message) == 0), 0),
             Family::V6 => (Some(packet), 129),
         };
-        let Some(message) = message.and_then(|message| <[u8; LENGTH]>::try_from(message).ok()) else { return false };
-        let expected = self.message(reply);
-        message[..2] == expected[..2] && message[4..] == expected[4..]
+        // All but the checksum.
+        let parts = |message: &[u8]| Some((message.get(..2)?.to_vec(), message.get(4..)?.to_vec()));
+        message.and_then(parts) == parts(&self.message(reply))
     }
 
     /// The message with a type, and no checksum.
-    fn message(&self, kind: u8) -> [u8; LENGTH] {
-        let mut message = [0; LENGTH];
+    fn message(&self, kind: u8) -> Vec<u8> {
+        let mut message = vec![0; self.length()];
         message[0] = kind;
         message[4..6].copy_from_slice(&self.identifier.to_be_bytes());
         message[6..8].copy_from_slice(&self.sequence.to_be_bytes());
-        message[8..].copy_from_slice(&self.cookie);
+        message[8..LENGTH].copy_from_slice(&self.cookie);
         message
     }
 }
@@ -99,7 +112,7 @@ mod tests {
             message[0] = 129;
             // Checked and not looked at any more.
             message[2..4].copy_from_slice(&[0xab, 0xcd]);
-            return message.to_vec();
+            return message;
         }
         message[0] = 0;
         message[2..4].fill(0);
@@ -108,7 +121,7 @@ mod tests {
         let header = 20 + 4 * options;
         let mut packet = vec![0; header];
         packet[0] = 0x45 + u8::try_from(options).unwrap();
-        packet[3] = u8::try_from(header + LENGTH).unwrap();
+        packet[2..4].copy_from_slice(&u16::try_from(header + request.length()).unwrap().to_be_bytes());
         packet[9] = ICMP;
         packet.extend(message);
         packet
@@ -134,15 +147,17 @@ mod tests {
             options in 0..=10usize,
             (bit, cut) in (0..480usize, 0..60usize),
             noise in prop::collection::vec(any::<u8>(), 0..128),
+            padding in 0..2000usize,
         ) {
             let family = if v4 { Family::V4 } else { Family::V6 };
-            let request = Request::new(family, sequence, cookie);
+            let request = Request::new(family, sequence, cookie).padded(padding);
             let reply = answer(request, options);
             prop_assert!(request.is_answered_by(&reply));
             prop_assert!(!request.is_answered_by(&request.to_bytes()), "its own request");
             prop_assert!(!request.is_answered_by(&noise));
-            prop_assert!(!Request::new(family, sequence.wrapping_add(1), cookie).is_answered_by(&reply));
-            prop_assert!(!Request::new(family, sequence, cookie ^ 1).is_answered_by(&reply));
+            prop_assert!(!Request::new(family, sequence.wrapping_add(1), cookie).padded(padding).is_answered_by(&reply));
+            prop_assert!(!Request::new(family, sequence, cookie ^ 1).padded(padding).is_answered_by(&reply));
+            prop_assert!(!request.padded(padding + 1).is_answered_by(&reply), "of another length");
             prop_assert!(!request.is_answered_by(&reply[..cut.min(reply.len() - 1)]), "cut short");
 
             let mut flipped = reply.clone();
@@ -150,7 +165,7 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             // Of the IPv4 header only the version, the lengths and the protocol are looked at; the ICMPv6 checksum is not.
             let looked_at = match family {
-                Family::V4 => matches!(bit / 8, 0 | 2 | 3 | 9) || bit / 8 >= reply.len() - LENGTH,
+                Family::V4 => matches!(bit / 8, 0 | 2 | 3 | 9) || bit / 8 >= reply.len() - request.length(),
                 Family::V6 => !matches!(bit / 8, 2 | 3),
             };
             prop_assert_eq!(request.is_answered_by(&flipped), !looked_at);

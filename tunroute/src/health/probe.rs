@@ -88,8 +88,15 @@ async fn ask_echo(
     sequence: u16,
     secret: &RandomState,
 ) -> Result<(), Outcome> {
-    let family = Family::of_addr(&target);
-    let (domain, protocol) = match family {
+    let socket = open_echo(device, index, target, source)?;
+    // Whoever does not see the request cannot make up the cookie.
+    let request = Request::new(Family::of_addr(&target), sequence, secret.hash_one((target, sequence)));
+    exchange_echo(socket, target, request).await.map_err(lost("echo"))
+}
+
+/// A socket for echo messages to a target by a device.
+pub(crate) fn open_echo(device: &str, index: u32, target: IpAddr, source: Option<IpAddr>) -> Result<Socket, Outcome> {
+    let (domain, protocol) = match Family::of_addr(&target) {
         Family::V4 => (Domain::IPV4, Protocol::ICMPV4),
         Family::V6 => (Domain::IPV6, Protocol::ICMPV6),
     };
@@ -101,16 +108,18 @@ async fn ask_echo(
     }
     // Connected, a raw socket gets the target's packets only.
     socket.connect(&scoped(SocketAddr::new(target, 0), index).into()).map_err(lost("no way by this device"))?;
-    // tokio's type for sockets that send and receive whole packets; nothing in it is particular to UDP.
-    let socket = UdpSocket::from_std(StdUdpSocket::from(OwnedFd::from(socket))).map_err(unable("raw socket"))?;
+    Ok(socket)
+}
 
-    // Whoever does not see the request cannot make up the cookie.
-    let request = Request::new(family, sequence, secret.hash_one((target, sequence)));
-    socket.send(&request.to_bytes()).await.map_err(lost("send"))?;
+/// Sends a request and waits for its answer, for however long.
+pub(crate) async fn exchange_echo(socket: Socket, target: IpAddr, request: Request) -> io::Result<()> {
+    // tokio's type for sockets that send and receive whole packets; nothing in it is particular to UDP.
+    let socket = UdpSocket::from_std(StdUdpSocket::from(OwnedFd::from(socket)))?;
+    socket.send(&request.to_bytes()).await?;
     // Room for the answer behind the longest IPv4 header; a longer packet is somebody else's, and cut.
-    let mut buffer = [0; 128];
+    let mut buffer = vec![0; 60 + request.length() + 1];
     loop {
-        let (length, from) = socket.recv_from(&mut buffer).await.map_err(lost("receive"))?;
+        let (length, from) = socket.recv_from(&mut buffer).await?;
         if from.ip() == target && request.is_answered_by(buffer.get(..length).unwrap_or_default()) {
             return Ok(());
         }

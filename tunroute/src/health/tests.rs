@@ -125,6 +125,7 @@ fn tunnel(name: &str, probes: &[Probe]) -> Tunnel {
         up: None,
         down: None,
         start_limit: crate::config::StartLimit::default(),
+        mss: None,
         probes: probes.to_vec(),
     }
 }

@@ -36,6 +36,18 @@ pub enum Verdict {
     Down,
 }
 
+impl Verdict {
+    /// The name in `status --json`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// The state of one probe.
 ///
 /// It begins [`Verdict::Unknown`], which counts as up: traffic does not wait for a probe when the machine boots or the

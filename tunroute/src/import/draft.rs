@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::{Route, RouteKind, Rule, Setup};
 use crate::{
     config::OnDown,
-    net::{Family, TABLE_LOCAL, TABLE_MAIN},
+    net::{Family, TABLE_LOCAL, TABLE_MAIN, is_link_local},
 };
 
 /// The rules of the main and the default table, which the kernel has by itself.
@@ -89,8 +89,34 @@ pub fn draft(setup: &Setup) -> Draft {
         }
         draft.policies.extend(policies);
     }
+    draft.notes.extend(unused(setup));
     draft.interfaces(setup);
     draft
+}
+
+/// What is said of tables that no rule looks up, as `Table =` of wg-quick makes one.
+fn unused(setup: &Setup) -> Vec<String> {
+    let mut tables: BTreeMap<u32, &String> = BTreeMap::new();
+    for route in setup.routes.iter().filter(|route| !matches!(route.table, TABLE_LOCAL | TABLE_MAIN | 253)) {
+        if let RouteKind::Unicast { device: Some(device), .. } = &route.kind
+            && route.dst.prefix_len() == 0
+        {
+            tables.entry(route.table).or_insert(device);
+        }
+    }
+    let is_named =
+        |table: u32, word: &str| word.parse() == Ok(table) || setup.names.get(&table).is_some_and(|name| name == word);
+    let looked_up =
+        |table: u32| setup.rules.iter().any(|rule| rule.text.split_whitespace().any(|word| is_named(table, word)));
+    let unused = tables.into_iter().filter(|(table, _)| !looked_up(*table));
+    unused
+        .map(|(table, device)| {
+            format!(
+                "no rule leads to table {table}, by which {device} has a default route: write a policy whose `from` has \
+                 the sources that are to leave by {device}"
+            )
+        })
+        .collect()
 }
 
 /// Leave alike: a policy has one list of tunnels for both families.
@@ -215,9 +241,8 @@ impl Draft {
             by_device.filter(|(_, device, _)| *device != "lo" && !self.tunnels.contains_key(*device)).collect();
         let uplinks = by_device.iter().filter(|(dst, ..)| dst.prefix_len() == 0);
         self.uplink = uplinks.map(|(_, device, _)| (*device).clone()).collect();
-        let link_local = |dst: &IpNet| matches!(dst, IpNet::V6(dst) if dst.addr().is_unicast_link_local());
         let on_link = by_device.iter().filter(|(dst, device, gateway)| {
-            dst.prefix_len() > 0 && !gateway && !link_local(dst) && !self.uplink.contains(*device)
+            dst.prefix_len() > 0 && !gateway && !is_link_local(dst) && !self.uplink.contains(*device)
         });
         self.ingress = on_link.map(|(_, device, _)| (*device).clone()).collect();
     }

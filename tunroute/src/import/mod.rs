@@ -1,13 +1,17 @@
 //! `tunroute import`: from rules and routes made by hand to a configuration that does the same.
 //!
-//! [`live()`] asks `ip` what is there and [`script`] reads commands; both lead to a [`Setup`]. [`draft()`] finds the policies in
-//! it, and [`mod@write`] writes them down, with comments for what could not be expressed.
+//! [`live()`] asks `ip` what is there and [`script`] reads commands, also those that files for [`wg_quick`] and [`network`]
+//! amount to; both lead to a [`Setup`]. [`draft()`] finds the policies in it, and [`mod@write`] writes them down, with
+//! comments for what could not be expressed.
 
 mod draft;
+mod ini;
 mod live;
+mod network;
 mod script;
 #[cfg(test)]
 mod tests;
+mod wg_quick;
 mod write;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -17,7 +21,7 @@ use ipnet::IpNet;
 pub use self::{
     draft::{Draft, draft},
     live::live,
-    script::{parse, table_names},
+    script::{File, parse, table_names},
 };
 use crate::net::Family;
 

@@ -1,4 +1,4 @@
-//! `ip` commands, from a script or as `ip … show` prints what is there.
+//! `ip` commands, from files or as `ip … show` prints what is there.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,11 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Route, RouteKind, Rule, Setup};
+use super::{
+    Route, RouteKind, Rule, Setup,
+    ini::{is_ini, sections},
+    network, wg_quick,
+};
 use crate::net::{Family, PROTOCOL, TABLE_LOCAL, TABLE_MAIN};
 
 /// The tables that the kernel and iproute2 name themselves.
@@ -45,21 +49,29 @@ fn table_name(line: &str) -> Option<(u32, String)> {
     Some((number.ok()?, words.next()?.to_owned()))
 }
 
-/// Reads a shell script: of its commands, those with `ip rule add`, `ip route add` and the like, and `echo NUMBER NAME >>
-/// …/rt_tables`. The host's own names of tables are in `names`.
+/// A file that makes rules and routes.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'t> {
+    /// Its name, less directory and extension: with `wg-quick`, the device's.
+    pub name: &'t str,
+    /// What stands in it.
+    pub text: &'t str,
+}
+
+/// Reads files in this order: shell scripts, and files for `wg-quick` and systemd-networkd, which begin with a section. The
+/// host's own names of tables are in `names`.
 #[must_use]
-pub fn parse(text: &str, names: BTreeMap<u32, String>) -> Setup {
+pub fn parse<'t>(files: impl IntoIterator<Item = File<'t>>, names: BTreeMap<u32, String>) -> Setup {
     let mut setup = Setup { names, ..Setup::default() };
-    let text = text.replace("\\\n", " ");
-    for line in text.lines() {
-        if let Some(name) = named_in(line) {
-            setup.names.extend([name]);
-            continue;
-        }
-        for command in line.split([';', '&', '|']) {
-            let command: Vec<&str> = command.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
-            let Some(ip) = command.iter().position(|word| *word == "ip" || word.ends_with("/ip")) else { continue };
-            setup.command(&command[ip + 1..]);
+    for File { name, text } in files {
+        if !is_ini(text) {
+            setup.script(text);
+        } else if sections(text).iter().any(|section| section.name.eq_ignore_ascii_case("Interface")) {
+            setup.script(&wg_quick::commands(text, name));
+        } else {
+            let (commands, notes) = network::commands(text);
+            setup.notes.extend(notes);
+            setup.script(&commands);
         }
     }
     // Rules without a priority are put before all that are there (`fib_default_rule_pref()` in
@@ -77,6 +89,23 @@ fn named_in(line: &str) -> Option<(u32, String)> {
 }
 
 impl Setup {
+    /// Of a shell script's commands, those with `ip rule add`, `ip route add` and the like, and `echo NUMBER NAME >>
+    /// …/rt_tables`.
+    fn script(&mut self, text: &str) {
+        let text = text.replace("\\\n", " ");
+        for line in text.lines() {
+            if let Some(name) = named_in(line) {
+                self.names.extend([name]);
+                continue;
+            }
+            for command in line.split([';', '&', '|']) {
+                let command: Vec<&str> = command.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+                let Some(ip) = command.iter().position(|word| *word == "ip" || word.ends_with("/ip")) else { continue };
+                self.command(&command[ip + 1..]);
+            }
+        }
+    }
+
     /// An `ip` command, without its first word.
     fn command(&mut self, words: &[&str]) {
         let options = words.iter().take_while(|word| word.starts_with('-')).count();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Draft, draft, parse};
+use super::{Draft, File, draft, parse};
 use crate::config::{Config, OnDown, Policy};
 
 const STORY: &str = r#"
@@ -14,7 +14,11 @@ sudo ip -6 rule add from 2a02::1 table sixxs0; ip -6 rule add from 2a02::2 table
 "#;
 
 fn import(script: &str) -> (Draft, Config) {
-    let draft = draft(&parse(script, BTreeMap::new()));
+    import_files([File { name: "script", text: script }])
+}
+
+fn import_files<'t>(files: impl IntoIterator<Item = File<'t>>) -> (Draft, Config) {
+    let draft = draft(&parse(files, BTreeMap::new()));
     let text = draft.write();
     let config = Config::parse("t.toml", &text).unwrap_or_else(|error| panic!("{text}\n{error}"));
     assert!(text.lines().all(|line| line.chars().count() <= 80 || line.starts_with("#   ip ")), "{text}");
@@ -37,6 +41,8 @@ fn the_story() {
         name: name.to_owned(),
         table: None,
         from: vec![from.parse().unwrap()],
+        follow: vec![],
+        followed: vec![],
         via: vec![name.to_owned()],
         on_down: OnDown::Next,
         exempt: vec![],
@@ -157,7 +163,112 @@ fn tunroutes_own_rules_and_routes_are_not_imported() {
         let script = format!(
             "ip route add default dev a table 7 proto {protocol}\nip rule add from 10.0.0.1 lookup 7 proto {protocol}"
         );
-        let draft = draft(&parse(&script, BTreeMap::new()));
+        let draft = draft(&parse([File { name: "script", text: &script }], BTreeMap::new()));
         assert!(draft.is_empty() && draft.notes().is_empty(), "{draft:?}");
     }
+}
+
+/// The policies in words: `name: from by via`.
+fn policies(config: &Config) -> Vec<String> {
+    let list = |policy: &Policy| policy.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    config
+        .policies
+        .iter()
+        .map(|policy| format!("{}: {} by {}", policy.name, list(policy), policy.via.join(" ")))
+        .collect()
+}
+
+#[test]
+fn wg_quick_files() {
+    let file = |interface: &str, allowed: &str| {
+        format!(
+            "# A comment.\n[Interface]\nPrivateKey = x=\nAddress = 10.9.0.2/24, 2001:db8:9::2/64\n{interface}\n[Peer]\n\
+             PublicKey = y=\nEndpoint = 192.0.2.7:51820\nallowedips = {allowed}\n"
+        )
+    };
+    let wg0 = |text: &str| import_files([File { name: "wg0", text }]);
+    let rules = "PostUp = ip rule add from 10.9.0.2 table 200; ip -6 rule add from 2001:db8:9::2 table 200\n\
+                 PostDown = ip rule del from 10.9.0.2 table 200";
+    let expected = ["table200: 10.9.0.2/32 2001:db8:9::2/128 by wg0"];
+    // By its own table, or by hand.
+    for (interface, allowed) in [
+        (format!("Table = 200 # ours\n{rules}"), "0.0.0.0/0, ::/0"),
+        (
+            format!(
+                "Table = off\nPostUp = ip route add default dev %i table 200\nPostUp = ip -6 route add default dev %i table 200\n{rules}"
+            ),
+            "0.0.0.0/0",
+        ),
+    ] {
+        let (draft, config) = wg0(&file(&interface, allowed));
+        assert_eq!(draft.notes(), [""; 0], "{interface}");
+        assert_eq!(policies(&config), expected, "{interface}");
+    }
+    // A table that nothing leads to.
+    let text = file("Table = 200", "::/0");
+    let unused = draft(&parse([File { name: "wg0", text: &text }], BTreeMap::new()));
+    assert!(unused.is_empty());
+    let [note] = unused.notes() else { panic!("{:?}", unused.notes()) };
+    assert!(note.starts_with("no rule leads to table 200, by which wg0 has a default route"), "{note}");
+    // A tunnel that takes everything is no policy; what else there is, is.
+    let all = file(
+        &format!("PostUp = ip route add default dev %i table 200\n{}", rules.lines().next().unwrap()),
+        "0.0.0.0/0",
+    );
+    let (draft, config) = wg0(&all.replace("; ip -6 rule add from 2001:db8:9::2 table 200", ""));
+    assert_eq!(policies(&config), ["table200: 10.9.0.2/32 by wg0"]);
+    let noted: Vec<_> = draft.notes().iter().filter(|note| note.contains("only rules of the form")).collect();
+    assert_eq!(noted.len(), 2, "{:?}", draft.notes());
+    assert!(draft.notes().iter().any(|note| note.contains("not fwmark 51820")), "{:?}", draft.notes());
+}
+
+#[test]
+fn networkd_files() {
+    let tunnel = "[Match]\nName=sixxs0\n\n[Route]\nTable=200\nDestination=::/0\n\n[Route]\nDestination=0.0.0.0/0\n\
+                  Gateway=10.9.0.1\nTable=200\nGatewayOnLink=yes\n\n[Route]\nDestination=2001:db8:5::/48\nType=throw\nTable=200\n";
+    let rules = "[RoutingPolicyRule]\nFrom=2a02::1\nTable=200\nPriority=1000\n\n\
+                 ; the other family\n[RoutingPolicyRule]\nPriority=1000\nTable=200\nFrom=192.0.2.0/24\nFamily=ipv4\n";
+    let uplink = format!(
+        "[Match]\nName=net0\n[Network]\nAddress=198.51.100.7/24\nGateway=198.51.100.1\nGateway=fe80::1\n{rules}"
+    );
+    let lan = "[Match]\nName=lan0\n[Address]\nAddress=10.1.0.1/24\n";
+    let files = [("10-a", tunnel), ("20-b", &uplink), ("30-c", lan)].map(|(name, text)| File { name, text });
+    let (draft, config) = import_files(files);
+    assert_eq!(draft.notes(), [""; 0]);
+    assert_eq!(policies(&config), ["table200: 192.0.2.0/24 2a02::1/128 by sixxs0"]);
+    assert_eq!(config.tunnels[0].via_v4, "10.9.0.1".parse().ok());
+    assert_eq!(config.policies[0].exempt.iter().map(ToString::to_string).collect::<Vec<_>>(), ["2001:db8:5::/48"]);
+    let names = |patterns: &[crate::config::DevicePattern]| patterns.iter().map(|p| p.0.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&config.interfaces.uplink), names(&config.interfaces.ingress)),
+        (vec!["net0".into()], vec!["lan0".into()])
+    );
+
+    for (section, note) in [
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTo=10.1.0.0/16\nTable=9", "only rules of the form"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nInvertRule=yes\nTable=9", "InvertRule=yes"),
+        ("[RoutingPolicyRule]\nFirewallMark=7\nFamily=both\nTable=9", "ip -6 rule add fwmark 7 table 9"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nFamily=ipv5\nTable=9", "`ipv5` is no family"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTable=nowhere", "no table `nowhere`"),
+        ("[Route]\nGateway=_dhcp4\nTable=200", "`_dhcp4` is not known"),
+        ("[DHCPv4]\nRouteTable=200", "not known before a server"),
+        ("[Route]\nDestination=2001:db8:6::/48\nTable=200\nMTUBytes=1280", "`mtu 1280` is left out"),
+        ("[Match]\nName=wg*\n[Route]\nDestination=::/0\nTable=9", "must be one name"),
+    ] {
+        let last = if section.starts_with("[Match]") {
+            section.to_owned()
+        } else {
+            format!("[Match]\nName=sixxs0\n{section}")
+        };
+        let files = [("a", tunnel), ("b", rules), ("c", &last)].map(|(name, text)| File { name, text });
+        let (draft, config) = import_files(files);
+        assert!(draft.notes().iter().any(|noted| noted.contains(note)), "{section}: {:?}", draft.notes());
+        assert_eq!(config.policies.len(), 1, "{section}");
+    }
+}
+
+#[test]
+fn a_script_that_begins_with_a_test_is_a_script() {
+    let (_, config) = import(&format!("[ -x /sbin/ip ] || exit 1\n{STORY}"));
+    assert_eq!(config.policies.len(), 2);
 }

@@ -40,7 +40,7 @@ impl Memory for Cells {
 
 #[derive(Clone, Debug, Default)]
 struct State {
-    sources: BTreeMap<IpNet, Source>,
+    sources: PrefixMap<Source>,
     exempt: BTreeSet<Exemption>,
 }
 
@@ -51,8 +51,8 @@ impl State {
 
     fn apply(&mut self, operation: &FastOp) {
         match operation {
-            FastOp::PutSource(prefix, source) => drop(self.sources.insert(*prefix, *source)),
-            FastOp::RemoveSource(prefix) => drop(self.sources.remove(prefix)),
+            FastOp::PutSource(prefix, source) => self.sources.insert(*prefix, *source),
+            FastOp::RemoveSource(prefix) => self.sources.remove(prefix),
             FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
             FastOp::RemoveExemption(exemption) => drop(self.exempt.remove(exemption)),
             _ => {}
@@ -94,8 +94,7 @@ fn check(cells: &Cells, state: &State) -> Result<(), TestCaseError> {
     let (sources, exemptions) = read(cells).expect("a record");
     prop_assert_eq!(&sources, &state.sources);
     prop_assert_eq!(&exemptions, &state.exempt);
-    let oracle: JointPrefixMap<IpNet, Source> =
-        state.sources.iter().map(|(prefix, source)| (*prefix, *source)).collect();
+    let oracle: JointPrefixMap<IpNet, Source> = state.sources.iter().copied().collect();
     let prefixes = state.sources.keys().chain(state.exempt.iter().map(|exemption| &exemption.prefix));
     for address in prefixes.flat_map(|prefix| [prefix.network(), prefix.broadcast()]) {
         let expected = oracle.get_lpm(&address.into()).map(|(_, source)| *source);
@@ -239,14 +238,15 @@ fn populations() {
     ] {
         let mut random = fastrand::Rng::with_seed(2);
         let mut state = State::default();
-        for _ in 0..count {
+        let sources = (0..count).map(|_| {
             let length = drawn(lengths);
             let prefix = match family {
                 Family::V4 => Ipv4Net::new(random.u32(..).into(), length).unwrap().trunc().into(),
                 Family::V6 => Ipv6Net::new((1 << 125 | random.u128(..) >> 3).into(), length).unwrap().trunc().into(),
             };
-            state.sources.insert(prefix, Source { slot: random.u32(..16), arrives_by: 0 });
-        }
+            (prefix, Source { slot: random.u32(..16), arrives_by: 0 })
+        });
+        state.sources = sources.collect();
         let prefixes = state.sources.len() as f64;
         let begun = Instant::now();
         let image = Image::compile(state.content());

@@ -35,20 +35,23 @@ pub(super) async fn apply_all(
     let mut replaced = Vec::new();
     let mut ops = ops.into_iter().peekable();
     while let Some(first) = ops.peek() {
-        // A batch is either additions or deletions: whether to delete depends on the outcome of all additions before.
-        let deletes = is_deletion(first);
+        // A batch is either additions or deletions, and of those that wait or of those that do not: whether they are done
+        // depends on the outcome of all before.
+        let kind = (is_deletion(first), first.waits());
+        let (deletes, waits) = kind;
         let mut batch = Vec::with_capacity(BATCH);
         let mut requests = Vec::with_capacity(BATCH);
         while batch.len() < BATCH
-            && let Some(op) = ops.next_if(|op| is_deletion(op) == deletes)
+            && let Some(op) = ops.next_if(|op| (is_deletion(op), op.waits()) == kind)
         {
             let request = match op {
-                _ if deletes && additions_failed => {
+                _ if waits && (additions_failed || !deletes && !errors.is_empty()) => {
                     errors.push(KernelError::PutOff { command: op.to_string() });
                     continue;
                 }
                 KernelOp::AddRule(rule) if present.as_ref().is_some_and(|present| present.contains(rule)) => continue,
-                // Without NLM_F_EXCL the kernel adds the same rule a second time.
+                // Without NLM_F_EXCL the kernel adds the same rule a second time. With it, a `goto` is the same wherever it
+                // leads to: the one that is to go has gone before.
                 KernelOp::AddRule(rule) => Some(rule_request(rule, if present.is_some() { 0 } else { NLM_F_EXCL })),
                 KernelOp::DelRule { handle, .. } => {
                     snapshot.rule(*handle).map(|rule| deletion(libc::RTM_DELRULE, rule))

@@ -13,6 +13,7 @@ mod route;
 mod rule;
 pub(crate) mod socket;
 pub mod sysctl;
+mod traffic;
 mod watch;
 
 use std::{collections::BTreeSet, fmt, io, net::IpAddr, ops};
@@ -22,6 +23,7 @@ use rtnetlink::{packet_route::AddressFamily, sys::protocols::NETLINK_ROUTE};
 pub use self::{
     observe::Snapshot,
     query::{Answer, Oracle, Question, Refused},
+    traffic::{Traffic, traffic},
     watch::{Change, Events, Removed},
 };
 use crate::{
@@ -46,6 +48,8 @@ impl Kinds {
     pub const ADDRESSES: Self = Self(8);
     /// Settings such as forwarding and rp_filter: not part of the state, but gates depend on them.
     pub const NETCONF: Self = Self(16);
+    /// All but the rules, which may be many.
+    pub const BUT_RULES: Self = Self(27);
     /// All of them: after an overrun.
     pub const ALL: Self = Self(31);
 
@@ -223,8 +227,8 @@ impl Kernel {
         }
     }
 
-    /// Applies operations in order, several to a request. Every addition is tried; deletions that come after a failed
-    /// addition are put off, so that nothing is broken before its replacement is made.
+    /// Applies operations in order, several to a request. Every addition is tried; what waits ([`KernelOp::waits`]) and comes
+    /// after a failed addition is put off, so that nothing is broken before its replacement is made.
     ///
     /// Returns what failed; empty means that all is done.
     pub async fn apply_all<'a>(
@@ -277,6 +281,18 @@ impl Kernel {
             _ => Ok(filters),
         }
     }
+}
+
+/// A number that stands for all rules of the calling thread's network namespace; see [`Snapshot::rules_digest`]. If it is
+/// another one than before, somebody has changed something, or is just doing so.
+///
+/// It has a socket of its own, and other tasks get their turn while it reads.
+///
+/// # Errors
+/// The list that could not be read.
+pub async fn rules_digest() -> Result<u64, KernelError> {
+    let mut socket = socket::Socket::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
+    observe::rules_digest(&mut socket).await
 }
 
 /// The family's number in netlink messages.

@@ -1,6 +1,9 @@
 //! What the kernel has: dumps, turned into [`KernelState`].
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hasher as _},
+};
 
 use rtnetlink::packet_route::route::RouteType;
 
@@ -31,6 +34,14 @@ impl Snapshot {
     /// The observed message of a route.
     pub(super) fn route(&self, handle: Handle) -> Option<&[u8]> {
         self.routes.get(handle.0).map(AsRef::as_ref)
+    }
+
+    /// What [`super::rules_digest`] would say of the rules.
+    #[must_use]
+    pub fn rules_digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.rules.iter().for_each(|message| hasher.write(message));
+        hasher.finish()
     }
 
     /// An odd route with tunroute's number that takes the place of one to be added.
@@ -118,6 +129,29 @@ async fn observe_rules(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(
     Ok(())
 }
 
+/// See [`super::rules_digest`].
+pub(super) async fn rules_digest(socket: &mut Socket) -> Result<u64, KernelError> {
+    let mut hasher = DefaultHasher::new();
+    for family in Family::ALL {
+        let each = |message: &Message<'_>| {
+            if message.kind == libc::RTM_NEWRULE {
+                hasher.write(message.payload);
+            }
+        };
+        match socket.dump(&rule::dump(family), each).await {
+            Ok(_) => {}
+            Err(error) if is_unsupported(&error) => {}
+            Err(source) => return Err(KernelError::List { what: "rules", source }),
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// A kernel without IPv6 has none of it.
+fn is_unsupported(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+}
+
 async fn observe_routes(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(), KernelError> {
     snapshot.routes.clear();
     let KernelState { links, routes, local, main, foreign_tables, .. } = &mut snapshot.state;
@@ -178,8 +212,7 @@ async fn list<T>(
         match socket.dump(request, |message| each(target, message)).await {
             Ok(Dump::Complete) => return Ok(()),
             Ok(Dump::Interrupted) => tokio::task::yield_now().await,
-            // A kernel without IPv6 has none of it.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => return Ok(()),
+            Err(error) if is_unsupported(&error) => return Ok(()),
             Err(source) => return Err(KernelError::List { what, source }),
         }
     }

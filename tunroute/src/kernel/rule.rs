@@ -16,7 +16,7 @@ use super::{
     address_family,
     socket::{Request, attributes},
 };
-use crate::net::{Family, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{self, Family, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN};
 
 /// The length of `struct fib_rule_hdr`.
 const HEADER: usize = 12;
@@ -25,20 +25,26 @@ const UNSET: u32 = u32::MAX;
 
 /// The payload of the message that makes a rule.
 pub(super) fn message(rule: &Rule) -> Vec<u8> {
+    let (table, action, attribute) = match rule.action {
+        // Larger tables are named by the attribute alone.
+        net::RuleAction::Lookup(table) => {
+            (u8::try_from(table).unwrap_or(0), RuleAction::ToTable, Some(RuleAttribute::Table(table)))
+        }
+        net::RuleAction::Goto(target) => (0, RuleAction::Goto, Some(RuleAttribute::Goto(target))),
+        net::RuleAction::Nop => (0, RuleAction::Nop, None),
+    };
     let mut message = RuleMessage::default();
     message.header = RuleHeader {
         family: address_family(rule.family()),
         src_len: rule.from.prefix_len(),
-        // Larger tables are named by the attribute alone.
-        table: u8::try_from(rule.table).unwrap_or(0),
-        action: RuleAction::ToTable,
+        table,
+        action,
+        flags: if rule.not { RuleFlags::Invert } else { RuleFlags::empty() },
         ..RuleHeader::default()
     };
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::Table(rule.table),
-        RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
+    message.attributes =
+        vec![RuleAttribute::Priority(rule.priority), RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL))];
+    message.attributes.extend(attribute);
     if rule.from.prefix_len() > 0 {
         message.attributes.push(RuleAttribute::Source(rule.from.addr()));
     }
@@ -96,7 +102,7 @@ struct Seen {
     selectors: String,
     /// What follows the action, in `ip rule` syntax.
     suffix: String,
-    /// Has nothing but a source prefix, an output device, a priority, a protocol and a table.
+    /// Has nothing but a source prefix, an output device, a priority, a protocol and an action that tunroute writes.
     plain: bool,
 }
 
@@ -119,7 +125,7 @@ impl Seen {
             oif: None,
             selectors: String::new(),
             suffix: String::new(),
-            plain: header.dst_len == 0 && header.tos == 0 && !header.flags.contains(RuleFlags::Invert),
+            plain: header.dst_len == 0 && header.tos == 0,
         };
         if header.tos != 0 {
             seen.selector(format_args!("tos {:#04x}", header.tos));
@@ -153,10 +159,7 @@ impl Seen {
             RuleAttribute::Realm(realm) => {
                 self.suffix(format_args!("realms {}/{}", realm.source, realm.destination));
             }
-            RuleAttribute::Goto(target) => {
-                self.plain = false;
-                self.goto = Some(target);
-            }
+            RuleAttribute::Goto(target) => self.goto = Some(target),
             RuleAttribute::FwMark(mark) => {
                 self.plain = false;
                 self.mark = Some(mark);
@@ -195,23 +198,36 @@ impl Seen {
     }
 
     fn finish(self, header: &RuleHeader, handle: Handle) -> ObservedRule {
-        let plain = self.plain && header.action == RuleAction::ToTable;
         let ours = self.protocol == PROTOCOL;
         let family = if header.family == AddressFamily::Inet6 { Family::V6 } else { Family::V4 };
         let inverted = header.flags.contains(RuleFlags::Invert);
-        let rule = match self.from {
-            Some(from) if plain && ours && self.table != 0 => {
-                Some(Rule { priority: self.priority, from, oif: self.oif.clone(), table: self.table })
+        let action = match (header.action, self.goto) {
+            (RuleAction::ToTable, None) if self.table != 0 => Some(net::RuleAction::Lookup(self.table)),
+            (RuleAction::Goto, Some(target)) => Some(net::RuleAction::Goto(target)),
+            (RuleAction::Nop, None) => Some(net::RuleAction::Nop),
+            _ => None,
+        };
+        let rule = match (self.from, action) {
+            (Some(from), Some(action)) if self.plain && ours => {
+                Some(Rule { priority: self.priority, from, not: inverted, oif: self.oif.clone(), action })
             }
             _ => None,
         };
-        let text = rule.as_ref().map_or_else(|| self.text(header), ToString::to_string);
+        let text = if rule.is_some() { String::new() } else { self.text(header) };
+        let looks_up = |table| {
+            self.plain
+                && !inverted
+                && header.src_len == 0
+                && self.oif.is_none()
+                && action == Some(net::RuleAction::Lookup(table))
+        };
         ObservedRule {
             handle,
             family,
             priority: self.priority,
             ours,
-            looks_up_local: plain && header.src_len == 0 && self.oif.is_none() && self.table == TABLE_LOCAL,
+            looks_up_local: looks_up(TABLE_LOCAL),
+            looks_up_main: looks_up(TABLE_MAIN),
             l3mdev: self.l3mdev && !inverted,
             // `not iif eth0` matches everything but: it restricts nothing that can be relied on.
             iif: self.iif.filter(|_| !inverted),

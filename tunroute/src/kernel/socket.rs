@@ -25,8 +25,6 @@ const DATAGRAM: usize = 64 << 10;
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// The kernel has answered long before; see the module's description.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After this many datagrams of a dump other tasks get their turn: some 10 ms.
-const YIELD_EVERY: usize = 64;
 /// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// `NLMSGERR_ATTR_MSG` in `include/uapi/linux/netlink.h`.
@@ -219,7 +217,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Asks for a list and hands each message of the answer to `each`. Other tasks get their turn in a long one.
+    /// Asks for a list and hands each message of the answer to `each`. Other tasks get their turn after every datagram.
     ///
     /// # Errors
     /// The kernel's refusal, or that of the socket.
@@ -231,7 +229,7 @@ impl Socket {
         self.inner.send(&datagram, 0)?;
         self.unfinished = Some(sequence);
         let mut outcome = Dump::Complete;
-        for count in 1_usize.. {
+        loop {
             self.receive()?;
             for message in messages(&self.datagram).filter(|message| message.sequence == sequence) {
                 if message.flags & NLM_F_DUMP_INTR != 0 {
@@ -247,11 +245,8 @@ impl Socket {
                     _ => each(&message),
                 }
             }
-            if count.is_multiple_of(YIELD_EVERY) {
-                tokio::task::yield_now().await;
-            }
+            tokio::task::yield_now().await;
         }
-        Ok(outcome)
     }
 
     /// Asks for one thing; returns what follows the netlink header of the answer.

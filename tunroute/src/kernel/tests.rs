@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::net::{Handle, Route, RouteKind, Rule};
+use crate::net::{Handle, Route, RouteKind, Rule, RuleAction};
 
 fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
     let v4 = (any::<[u8; 4]>(), 0..=32_u8).prop_map(|(address, length)| (address.into(), length));
@@ -11,11 +11,17 @@ fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
 
 fn some_rule() -> impl Strategy<Value = Rule> {
     let oif = prop::option::of("[a-z0-9.@-]{1,15}");
-    (any::<u32>(), prefix(), oif, 1..=u32::MAX).prop_map(|(priority, from, oif, table)| Rule {
+    let action = prop_oneof![
+        (1..=u32::MAX).prop_map(RuleAction::Lookup),
+        any::<u32>().prop_map(RuleAction::Goto),
+        Just(RuleAction::Nop)
+    ];
+    (any::<u32>(), prefix(), any::<bool>(), oif, action).prop_map(|(priority, from, not, oif, action)| Rule {
         priority,
         from,
+        not,
         oif,
-        table,
+        action,
     })
 }
 
@@ -56,7 +62,7 @@ proptest! {
     fn a_rule_is_read_as_written(rule in some_rule()) {
         let read = rule::parse(rule.family(), &rule::message(&rule), Handle(3)).unwrap();
         prop_assert!(read.ours && read.handle == Handle(3));
-        prop_assert_eq!(&read.text, &rule.to_string());
+        prop_assert_eq!(&read.text(), &rule.to_string());
         prop_assert_eq!(read.rule, Some(rule));
     }
 

@@ -142,7 +142,7 @@ impl Change {
         }
         let (object, family, text) = match message.kind {
             libc::RTM_DELRULE => match rule::parse_ours(message.payload) {
-                Some(rule) => ("rule", rule.family, rule.text),
+                Some(rule) => ("rule", rule.family, rule.text()),
                 None => return,
             },
             libc::RTM_DELROUTE => match route::Seen::parse(message.payload).filter(|seen| seen.ours) {

@@ -1,7 +1,9 @@
 //! What a monitoring system reads: the status as metrics, and how long the daemon takes for its work.
 //!
-//! In the OpenMetrics text format, which Prometheus scrapes. Units are seconds and bytes.
+//! In the OpenMetrics text format, which Prometheus asks for, or in the older one for all others. Units are seconds and
+//! bytes.
 
+mod format;
 mod server;
 
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
@@ -12,8 +14,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::server::Server;
-use crate::{health::Verdict, status::Status};
+pub use self::{format::Format, server::Server};
+use crate::{health::Verdict, kernel::Traffic, status::Status};
 
 /// What the daemon measures of itself. A clone counts into the same instruments.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ impl Instruments {
     }
 }
 
-/// The text that a scrape gets.
+/// The text that a scrape gets, as OpenMetrics.
 ///
 /// # Errors
 ///
@@ -98,6 +100,8 @@ impl Scrape {
         self.gauge("fast_path_on", "1 if the fast path is attached and open wherever it should be", on);
         let reasons = count(fast_path.reasons.len());
         self.gauge("fast_path_reasons", "Reasons for which it is not: closed gates among them", reasons);
+        let gates = fast_path.gates.iter().map(|(gate, closed)| (vec![("gate", gate.clone())], count(*closed)));
+        self.gauges("gates_closed", "How many gates of this name leave packets to the kernel", gates);
         let maps = || fast_path.maps.iter();
         let label = |name: &str| vec![("map", name.to_owned())];
         let entries = maps().map(|map| (label(&map.name), count(map.entries)));
@@ -111,6 +115,27 @@ impl Scrape {
         let label = |name: &str| vec![("tunnel", name.to_owned())];
         let up = tunnels().map(|tunnel| (label(&tunnel.name), truth(tunnel.state == "up")));
         self.gauges("tunnel_up", "1 if the device is up and its probes are answered", up);
+        let states = tunnels().map(|tunnel| {
+            let labels = vec![("tunnel", tunnel.name.clone()), ("state", tunnel.state.clone())];
+            (labels, 1.0)
+        });
+        self.gauges("tunnel_state", "1 for the state that the tunnel is in", states);
+        let directions = || {
+            tunnels().flat_map(|tunnel| {
+                let label = |to: &str| vec![("tunnel", tunnel.name.clone()), ("direction", to.to_owned())];
+                tunnel.traffic.into_iter().flat_map(move |traffic| {
+                    let Traffic { sent_packets, sent_bytes, received_packets, received_bytes } = traffic;
+                    [
+                        (label("sent"), [sent_packets, sent_bytes]),
+                        (label("received"), [received_packets, received_bytes]),
+                    ]
+                })
+            })
+        };
+        let packets = directions().map(|(labels, [packets, _])| (labels, packets));
+        self.counters("tunnel_packets", "All packets sent by the device, and received from it", packets);
+        let bytes = directions().map(|(labels, [_, bytes])| (labels, bytes));
+        self.counters("tunnel_bytes", "Their bytes", bytes);
         let mtus = tunnels().filter_map(|tunnel| Some((label(&tunnel.name), f64::from(tunnel.mtu?))));
         self.gauges("tunnel_mtu_bytes", "The device's MTU", mtus);
 
@@ -144,6 +169,13 @@ impl Scrape {
             "The tunnel that carries the policy, or what becomes of it without one",
             active,
         );
+        let decided = policies().flat_map(|policy| {
+            policy.carried_by.iter().map(|(family, by)| {
+                let labels = vec![("policy", policy.name.clone()), ("family", family.to_string())];
+                (labels, truth(by == "fast path"))
+            })
+        });
+        self.gauges("policy_on_fast_path", "1 if the fast path decides forwarded packets, 0 if the kernel", decided);
         let outcomes = || {
             policies().flat_map(|policy| {
                 policy.outcomes.iter().map(|(outcome, counter)| {

@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::CONTENT_TYPE,
+    header::{ACCEPT, CONTENT_TYPE},
     server::conn::http1,
     service::service_fn,
 };
@@ -19,14 +19,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Instruments, encode};
+use super::{Format, Instruments, encode};
 use crate::{
     config::Listen,
     control::{Answer, Call},
 };
 
-/// What `text::encode` writes.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// So many readers are served at once; others wait.
 const MAX_READERS: usize = 4;
 /// How long a reader may take to ask, and how long one connection may last.
@@ -131,9 +129,11 @@ async fn answer(
     calls: &mpsc::Sender<Call>,
     instruments: &Instruments,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => match scrape(calls, instruments).await {
-            Some(text) => (StatusCode::OK, OPENMETRICS, text),
+            Some(text) => (StatusCode::OK, format.content_type(), format.write(&text).into_owned()),
             None => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the daemon is stopping\n".to_owned()),
         },
         (&Method::GET, _) => (StatusCode::NOT_FOUND, "text/plain", "the metrics are at /metrics\n".to_owned()),

@@ -18,6 +18,7 @@ fn tunnel(up: &[&str]) -> Tunnel {
         up: Some(up.iter().map(ToString::to_string).collect()),
         down: None,
         start_limit: LIMIT,
+        mss: None,
         probes: Vec::new(),
     }
 }

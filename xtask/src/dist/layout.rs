@@ -16,6 +16,7 @@ pub const FILES: &[(From, &str, u32)] = &[
     (From::Workspace("LICENSE-MIT"), "usr/share/doc/tunroute/LICENSE-MIT", 0o644),
     (From::Workspace("README.md"), "usr/share/doc/tunroute/README.md", 0o644),
     (From::Workspace("tunroute/examples/tunroute.toml"), "usr/share/doc/tunroute/examples/tunroute.toml", 0o644),
+    (From::Workspace("tunroute/dashboard/grafana.json"), "usr/share/tunroute/grafana.json", 0o644),
     (From::Documents("tunroute.schema.json"), "usr/share/tunroute/tunroute.schema.json", 0o644),
     (From::Documents("status.schema.json"), "usr/share/tunroute/status.schema.json", 0o644),
     (From::Documents("tunroute.bash"), "usr/share/bash-completion/completions/tunroute", 0o644),

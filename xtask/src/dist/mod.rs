@@ -153,7 +153,7 @@ fn dependencies(dir: &Path, binary: &Path) -> Result<String> {
 /// Makes the package, installs it in a clean Debian root, and runs the story there.
 pub fn test(args: &[OsString]) -> Result<()> {
     let package = dist()?;
-    setup::for_testing()?;
+    setup::for_labs()?;
     setup::for_clean_roots()?;
     ensure!(is_root(), "a clean Debian root is made by root: start this as root");
     let root = root::CleanRoot::make(&workspace()?.join("target/dist"))?;

@@ -1,14 +1,16 @@
 //! Stock Debian kernels: downloaded and unpacked below `target/vm`, never installed.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command::{is_root, output_of, run, say};
+use crate::{
+    command::{is_root, output_of, run, say},
+    debian,
+};
 
 /// A kernel, unpacked.
 pub struct Kernel {
@@ -92,23 +94,11 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Downloads a package and unpacks it; `root` is there when all of it is.
 fn unpack(package: &str, root: &Path) -> Result<()> {
-    let partial = root.with_added_extension("partial");
-    let _ = fs::remove_dir_all(&partial);
-    fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
-    // apt's own sandbox user could not write here.
-    let mut download = Command::new("apt-get");
-    download.args(["download", "-o", "APT::Sandbox::User=root", package]).current_dir(&partial);
-    run(&mut download, "see what apt-get says above")?;
-    let entries = fs::read_dir(&partial).context("cannot read what was downloaded")?;
-    let deb = entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "deb"));
-    let deb = deb.context("apt-get has downloaded no package")?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&partial), "see what dpkg-deb says above")?;
-    fs::remove_file(&deb).context("cannot remove the package")?;
     let release = package.trim_start_matches(PREFIX);
-    run(Command::new("/sbin/depmod").arg("-b").arg(&partial).arg(release), "see what depmod says above")?;
-    fs::rename(&partial, root).context("cannot rename it")
+    debian::unpack(package, root, |root| {
+        run(Command::new("/sbin/depmod").arg("-b").arg(root).arg(release), "see what depmod says above")
+    })
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ impl Suite {
     }
 }
 
-/// All of them. Not here: `failover` and `survival` are about milliseconds, `lab` is about the lab, `demo` and `planning`
-/// about what a person reads.
+/// All of them. Not here: `failover` and `survival` are about milliseconds, `lab` is about the lab, `demo`, `planning`,
+/// `operator`, `conventions` and `top` about what a person reads, `metrics` and `prometheus` about what a program does.
 pub const SUITES: [Suite; 12] = [
     Suite::whole("tunnels").smoke(&["enters_by"]),
     Suite::whole("matrix"),

@@ -127,6 +127,7 @@ pub fn all(daemon: &Path) -> Vec<Box<dyn Contestant>> {
         Box::new(tunroute::Tunroute::kernel(daemon)),
         Box::new(tunroute::Tunroute::both(daemon)),
         Box::new(tunroute::Tunroute::ebpf(daemon)),
+        Box::new(tunroute::Tunroute::unmatched(daemon)),
         Box::new(main_route::BASELINE),
         Box::new(main_route::AGAIN),
         Box::new(floor::ASIDE),
@@ -149,5 +150,7 @@ pub const TUNROUTE_KERNEL: &str = "tunroute-kernel";
 pub const TUNROUTE_BOTH: &str = "tunroute-both";
 /// Without rules.
 pub const TUNROUTE_EBPF: &str = "tunroute-ebpf";
+/// With packets that no policy is about.
+pub const TUNROUTE_UNMATCHED: &str = "tunroute-unmatched";
 /// The baseline's second entry: what differs between the two is noise.
 pub const NULL: &str = "main-route-again";

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Contestant, Installed, Task, TooSlow, tunnel_after};
-use crate::site::{INGRESS, Site, TUNNELS, UPLINK};
+use crate::{
+    load::Pattern,
+    site::{INGRESS, Site, TUNNELS, UPLINK},
+};
 
 /// How long it may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Tunroute {
     name: &'static str,
     about: &'static str,
-    datapath: &'static str,
+    /// The first lines of its configuration.
+    settings: &'static str,
     binary: PathBuf,
 }
 
@@ -28,19 +32,26 @@ impl Tunroute {
     /// Rules and tables.
     pub fn kernel(binary: &Path) -> Self {
         let about = "tunroute with `datapath = \"kernel\"`: its rules alone";
-        Self { name: super::TUNROUTE_KERNEL, about, datapath: "kernel", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_KERNEL, about, settings: "datapath = \"kernel\"", binary: binary.to_owned() }
     }
 
     /// Rules, tables and programs.
     pub fn both(binary: &Path) -> Self {
         let about = "tunroute's default: the fast path ahead of its rules";
-        Self { name: super::TUNROUTE_BOTH, about, datapath: "both", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_BOTH, about, settings: "datapath = \"both\"", binary: binary.to_owned() }
     }
 
     /// Programs.
     pub fn ebpf(binary: &Path) -> Self {
         let about = "tunroute with `datapath = \"ebpf\"`: the fast path without rules";
-        Self { name: super::TUNROUTE_EBPF, about, datapath: "ebpf", binary: binary.to_owned() }
+        Self { name: super::TUNROUTE_EBPF, about, settings: "datapath = \"ebpf\"", binary: binary.to_owned() }
+    }
+
+    /// Rules, tables and programs, which forward what no policy is about, too.
+    pub fn unmatched(binary: &Path) -> Self {
+        let about = "tunroute's default with `unmatched = \"fast\"`, for packets that no policy is about";
+        let settings = "datapath = \"both\"\nunmatched = \"fast\"";
+        Self { name: super::TUNROUTE_UNMATCHED, about, settings, binary: binary.to_owned() }
     }
 }
 
@@ -51,6 +62,11 @@ impl Contestant for Tunroute {
 
     fn about(&self) -> &'static str {
         self.about
+    }
+
+    fn declines(&self, task: &Task) -> Option<&'static str> {
+        let special = self.name == super::TUNROUTE_UNMATCHED && task.pattern != Pattern::Unmatched;
+        special.then_some("with a policy's packets it is tunroute-both")
     }
 
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
@@ -72,7 +88,7 @@ impl Tunroute {
     /// Writes the configuration in which the first `changed` prefixes belong to the other tunnel.
     fn configure(&self, site: &Site, task: &Task, changed: u32) -> Result<()> {
         let path = file(site);
-        fs::write(&path, configuration(site, task, self.datapath, changed)?)
+        fs::write(&path, configuration(site, task, self.settings, changed)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 }
@@ -86,9 +102,8 @@ fn runtime(site: &Site) -> PathBuf {
 }
 
 /// A policy for each tunnel, with all of its prefixes.
-fn configuration(site: &Site, task: &Task, datapath: &str, changed: u32) -> Result<String> {
-    let mut text =
-        format!("datapath = \"{datapath}\"\n[interfaces]\ningress = [\"{INGRESS}\"]\nuplink = [\"{UPLINK}\"]\n");
+fn configuration(site: &Site, task: &Task, settings: &str, changed: u32) -> Result<String> {
+    let mut text = format!("{settings}\n[interfaces]\ningress = [\"{INGRESS}\"]\nuplink = [\"{UPLINK}\"]\n");
     for (number, device) in TUNNELS.into_iter().enumerate() {
         writeln!(text, "[tunnel.{device}]")?;
         if let Some(gateway) = site.gateway(task.prefixes.family, number) {

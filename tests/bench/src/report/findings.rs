@@ -4,7 +4,10 @@ use tunroute::net::Family;
 
 use super::table::{amount, details, place, thousands, title};
 use crate::{
-    contestant::{BASELINE, FLAT_RULES as RULES, NFT, NULL, TUNROUTE_BOTH as BOTH, TUNROUTE_EBPF as EBPF},
+    contestant::{
+        BASELINE, FLAT_RULES as RULES, NFT, NULL, TUNROUTE_BOTH as BOTH, TUNROUTE_EBPF as EBPF,
+        TUNROUTE_UNMATCHED as UNMATCHED,
+    },
     load::Pattern,
     record::{Case, Measurement, Outcome, Record, Scenario, Unit},
     site::Target,
@@ -36,7 +39,7 @@ pub fn losses(record: &Record) -> Vec<String> {
         let find = |name| record.find(&case, name);
         let Some(baseline) = find(BASELINE) else { continue };
         if case.pattern == Pattern::Unmatched {
-            for name in [BOTH, EBPF, RULES] {
+            for name in [UNMATCHED, BOTH, EBPF, RULES] {
                 if let Some((measured, ratio)) = find(name).and_then(|m| Some((m, record.ratio(m, baseline)?))) {
                     said.push(format!(
                         "Packets that no policy is about ({}): with {name} they take {}, {}.",

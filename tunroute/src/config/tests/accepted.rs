@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{from, policy, probe, take, tunnel};
+use super::{from, policy, probe, take, take_file, tunnel};
 use crate::config::{
-    Config, Datapath, DevicePattern, Interfaces, Listen, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Config, Datapath, DevicePattern, Interfaces, Listen, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
+    Unmatched,
 };
 
 /// The example of the design.
@@ -48,7 +49,9 @@ fn the_story() {
     let expected = Config {
         datapath: Datapath::Both,
         band: 20000,
+        tree_above: 32,
         bypass_netfilter: false,
+        unmatched: Unmatched::Kernel,
         metrics: None,
         interfaces: Interfaces { ingress: vec![pattern("lan0"), pattern("br-*")], uplink: vec![pattern("net0")] },
         tunnels: vec![
@@ -60,6 +63,7 @@ fn the_story() {
                 up: Some(strings(&["aiccu", "start", "/etc/aiccu/tunnel0.conf"])),
                 down: Some(strings(&["aiccu", "stop", "/etc/aiccu/tunnel0.conf"])),
                 start_limit: StartLimit { burst: 4, interval: Duration::from_secs(60) },
+                mss: None,
                 probes: vec![Probe {
                     target: ProbeTarget::Echo("2001:db8::1".parse().unwrap()),
                     source: None,
@@ -78,6 +82,7 @@ fn the_story() {
                 up: None,
                 down: None,
                 start_limit: StartLimit::default(),
+                mss: None,
                 probes: Vec::new(),
             },
         ],
@@ -85,6 +90,8 @@ fn the_story() {
             name: "tunnel0".to_owned(),
             table: None,
             from: vec!["2a02::1/128".parse().unwrap(), "2a02:578:85a0::/48".parse().unwrap()],
+            follow: Vec::new(),
+            followed: Vec::new(),
             via: strings(&["sixxs0", "wg0"]),
             on_down: OnDown::Unreachable,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
@@ -103,7 +110,7 @@ fn the_example_file() {
     // What is commented out is right, too.
     let all = text.replace("\n#! ", "\n");
     assert_ne!(all, text);
-    let all = take(&all).config;
+    let all = take_file(&all).config;
     assert!(all.tunnels.len() > loaded.config.tunnels.len());
     assert!(all.policies.len() > loaded.config.policies.len());
 }
@@ -128,6 +135,9 @@ fn variants() {
         assert_eq!(take(&format!("metrics = \"{text}\"")).config.metrics, Some(listen));
     }
 
+    for (word, unmatched) in [("kernel", Unmatched::Kernel), ("fast", Unmatched::Fast)] {
+        assert_eq!(take(&format!("unmatched = \"{word}\"")).config.unmatched, unmatched);
+    }
     for (word, on_down) in [
         ("unreachable", OnDown::Unreachable),
         ("blackhole", OnDown::Blackhole),
@@ -151,6 +161,12 @@ fn variants() {
         let policies = take(&from(value, "")).config.policies;
         assert_eq!(policies[0].from[0].prefix_len(), length, "{value}");
     }
+    for (value, literal, followed) in [("\"@lan0\"", 0, 1), ("[\"@lan0\", \"2a02::1\", \"@br-*\"]", 1, 2)] {
+        let loaded = take(&from(value, ""));
+        let policy = &loaded.config.policies[0];
+        assert_eq!((policy.from.len(), policy.follow.len(), policy.followed.len()), (literal, followed, 0), "{value}");
+        assert!(loaded.warnings.is_empty(), "{value}");
+    }
     for all in ["0.0.0.0/0", "::/0", "0.0.0.0/1", "::/8"] {
         take(&from(&format!("\"{all}\""), "allow-default = true"));
     }
@@ -172,6 +188,10 @@ fn tunnels() {
         let probes = only(&tunnel(several)).probes;
         assert_eq!(probes.len(), 2);
         assert_eq!(probes[0].target, ProbeTarget::Tcp("[2001:db8::1]:22".parse().unwrap()));
+    }
+
+    for (value, mss) in [("\"auto\"", Mss::Auto), ("88", Mss::Bytes(88)), ("65495", Mss::Bytes(65_495))] {
+        assert_eq!(only(&tunnel(&format!("mss = {value}"))).mss, Some(mss), "{value}");
     }
 
     // In the order of the file, not of the names.

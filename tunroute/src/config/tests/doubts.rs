@@ -42,6 +42,12 @@ fn a_policy_that_others_take_everything_from() {
 }
 
 #[test]
+fn sources_of_an_uplink() {
+    warned(&file(&[("\"@net0\"", "")]), &["the sources are those of the uplink `net0`"]);
+    warned(&file(&[("\"@lan0\"", "")]), &[]);
+}
+
+#[test]
 fn a_source_that_goes_to_the_uplink_while_its_tunnel_is_down() {
     let next = "on-down = \"next\"";
     let leaves = |source: &str| format!("while no tunnel is up, packets from {source} leave by the uplink");

@@ -43,15 +43,17 @@ fn valid(config: &Config) {
         }
     }
     let (mut names, mut sources, mut tables) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let mut followed = HashSet::new();
     for policy in &config.policies {
         assert!(names.insert(&policy.name));
         table(policy.table);
         assert!(policy.table.is_none_or(|table| tables.insert(table)));
-        assert!(!policy.from.is_empty() && !policy.via.is_empty());
+        assert!(!policy.via.is_empty() && (!policy.from.is_empty() || !policy.follow.is_empty()));
         for net in &policy.from {
             assert_eq!(*net, net.trunc());
             assert!(sources.insert(net));
         }
+        assert!(policy.followed.is_empty() && policy.follow.iter().all(|pattern| followed.insert(pattern)));
         assert!(policy.via.iter().all(|name| tunnels.contains(name)));
         assert_eq!(policy.via.iter().collect::<HashSet<_>>().len(), policy.via.len());
     }
@@ -78,6 +80,7 @@ fn value() -> impl Strategy<Value = String> {
         "*",
         ".",
         "connected",
+        "@lan0",
         "2a02::1",
         "2a02::/32",
         "2a02::/33",

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod doubts;
+mod files;
 mod invariants;
 mod refused;
 mod reports;
@@ -30,6 +31,18 @@ fn refuse(text: &str) -> ConfigError {
 fn take(text: &str) -> Loaded {
     assert!(valid(text), "the schema refuses {text}");
     Loaded::parse("t.toml", text).unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+/// As [`take`], with the file of prefixes beside it that the examples name.
+#[track_caller]
+fn take_file(text: &str) -> Loaded {
+    assert!(valid(text), "the schema refuses {text}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("tunroute.toml");
+    for (file, content) in [(directory.path().join("prefixes.txt"), "198.51.100.0/24\n"), (path.clone(), text)] {
+        std::fs::write(file, content).expect("it can be written");
+    }
+    Loaded::load(&path).unwrap_or_else(|error| panic!("{text}\n{error}"))
 }
 
 /// Does the schema take it?

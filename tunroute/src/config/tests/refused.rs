@@ -87,6 +87,25 @@ fn sources_twice() {
 }
 
 #[test]
+fn followed_interfaces() {
+    for (value, message, help) in [
+        ("@", "a device name is empty", "\"@lan0\""),
+        ("@a/b", "contains `/`", "\"@lan0\""),
+        ("@sixteen-bytes-xx", "has 16 bytes", "\"@lan0\""),
+        ("@br-*0", "`*` that is not at its end", "\"@lan0\""),
+        ("@@lan0", "one `@` too many", "\"@lan0\""),
+        ("@lo", "no network is on the link at `lo`", "\"@lan0\""),
+        // Meant, perhaps.
+        ("lan0", "not an address", "write \"@lan0\" for the prefixes"),
+    ] {
+        check(&from(&format!("[\"2a02::8\", «\"{value}\"»]"), ""), message, help);
+    }
+    let two = "[[policy]]\nname = \"q\"\nvia = \"t\"\nfrom = [\"@lan1\", «\"@lan0\"»]";
+    check(&from("‹\"@lan0\"›", two), "@lan0 is already in the policy `p`", "keep it in the one");
+    check(&from("[‹\"@br-*\"›, «\"@br-*\"»]", ""), "@br-* twice in one policy", "remove one");
+}
+
+#[test]
 fn nesting() {
     // Prefixes of this many policies, each inside the one before; in the order of the file the longest come first.
     let nested = |levels: u8| {
@@ -134,6 +153,18 @@ fn device_names() {
     check("[interfaces]\ningress = «\"a/*\"»", "contains `/`", "");
     let lo = "[tunnel.«lo»]\n[[policy]]\nname = \"p\"\nvia = \"lo\"\nfrom = \"2a02::1\"\n";
     check(lo, "leads nowhere", "tunnel's device");
+}
+
+#[test]
+fn segment_sizes() {
+    for (value, message, help) in [
+        ("87", "87 bytes is out of range", "\"auto\", or a number from 88 to 65495"),
+        ("65496", "65496 bytes is out of range", "\"auto\""),
+        ("\"1400\"", "must be \"auto\" or a number", ""),
+        ("true", "must be", ""),
+    ] {
+        check(&tunnel(&format!("mss = «{value}»")), message, help);
+    }
 }
 
 #[test]
@@ -376,7 +407,7 @@ fn files() {
     let large = write("large", b"");
     std::fs::OpenOptions::new().write(true).open(&large).unwrap().set_len((64 << 20) + 1).unwrap();
     for (path, message, help) in [
-        (dir.path().join("none"), "cannot be read: No such file", "--config"),
+        (dir.path().join("none"), "cannot be read: No such file", "write the file"),
         (dir.path().to_owned(), "is a directory", "name the file in it"),
         (fifo, "is not a regular file", "regular file"),
         (large, "is larger than 64 MiB", "shorter prefixes"),

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{only_error, refuse, take, valid};
+use super::{only_error, refuse, take, take_file, valid};
 use crate::config::keys::{INTERFACES, Key, Kind, POLICY, PROBE, START_LIMIT, TOP, TUNNEL};
 
 /// A policy and its tunnel, less the keys that a test gives itself.
@@ -60,7 +60,7 @@ fn every_example_is_taken() {
     for (keys, key) in all().into_iter().filter(|(_, key)| key.example.contains('=')) {
         assert!(key.example.starts_with(&format!("{} = ", key.name)), "{}", key.example);
         // The names of the tunnels that the world above has.
-        take(&file(keys, key, key.example));
+        take_file(&file(keys, key, key.example));
     }
 }
 

@@ -1,0 +1,52 @@
+//! Telling decisions to who listens.
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::generated::bpf_ktime_get_ns,
+    macros::map,
+    maps::{Array, PerCpuArray, RingBuf},
+};
+use tunroute_common::maps::{EVENTS_BYTES, Event, Filter, Traced};
+
+use crate::lookup::{Maps, POLICY};
+
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
+#[map]
+static TRACE: Array<Filter> = Array::pinned(1, 0);
+#[map]
+static TRACED: PerCpuArray<Traced> = PerCpuArray::pinned(1, 0);
+
+/// Tells a decision, whose time is yet to be entered.
+#[inline(always)]
+pub fn tell(event: Event) {
+    if let Some(traced) = TRACED.get_ptr_mut(0) {
+        // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.
+        unsafe { (*traced).event = event };
+        tell_noted();
+    }
+}
+
+/// Tells the decision that is noted in `TRACED`, if the filter takes it; what cannot be told is counted. A global function,
+/// which the verifier goes through once; it must return something. The packet is none of its arguments: that would take a
+/// kernel with BTF.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_noted() -> u64 {
+    let Some(filter) = TRACE.get(0).filter(|filter| filter.limit > 0) else { return 0 };
+    let Some(traced) = TRACED.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as above.
+    let traced = unsafe { &mut *traced };
+    // SAFETY: reads a clock.
+    let time = unsafe { bpf_ktime_get_ns() };
+    if time > Maps::heard_until() || !filter.takes(&traced.event) {
+        return 0;
+    }
+    traced.event.time = time;
+    traced.event.tunnel = POLICY.get(traced.event.slot).map_or(0, |slot| slot.egress.ifindex());
+    // Nobody is woken: who listens looks by himself.
+    if !traced.admit(time, filter.limit) || EVENTS.output::<Event>(&traced.event, BPF_RB_NO_WAKEUP.into()).is_err() {
+        traced.omitted += 1;
+    }
+    0
+}

@@ -1,0 +1,17 @@
+//! What the fast path needs of the kernel.
+
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{is_map_supported, is_program_supported},
+};
+
+/// What this kernel lacks, in words; empty if nothing, or if it cannot be told.
+#[must_use]
+pub fn missing() -> Vec<&'static str> {
+    let no_programs = is_program_supported(ProgramType::SchedClassifier).is_ok_and(|supported| !supported);
+    let maps = [(MapType::PerCpuArray, "arrays for each CPU"), (MapType::ArrayOfMaps, "maps in maps")];
+    let no_maps = maps.into_iter().filter(|(map, _)| is_map_supported(*map).is_ok_and(|supported| !supported));
+    let programs = no_programs.then_some("programs for traffic control");
+    programs.into_iter().chain(no_maps.map(|(_, name)| name)).collect()
+}
