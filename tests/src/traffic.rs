@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     process::Stdio,
     time::{Duration, Instant},
@@ -159,6 +159,9 @@ fn send(src: IpAddr, target: SocketAddr, bytes: usize, timeout: Duration) -> Res
     for start in (0..bytes).step_by(1 << 18) {
         stream.write_all(&pattern(start..bytes.min(start + (1 << 18)))).context("cannot send")?;
     }
+    // Only when the other end has closed, too, is nothing more on its way. What went wrong there, the receiver says.
+    stream.set_read_timeout(Some(timeout)).context("cannot set a timeout")?;
+    let _ = stream.shutdown(Shutdown::Write).and_then(|()| stream.read(&mut [0]));
     Ok(())
 }
 
