@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
-use tunroute_common::maps::LAYOUT_VERSION;
+use tunroute_common::maps::{LAYOUT_VERSION, names};
 use tunroute_tests::{DaemonOptions, Netns, nft};
 
 use crate::{
@@ -88,7 +88,8 @@ fn bpffs_is_unmounted() -> Result<()> {
                 let maps =
                     fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/v{LAYOUT_VERSION}")).map_or(0, Iterator::count);
                 let links = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/links")).map_or(0, Iterator::count);
-                maps == 5 && links == 2
+                // And the words that INDEX leads to.
+                maps == names::ALL.len() + 1 && links == 2
             };
             ensure!(pinned(&root), "not pinned before the fault");
             let log = scene.log_end();

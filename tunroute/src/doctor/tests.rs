@@ -61,7 +61,8 @@ fn healthy() -> Observation {
 #[test]
 fn segments_that_do_not_fit_are_found() {
     let with = |settings: &str, mss: &str| {
-        let config = config(|text| format!("{settings}{}", text.replace("[tunnel.wg0]", &format!("[tunnel.wg0]\n{mss}"))));
+        let config =
+            config(|text| format!("{settings}{}", text.replace("[tunnel.wg0]", &format!("[tunnel.wg0]\n{mss}"))));
         examine(&config, &healthy()).into_iter().map(|finding| finding.what).collect::<Vec<_>>()
     };
     for (settings, mss, told) in [

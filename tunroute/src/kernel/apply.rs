@@ -94,15 +94,18 @@ pub(super) async fn apply_all(
 }
 
 /// Tunroute's rules, if they are to be looked up here rather than by the kernel: because there are many to add, or
-/// because there are odd ones with its number, which `rule_exists()` takes for one that has only some of their selectors.
+/// because `rule_exists()` in `net/core/fib_rules.c` takes a rule for one that has only some of its selectors: where there
+/// are odd ones with tunroute's number, or one for all sources is to be added beside others of its priority and table.
 async fn rules_present(
     socket: &mut Socket,
     ops: &[&KernelOp],
     snapshot: &Snapshot,
 ) -> Result<Option<HashSet<Rule>>, KernelError> {
-    let additions = ops.iter().filter(|op| matches!(op, KernelOp::AddRule(_))).count();
+    let added = ops.iter().filter_map(|op| if let KernelOp::AddRule(rule) = op { Some(rule) } else { None });
+    let additions = added.clone().count();
+    let for_all = || added.clone().any(|rule| rule.from.prefix_len() == 0 && rule.oif.is_none());
     let odd = || snapshot.state.rules.iter().any(|observed| observed.ours && observed.rule.is_none());
-    if additions == 0 || (additions < BULK && !odd()) {
+    if additions == 0 || (additions < BULK && !odd() && !for_all()) {
         return Ok(None);
     }
     let now = observe::observe(socket, Kinds::RULES, Some(Snapshot::default())).await?;
