@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
     compile::{FastInputs, Inputs, compile},
-    config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget},
+    config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget, Unmatched},
     fast::{FastState, Open},
     net::{KernelState, Link, LinkLayer},
     plan::{number_slots, plan},
@@ -120,6 +120,13 @@ fn print(config: &Config) -> String {
         ("band", Some(i64::from(config.band).into())),
         ("tree-above", Some(i64::from(config.tree_above).into())),
         ("bypass-netfilter", Some(config.bypass_netfilter.into())),
+        (
+            "unmatched",
+            Some(match config.unmatched {
+                Unmatched::Kernel => "kernel".into(),
+                Unmatched::Fast => "fast".into(),
+            }),
+        ),
         ("interfaces", Some(interfaces)),
         ("tunnel", Some(Value::Table(tunnels))),
         ("policy", Some(Value::Array(policies.collect()))),
@@ -158,8 +165,10 @@ fn check_promises(config: &Config) {
     assert!(policies.len() <= 1024, "too many policies");
     ensure_none_twice(policies.iter().map(|policy| &policy.name), "a policy's name");
     ensure_none_twice(policies.iter().flat_map(|policy| &policy.from), "a source");
+    ensure_none_twice(policies.iter().flat_map(|policy| &policy.follow), "an interface that is followed");
     for policy in policies {
-        assert!(!policy.from.is_empty() && !policy.via.is_empty(), "{policy:?}");
+        assert!(!(policy.from.is_empty() && policy.follow.is_empty()) && !policy.via.is_empty(), "{policy:?}");
+        assert!(policy.from.is_sorted() && policy.followed.is_empty(), "{policy:?}");
         assert!(
             policy.from.iter().chain(&policy.exempt).all(|prefix| *prefix == prefix.trunc()),
             "host bits: {policy:?}"
@@ -210,7 +219,13 @@ fn check_compiled(config: &Config) {
     let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
     let closed = BTreeSet::new();
-    let fast = Some(FastInputs { open: Open { v4: true, v6: true }, closed: &closed, reverse_path: false, unmatched: Open { v4: true, v6: true }, returning: &closed });
+    let fast = Some(FastInputs {
+        open: Open { v4: true, v6: true },
+        closed: &closed,
+        reverse_path: false,
+        unmatched: Open { v4: true, v6: true },
+        returning: &closed,
+    });
     let failed = BTreeSet::new();
     let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast, before: None };
     let desired = compile(&inputs);
