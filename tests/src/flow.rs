@@ -178,6 +178,13 @@ impl Flow {
         self.shared.arrivals().get(place).map_or(0, Vec::len)
     }
 
+    /// Packets that the kernel saw at a place at or after a time, as far as the watcher has come.
+    #[must_use]
+    pub fn count_since(&self, place: &str, since: SystemTime) -> usize {
+        let arrivals = self.shared.arrivals();
+        arrivals.get(place).into_iter().flatten().filter(|arrival| arrival.at >= since).count()
+    }
+
     /// Waits for the first packet seen at a place at or after a time.
     ///
     /// # Errors
