@@ -22,6 +22,9 @@ pub trait Lookup {
     /// The slot with this number.
     fn slot(&self, index: u32) -> Option<&Slot>;
 
+    /// Packets of this family that no policy is about may be sent on by the main table.
+    fn forwards_unmatched(&self, addresses: &Addresses) -> bool;
+
     /// Source or destination is this host's own, or a broadcast address of its networks.
     fn touches_host(&self, addresses: &Addresses) -> bool;
 
@@ -154,7 +157,11 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
 #[inline(always)]
 fn unmatched<'a, P: Packet, L: Lookup>(arrival: &Arrival, header: &Header, packet: &P, maps: &'a L) -> Verdict<'a> {
     let addresses = &header.addresses;
-    if header.hop_limit <= 1 || !maps.open(addresses) || maps.touches_host(addresses) {
+    if !maps.forwards_unmatched(addresses)
+        || header.hop_limit <= 1
+        || !maps.open(addresses)
+        || maps.touches_host(addresses)
+    {
         return Verdict::Pass;
     }
     let next_hop = header.length_on_wire(packet).and_then(|length| maps.main_route(arrival, header, length));

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
@@ -27,6 +27,9 @@ pub const EVENTS_BYTES: u32 = 1 << 18;
 
 /// As many tunnels may have their segment size limited.
 pub const MAX_CLAMPS: u32 = 4096;
+
+/// At as many devices frames may be decided, and as many may take them, before there is an skb.
+pub const MAX_XDP_DEVICES: u32 = 4096;
 
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
@@ -50,8 +53,13 @@ pub mod names {
     /// Per-CPU array of one [`Traced`](super::Traced).
     pub const TRACED: &str = "TRACED";
 
+    /// Hash: an ingress device's number → [`Station`](super::Station), where XDP decides.
+    pub const STATION: &str = "STATION";
+    /// Hash of devices, by their numbers: the tunnels that take frames from XDP.
+    pub const TARGET: &str = "TARGET";
+
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 8] = [INDEX, POLICY, STATS, CONTROL, CLAMP, EVENTS, TRACE, TRACED];
+    pub const ALL: [&str; 10] = [INDEX, POLICY, STATS, CONTROL, CLAMP, EVENTS, TRACE, TRACED, STATION, TARGET];
 }
 
 /// An IPv4 address in network byte order, as in the packet.
@@ -291,6 +299,16 @@ pub struct Clamp {
     pub v6: u16,
 }
 
+/// A device as the link knows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Station {
+    /// Its link-layer address, as it stands in a frame.
+    pub address: [u16; 3],
+    /// Always 0: keeps the type's length a power of two.
+    pub reserved: u16,
+}
+
 /// What the daemon tells all programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -381,5 +399,5 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(Slot, Counter, Stats, Control, Clamp, Filter, Traced);
+    pod!(Slot, Counter, Stats, Control, Clamp, Filter, Traced, Station);
 }

@@ -83,6 +83,10 @@ impl Lookup for Maps {
         self.own.contains(&source) || self.own.contains(&destination)
     }
 
+    fn forwards_unmatched(&self, _addresses: &Addresses) -> bool {
+        self.main.is_some()
+    }
+
     fn main_route(&self, _arrival: &Arrival, _header: &Header, length: u32) -> Option<NextHop> {
         self.main.filter(|(_, longest)| length <= *longest).map(|(next_hop, _)| next_hop)
     }

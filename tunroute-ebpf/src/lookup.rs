@@ -1,12 +1,11 @@
 //! The maps, and the decision's view of them.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     Global,
     bindings::{
-        __sk_buff, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_SKIP_NEIGH,
-        bpf_fib_lookup,
+        BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup,
     },
     helpers::generated::{bpf_fib_lookup as look_up_route, bpf_ktime_get_coarse_ns},
     macros::map,
@@ -15,7 +14,7 @@ use aya_ebpf::{
 use tunroute_common::{
     decide::{Arrival, Lookup, NextHop},
     index::{self, Root},
-    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, OWN_SET, Slot, Source, Stats},
+    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source, Station, Stats},
     packet::{Addresses, Header},
     trie::Key,
 };
@@ -29,7 +28,16 @@ pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS + 1, 0);
 #[map]
 static CONTROL: Array<Control> = Array::pinned(1, 0);
 #[map]
+static STATION: HashMap<u32, Station> = HashMap::pinned(MAX_XDP_DEVICES, BPF_F_NO_PREALLOC);
+#[map]
 static CLAMP: HashMap<u32, Clamp> = HashMap::pinned(MAX_CLAMPS, BPF_F_NO_PREALLOC);
+
+/// An ingress device as the link knows it, if frames may be decided there.
+#[inline(always)]
+pub fn station(ifindex: u32) -> Option<Station> {
+    // SAFETY: a copy of one aligned word; the daemon replaces an entry, and does not write to it.
+    unsafe { STATION.get(ifindex) }.copied()
+}
 
 /// The largest segment size that may be told through a device.
 #[inline(always)]
@@ -47,36 +55,36 @@ pub const AF_INET: u8 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u8 = 10;
 
+/// Whatever is decided, the kernel carries out its own decision.
+#[inline(always)]
+pub fn shadow() -> bool {
+    modes().0
+}
+
+/// Whether that is so, and whether somebody wants to be told of decisions.
+#[inline(always)]
+pub fn modes() -> (bool, bool) {
+    CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
+}
+
+/// Until when somebody listens, if anybody does.
+#[inline(always)]
+pub fn heard_until() -> u64 {
+    CONTROL.get(0).map_or(0, |control| control.valid_until)
+}
+
 /// The BPF maps as a [`Lookup`], and the kernel's routes.
 pub struct Maps {
     words: MapWords,
-    /// The kernel looks routes up for a packet.
-    skb: *mut __sk_buff,
+    /// The kernel looks routes up for a packet. Null where what no policy is about is left to others.
+    context: *mut c_void,
 }
 
 impl Maps {
     /// As they are for one packet. `None` before the daemon has published anything.
     #[inline(always)]
-    pub fn current(skb: *mut __sk_buff) -> Option<Self> {
-        Some(Self { words: MapWords::current()?, skb })
-    }
-
-    /// Whatever is decided, the kernel carries out its own decision.
-    #[inline(always)]
-    pub fn shadow() -> bool {
-        Self::modes().0
-    }
-
-    /// Whether that is so, and whether somebody wants to be told of decisions.
-    #[inline(always)]
-    pub fn modes() -> (bool, bool) {
-        CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
-    }
-
-    /// Until when somebody listens, if anybody does.
-    #[inline(always)]
-    pub fn heard_until() -> u64 {
-        CONTROL.get(0).map_or(0, |control| control.valid_until)
+    pub fn current(context: *mut c_void) -> Option<Self> {
+        Some(Self { words: MapWords::current()?, context })
     }
 }
 
@@ -103,6 +111,17 @@ impl Lookup for Maps {
     }
 
     #[inline(always)]
+    fn forwards_unmatched(&self, addresses: &Addresses) -> bool {
+        let bit = match addresses {
+            Addresses::V4 { .. } => 1,
+            Addresses::V6 { .. } => 2,
+        };
+        !self.context.is_null()
+            && ASK_MAIN.load() != 0
+            && CONTROL.get(0).is_some_and(|control| control.unmatched & bit != 0)
+    }
+
+    #[inline(always)]
     fn touches_host(&self, addresses: &Addresses) -> bool {
         let (family, destination) = destination(addresses);
         let source = match *addresses {
@@ -119,13 +138,10 @@ impl Lookup for Maps {
     #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
     #[inline(always)]
     fn main_route(&self, arrival: &Arrival, header: &Header, length: u32) -> Option<NextHop> {
-        let (family, bit, source, destination) = match header.addresses {
-            Addresses::V4 { source, destination } => (AF_INET, 1, [source, 0, 0, 0], [destination, 0, 0, 0]),
-            Addresses::V6 { source, destination } => (AF_INET6, 2, source, destination),
+        let (family, source, destination) = match header.addresses {
+            Addresses::V4 { source, destination } => (AF_INET, [source, 0, 0, 0], [destination, 0, 0, 0]),
+            Addresses::V6 { source, destination } => (AF_INET6, source, destination),
         };
-        if ASK_MAIN.load() == 0 || CONTROL.get(0)?.unmatched & bit == 0 {
-            return None;
-        }
         // SAFETY: integers and unions of them, for which zeros are valid.
         let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
         parameters.family = family;
@@ -139,7 +155,7 @@ impl Lookup for Maps {
         // SAFETY: the context that the kernel gave, and parameters of the size that is said.
         let found = unsafe {
             look_up_route(
-                self.skb.cast(),
+                self.context,
                 ptr::from_mut(&mut parameters),
                 size_of::<bpf_fib_lookup>() as i32,
                 BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_SKIP_NEIGH,

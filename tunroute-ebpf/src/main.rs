@@ -8,13 +8,18 @@ mod lookup;
 mod skb;
 mod trace;
 mod words;
+mod xdp;
 
-use core::hint::black_box;
+use core::{hint::black_box, ptr};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    bindings::{
+        __sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+        xdp_md,
+    },
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
@@ -26,6 +31,7 @@ use tunroute_common::{
 use crate::{
     lookup::Maps,
     skb::{Loaded, Skb},
+    xdp::Frame,
 };
 
 /// The length of an Ethernet header: where the network header of an Ethernet device's packets starts.
@@ -43,6 +49,12 @@ pub fn ingress_l2(context: TcContext) -> i32 {
 #[classifier]
 pub fn ingress_l3(context: TcContext) -> i32 {
     ingress::<BARE>(context.skb.skb)
+}
+
+/// Traffic that an Ethernet device's driver has just received.
+#[xdp(frags)]
+pub fn ingress_xdp(context: XdpContext) -> u32 {
+    early(context.ctx)
 }
 
 /// Traffic that is about to leave by an Ethernet uplink.
@@ -72,10 +84,10 @@ pub fn clamp_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb.cast()) else { return TC_ACT_UNSPEC };
     let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
     if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
-        && !Maps::shadow()
+        && !lookup::shadow()
         && packet.take_hop().is_none()
     {
         return TC_ACT_UNSPEC;
@@ -83,10 +95,33 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     carry_out(&packet, verdict)
 }
 
+/// Does at once what needs no skb, and leaves the rest to the programs behind as if nothing had been looked at: what they
+/// decide they count.
+#[inline(always)]
+fn early(context: *mut xdp_md) -> u32 {
+    let (shadow, tracing) = lookup::modes();
+    let frame = Frame::new(context);
+    let Some((arrival, maps)) = frame.arrival().zip(Maps::current(ptr::null_mut())).filter(|_| !shadow) else {
+        return XDP_PASS;
+    };
+    let (index, outcome, action) = match decide_ingress(&arrival, &frame, &maps) {
+        Verdict::Redirect(index, slot, outcome) if frame.redirect(&arrival, slot).is_some() => {
+            (index, outcome, XDP_REDIRECT)
+        }
+        Verdict::Drop(index, outcome) => (index, outcome, XDP_DROP),
+        _ => return XDP_PASS,
+    };
+    count(index, outcome, frame.length());
+    if tracing {
+        trace::tell(&frame, &arrival, index, outcome);
+    }
+    action
+}
+
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
+    let Some(maps) = Maps::current(skb.cast()) else { return TC_ACT_UNSPEC };
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
 }
 
@@ -111,10 +146,10 @@ fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) ->
         }
         Verdict::Forward(_) => (UNMATCHED, Outcome::Forwarded),
     };
-    let (shadow, tracing) = Maps::modes();
+    let (shadow, tracing) = lookup::modes();
     count(index, outcome, packet.length());
     if tracing && !matches!(verdict, Verdict::Forward(_)) {
-        packet.tell(index, outcome);
+        trace::tell(packet, &packet.arrival(), index, outcome);
     }
     match verdict {
         Verdict::Drop(..) if !shadow => TC_ACT_SHOT,

@@ -21,16 +21,12 @@ use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
     decide::{Arrival, NextHop},
-    maps::{Event, Outcome, Slot, flags},
+    maps::{Slot, flags},
     mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
-    trace::read,
 };
 
-use crate::{
-    lookup::{AF_INET, AF_INET6},
-    trace,
-};
+use crate::lookup::{AF_INET, AF_INET6};
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -116,17 +112,6 @@ impl<const OFFSET: usize> Skb<OFFSET> {
             }
         }
         Some(())
-    }
-
-    /// Tells who listens what was decided.
-    #[inline(always)]
-    pub fn tell(&self, index: u32, outcome: Outcome) {
-        // SAFETY: the context that the kernel gave.
-        let ifindex = unsafe { (*self.skb).ifindex };
-        let event = Event { slot: index, outcome: outcome as u32, ifindex, ..Event::default() };
-        if let Some(event) = read(self.ethertype(), self, event) {
-            trace::tell(event);
-        }
     }
 
     /// Sends the packet out of the slot's device; it is dropped if it cannot be.

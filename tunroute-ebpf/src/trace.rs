@@ -6,9 +6,14 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use tunroute_common::maps::{EVENTS_BYTES, Event, Filter, Traced};
+use tunroute_common::{
+    decide::Arrival,
+    maps::{EVENTS_BYTES, Event, Filter, Outcome, Traced},
+    packet::Packet,
+    trace::read,
+};
 
-use crate::lookup::{Maps, POLICY};
+use crate::lookup::{POLICY, heard_until};
 
 #[map]
 static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
@@ -17,10 +22,13 @@ static TRACE: Array<Filter> = Array::pinned(1, 0);
 #[map]
 static TRACED: PerCpuArray<Traced> = PerCpuArray::pinned(1, 0);
 
-/// Tells a decision, whose time is yet to be entered.
+/// Tells who listens what was decided.
 #[inline(always)]
-pub fn tell(event: Event) {
-    if let Some(traced) = TRACED.get_ptr_mut(0) {
+pub fn tell<P: Packet>(packet: &P, arrival: &Arrival, slot: u32, outcome: Outcome) {
+    let event = Event { slot, outcome: outcome as u32, ifindex: arrival.ifindex, ..Event::default() };
+    if let Some(event) = read(arrival.ethertype, packet, event)
+        && let Some(traced) = TRACED.get_ptr_mut(0)
+    {
         // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.
         unsafe { (*traced).event = event };
         tell_noted();
@@ -39,7 +47,7 @@ pub extern "C" fn tell_noted() -> u64 {
     let traced = unsafe { &mut *traced };
     // SAFETY: reads a clock.
     let time = unsafe { bpf_ktime_get_ns() };
-    if time > Maps::heard_until() || !filter.takes(&traced.event) {
+    if time > heard_until() || !filter.takes(&traced.event) {
         return 0;
     }
     traced.event.time = time;

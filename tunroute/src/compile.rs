@@ -13,13 +13,14 @@ use std::{
 
 pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, flags};
+use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, Station, flags};
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
     fast::{Attachment, Exemption, Hook, Open, Part, address_words},
     net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction},
+    xdp,
 };
 
 /// The metric of the route that catches a policy's packets when no tunnel is up: the last one asked.
@@ -60,6 +61,8 @@ pub struct FastInputs<'a> {
     pub unmatched: Open,
     /// Tunnels where such packets come back, to be forwarded likewise.
     pub returning: &'a BTreeSet<IfIndex>,
+    /// Who takes part in XDP.
+    pub xdp: &'a xdp::Chosen,
 }
 
 /// What both datapaths are to look like.
@@ -86,6 +89,10 @@ pub struct DesiredFast {
     pub exempt: BTreeSet<Exemption>,
     /// The tunnels whose segment size is limited.
     pub clamps: BTreeMap<IfIndex, Clamp>,
+    /// The devices at which frames are decided.
+    pub stations: BTreeMap<IfIndex, Station>,
+    /// The devices that take frames.
+    pub targets: BTreeSet<IfIndex>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
@@ -340,7 +347,20 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
                     .filter_map(|link| Attachment::new(Part::Decide, Hook::Ingress, link)),
             ),
     );
+    compile_xdp(inputs, fast, &mut desired);
     desired
+}
+
+/// Who takes part in XDP, of the devices that are not closed.
+fn compile_xdp(inputs: &Inputs<'_>, fast: &FastInputs<'_>, desired: &mut DesiredFast) {
+    desired.targets.clone_from(&fast.xdp.targets);
+    for (ifindex, address) in fast.xdp.stations.iter().filter(|(ifindex, _)| !fast.closed.contains(*ifindex)) {
+        let link = inputs.kernel.links.get(ifindex);
+        if let Some(attachment) = link.and_then(|link| Attachment::new(Part::Xdp, Hook::Ingress, link)) {
+            desired.attachments.insert(attachment);
+            desired.stations.insert(*ifindex, Station { address: bytemuck::cast(*address), reserved: 0 });
+        }
+    }
 }
 
 /// The limits of what TCP tells through tunnels: in both directions, whichever datapath sends packets there.

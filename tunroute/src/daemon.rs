@@ -14,6 +14,7 @@ mod report;
 mod requests;
 mod tables;
 mod trace;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +41,7 @@ use crate::{
     config::{Config, ConfigError, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
-    fast::{FastOp, Hook},
+    fast::{FastOp, Hook, Part},
     health::{self, Probes},
     instance::{Instance, NamespaceLock},
     kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
@@ -98,6 +99,7 @@ struct Daemon {
     /// What the configuration asks for does not fit the fast path's maps, so it is the kernel's alone.
     too_large: Option<PlanError>,
     gates: gates::Gates,
+    xdp: xdp::Xdp,
     tables: tables::Tables,
     supervisor: Supervisor,
     probes: Probes,
@@ -172,6 +174,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         fallback: false,
         too_large: None,
         gates: gates::Gates::default(),
+        xdp: xdp::Xdp::default(),
         supervisor: Supervisor::new(Arc::clone(&state)),
         probes: Probes::new(verdicts),
         checker: check::Checker::new(verified),
@@ -429,7 +432,7 @@ impl Daemon {
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
-        if self.outgrown.is_some()
+        if (self.outgrown.is_some() || self.was_refused())
             && let Err(error) = self.pass(Kinds::NONE).await
         {
             self.problem(format!("{error:#}"));
@@ -473,6 +476,7 @@ impl Daemon {
         if let Some(fast) = &mut self.fast {
             fast.observe_attachments(&snapshot.state.links, &filters)?;
         }
+        self.look_for_xdp(&snapshot.state).await;
         if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
             // Known before anything is changed: rules that are there stay.
             self.fallback = true;
@@ -573,7 +577,7 @@ impl Daemon {
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: config.datapath != Datapath::Ebpf || self.fallback,
-            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs()),
+            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs(&self.xdp.chosen)),
             before: self.sources.as_ref().filter(|_| std::ptr::eq(config, &raw const self.config)),
         }
     }
@@ -607,8 +611,12 @@ impl Daemon {
                     if waits && !self.problems.is_empty() {
                         continue;
                     }
-                    if let Err(error) = fast.apply(operation) {
-                        self.problem(format!("{operation}: {error}"));
+                    match (fast.apply(operation), operation) {
+                        (Ok(()), _) => {}
+                        (Err(error), FastOp::Attach(attachment)) if attachment.part == Part::Xdp => {
+                            self.enter_refusal(attachment, &error);
+                        }
+                        (Err(error), _) => self.problem(format!("{operation}: {error}")),
                     }
                 }
                 Op::Kernel(_) => {
@@ -666,7 +674,14 @@ impl Daemon {
         }
         let unpinned = !fast.maps_pinned();
         let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
-        if observed.is_err() || !lost.is_empty() || unpinned || gates != self.gates {
+        let observed = observed.is_ok();
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let xdp_changed = self.look_for_xdp(&snapshot.state).await;
+        self.snapshot = Some(snapshot);
+        if let Err(error) = self.kernel.refresh_neighbours(self.neighbours()).await {
+            warn!("{error}");
+        }
+        if !observed || !lost.is_empty() || unpinned || gates != self.gates || xdp_changed {
             self.reconcile(Kinds::NONE).await;
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tunroute_common::maps::{Action, Clamp, Slot, Source, flags};
+use tunroute_common::maps::{Action, Clamp, Slot, Source, Station, flags};
 
 use crate::{
     net::{Family, IfIndex, LinkLayer},
@@ -46,11 +46,13 @@ pub enum Part {
     Decide,
     /// It lowers the segment size that TCP tells through a tunnel.
     Clamp,
+    /// It decides at once, as XDP, what needs no skb; where frames come in.
+    Xdp,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Decide, Self::Clamp];
+    pub const ALL: [Self; 3] = [Self::Decide, Self::Clamp, Self::Xdp];
 }
 
 /// A program on a device.
@@ -79,6 +81,9 @@ impl Attachment {
             LinkLayer::Ip => false,
             LinkLayer::Other => return None,
         };
+        if part == Part::Xdp && (hook == Hook::Egress || !ethernet) {
+            return None;
+        }
         Some(Self { part, hook, ifindex: link.index, device: link.name.clone(), ethernet })
     }
 
@@ -92,6 +97,7 @@ impl Attachment {
             (Part::Decide, Hook::Egress, false) => "egress_l3",
             (Part::Clamp, _, true) => "clamp_l2",
             (Part::Clamp, _, false) => "clamp_l3",
+            (Part::Xdp, ..) => "ingress_xdp",
         }
     }
 }
@@ -101,6 +107,7 @@ impl fmt::Display for Attachment {
         let part = match self.part {
             Part::Decide => "",
             Part::Clamp => "mss ",
+            Part::Xdp => "xdp ",
         };
         write!(f, "{part}{} dev {}", self.hook, self.device)
     }
@@ -158,6 +165,10 @@ pub struct FastState {
     pub slots: BTreeMap<u32, Slot>,
     /// The entries of `CLAMP`.
     pub clamps: BTreeMap<IfIndex, Clamp>,
+    /// The entries of `STATION`.
+    pub stations: BTreeMap<IfIndex, Station>,
+    /// The devices in `TARGET`.
+    pub targets: BTreeSet<IfIndex>,
     /// Programs of this daemon, or as good as its own, that are attached.
     pub attached: BTreeSet<Attachment>,
     /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
@@ -195,6 +206,10 @@ impl FastState {
             }
             FastOp::SetClamp(ifindex, clamp) => drop(self.clamps.insert(*ifindex, *clamp)),
             FastOp::RemoveClamp(ifindex) => drop(self.clamps.remove(ifindex)),
+            FastOp::SetStation(ifindex, station) => drop(self.stations.insert(*ifindex, *station)),
+            FastOp::RemoveStation(ifindex) => drop(self.stations.remove(ifindex)),
+            FastOp::AddTarget(ifindex) => drop(self.targets.insert(*ifindex)),
+            FastOp::RemoveTarget(ifindex) => drop(self.targets.remove(ifindex)),
             FastOp::SetOpen(open) => self.open = *open,
             FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
@@ -240,6 +255,14 @@ pub enum FastOp {
     SetClamp(IfIndex, Clamp),
     /// Limit it no longer.
     RemoveClamp(IfIndex),
+    /// Have frames decided at a device, which has this address.
+    SetStation(IfIndex, Station),
+    /// Have no frames decided there.
+    RemoveStation(IfIndex),
+    /// Have a device take frames.
+    AddTarget(IfIndex),
+    /// Have it take none.
+    RemoveTarget(IfIndex),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
     /// Say of which families the ingress program may forward by the main table what no policy is about.
@@ -294,6 +317,13 @@ impl fmt::Display for FastOp {
                 write!(f, "map mss[ifindex {ifindex}] = IPv4 {v4}, IPv6 {v6}")
             }
             Self::RemoveClamp(ifindex) => write!(f, "map mss[ifindex {ifindex}] removed"),
+            Self::SetStation(ifindex, Station { address, .. }) => {
+                let [a, b, c, d, e, g]: [u8; 6] = bytemuck::cast(*address);
+                write!(f, "map station[ifindex {ifindex}] = {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            }
+            Self::RemoveStation(ifindex) => write!(f, "map station[ifindex {ifindex}] removed"),
+            Self::AddTarget(ifindex) => write!(f, "map target[ifindex {ifindex}] added"),
+            Self::RemoveTarget(ifindex) => write!(f, "map target[ifindex {ifindex}] removed"),
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))

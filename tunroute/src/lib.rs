@@ -34,3 +34,4 @@ pub mod top;
 pub mod trace;
 pub mod trie;
 pub mod verify;
+pub mod xdp;

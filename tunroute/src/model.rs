@@ -69,12 +69,16 @@ impl Lookup for Model {
         self.exemption_of(set, source_and_destination(addresses).1).is_some()
     }
 
+    /// The kernel's routes are not kept here: what no policy is about is left to it.
+    fn forwards_unmatched(&self, _addresses: &Addresses) -> bool {
+        false
+    }
+
     fn touches_host(&self, addresses: &Addresses) -> bool {
         let (source, destination) = source_and_destination(addresses);
         [source, destination].into_iter().any(|address| self.exemption_of(OWN_SET, address).is_some())
     }
 
-    /// The kernel's routes are not kept here: what no policy is about is left to it.
     fn main_route(&self, _arrival: &Arrival, _header: &Header, _length: u32) -> Option<NextHop> {
         None
     }
@@ -149,6 +153,10 @@ impl Lookup for Trace<'_> {
         let found = self.model.exemption_of(set, source_and_destination(addresses).1);
         self.note(Step::Exempt(set, found));
         found.is_some()
+    }
+
+    fn forwards_unmatched(&self, addresses: &Addresses) -> bool {
+        self.model.forwards_unmatched(addresses)
     }
 
     fn touches_host(&self, addresses: &Addresses) -> bool {

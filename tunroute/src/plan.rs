@@ -15,12 +15,12 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source};
+use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Station};
 
 use crate::{
     compile::{ChainId, Desired, DesiredFast, Lead},
     fast::{Exemption, FastOp, FastState},
-    net::{Family, KernelOp, KernelState, ObservedRule, Route, Rule},
+    net::{Family, IfIndex, KernelOp, KernelState, ObservedRule, Route, Rule},
 };
 
 /// One operation on either datapath.
@@ -239,6 +239,7 @@ impl FastPlan {
         if unmatched != observed.unmatched {
             plan.close.push(FastOp::SetUnmatched(unmatched).into());
         }
+        plan.plan_xdp(desired, observed);
         plan.plan_slots(desired, observed, &numbers);
         plan.plan_entries(desired, observed, &numbers);
         // Before a program is attached that is not to act; and as the last thing, if all of them are to.
@@ -301,6 +302,19 @@ impl FastPlan {
                 self.add.push(FastOp::PutSource(*prefix, source).into());
             }
         }
+    }
+
+    /// What XDP no longer does is done by the programs behind it, so there is nothing to wait for.
+    fn plan_xdp(&mut self, desired: &DesiredFast, observed: &FastState) {
+        let stations = observed.stations.keys().filter(|ifindex| !desired.stations.contains_key(ifindex));
+        self.close.extend(stations.map(|ifindex| FastOp::RemoveStation(*ifindex).into()));
+        let targets = observed.targets.difference(&desired.targets);
+        self.close.extend(targets.map(|ifindex| FastOp::RemoveTarget(*ifindex).into()));
+        let targets = desired.targets.difference(&observed.targets);
+        self.add.extend(targets.map(|ifindex| FastOp::AddTarget(*ifindex).into()));
+        let is_new = |(ifindex, station): &(&IfIndex, &Station)| observed.stations.get(*ifindex) != Some(*station);
+        let stations = desired.stations.iter().filter(is_new);
+        self.add.extend(stations.map(|(ifindex, station)| FastOp::SetStation(*ifindex, *station).into()));
     }
 
     fn plan_attachments(&mut self, desired: &DesiredFast, observed: &FastState) {

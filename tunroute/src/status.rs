@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Datapath, health, kernel::Traffic, net::Family, supervise, text::wrapped};
+use crate::{config::Datapath, health, kernel::Traffic, net::Family, supervise, text::wrapped, xdp::Role};
 
 /// What `status` prints fits a terminal of this many columns.
 const WIDTH: usize = 80;
@@ -116,9 +116,24 @@ pub struct FastPathStatus {
     /// How full its maps are.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub maps: Vec<MapStatus>,
+    /// The devices that could take part in XDP, unless it is off.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub xdp: Vec<XdpStatus>,
     /// What no policy is about and the programs have forwarded by the main table, with `unmatched = "fast"`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unmatched: Option<OutcomeStatus>,
+}
+
+/// A device that could take part in XDP.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct XdpStatus {
+    /// Which part it has.
+    pub role: Role,
+    /// Its name.
+    pub device: String,
+    /// Why it does not take part; none if it does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub because: Option<String>,
 }
 
 /// How full a map is.
@@ -202,12 +217,20 @@ impl Status {
         let trees: Vec<String> = trees.iter().map(ToString::to_string).collect();
         let trees = if trees.is_empty() { String::new() } else { format!(" ({} as a tree)", trees.join(" and ")) };
         let _infallible = writeln!(text, "kernel: {rules} rules{trees}, {routes} routes");
-        let FastPathStatus { state, attached, reasons, unmatched, .. } = &self.fast_path;
+        let FastPathStatus { state, attached, reasons, unmatched, xdp, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
         if let Some(OutcomeStatus { packets, bytes: volume }) = unmatched {
             add(&format!("  by the main table: {packets} packets that no policy is about, {}", bytes(*volume)));
+        }
+        // Of hosts without a device that takes frames there is nothing to tell.
+        if xdp.iter().any(|device| device.role == Role::Tunnel && device.because.is_none()) {
+            for XdpStatus { role, device, because } in xdp {
+                let part =
+                    because.as_ref().map_or_else(|| "takes part".to_owned(), |because| format!("does not: {because}"));
+                add(&format!("  xdp: {role} {device} {part}"));
+            }
         }
         reasons.iter().for_each(|reason| add(&format!("  {reason}")));
         self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));

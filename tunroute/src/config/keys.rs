@@ -113,6 +113,15 @@ pub const TOP: &[Key] = &[
     )
     .or("\"kernel\""),
     key(
+        "xdp",
+        "xdp = \"off\"",
+        Kind::Choice(XDP),
+        "Whether packets are decided as XDP, before the kernel has made an skb of them, where the ingress device and the \
+         tunnel can: never by a generic program. \"on\" takes veth devices along whose other end is in another namespace; \
+         its offloads must be off then.",
+    )
+    .or("\"auto\""),
+    key(
         "metrics",
         "metrics = \"127.0.0.1:9942\"",
         Kind::Text("an address and port, or \"unix:\" and an absolute path"),
@@ -151,6 +160,12 @@ const UNMATCHED: &[(&str, &str)] = &[
         "fast",
         "the programs, by the main table, on ingress interfaces and tunnels, where nothing else could decide (Linux 6.3)",
     ),
+];
+
+const XDP: &[(&str, &str)] = &[
+    ("auto", "where it changes nothing but the speed, as far as can be seen"),
+    ("on", "also at veth devices whose other end is out of sight: its offloads are off"),
+    ("off", "nowhere"),
 ];
 
 /// `[interfaces]`

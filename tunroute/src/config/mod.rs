@@ -72,6 +72,18 @@ pub enum Unmatched {
     Fast,
 }
 
+/// Whether frames are decided before there is an skb.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xdp {
+    /// Where the devices can, as far as can be seen.
+    #[default]
+    Auto,
+    /// Also at veth devices whose other end is out of sight.
+    On,
+    /// Nowhere.
+    Off,
+}
+
 /// A validated configuration: every reference in it resolves, every value is in range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -86,6 +98,8 @@ pub struct Config {
     pub bypass_netfilter: bool,
     /// `unmatched`: who forwards what no policy is about.
     pub unmatched: Unmatched,
+    /// `xdp`: whether frames are decided before there is an skb.
+    pub xdp: Xdp,
     /// `metrics`: where a monitoring system reads; nowhere unless given.
     pub metrics: Option<Listen>,
     /// `[interfaces]`

@@ -9,7 +9,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Datapath, Interfaces, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched,
+    Config, Datapath, Interfaces, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched, Xdp,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
     list, prefix,
     report::{Finding, Findings, Span, quote},
@@ -71,6 +71,9 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
     let unmatched = top
         .get("unmatched")
         .and_then(|field| field.choice(&[("kernel", Unmatched::Kernel), ("fast", Unmatched::Fast)], findings));
+    let xdp = top
+        .get("xdp")
+        .and_then(|field| field.choice(&[("auto", Xdp::Auto), ("on", Xdp::On), ("off", Xdp::Off)], findings));
     let metrics = top.get("metrics").and_then(|field| {
         let text = field.string(findings)?;
         findings.accept(values::listen(text), &field.span())
@@ -115,6 +118,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
         tree_above: tree_above.unwrap_or(DEFAULT_TREE_ABOVE),
         bypass_netfilter: bypass_netfilter.unwrap_or_default(),
         unmatched: unmatched.unwrap_or_default(),
+        xdp: xdp.unwrap_or_default(),
         metrics,
         interfaces,
         tunnels,

@@ -27,6 +27,7 @@ use crate::{
     control::Answer,
     datapath::Place,
     explain::examiner::{Examiner, Sighting, Subject},
+    fast::Hook,
     kernel::{Kinds, Oracle},
     net::{Family, IfIndex, KernelState, MainRoute},
     verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
@@ -167,8 +168,12 @@ impl Daemon {
         }
         let attached = self.fast.iter().flat_map(|fast| fast.state().deciding());
         let attached: Vec<_> = attached.map(|attachment| (attachment.hook, attachment.ifindex)).collect();
-        let places =
-            attached.into_iter().map(|(hook, device)| Place { hook, device, address: self.checker.address(device) });
+        let places = attached.into_iter().map(|(hook, device)| Place {
+            hook,
+            device,
+            address: self.checker.address(device),
+            xdp: hook == Hook::Ingress && self.decides_early(device),
+        });
         let places = places.collect();
         // Nobody sends from the addresses at the ends of an IPv4 network, which are for broadcasts.
         let ends = |route: &MainRoute| match route.dst {

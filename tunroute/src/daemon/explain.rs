@@ -54,6 +54,7 @@ impl Daemon {
                 hook,
                 device: link.map_or(0, |link| link.index),
                 address: link.map(|link| self.checker.address(link.index)).unwrap_or_default(),
+                xdp: hook == Hook::Ingress && link.is_some_and(|link| self.decides_early(link.index)),
             },
             source,
             destination,
@@ -210,7 +211,7 @@ impl Daemon {
             tables: self.tables.numbers(),
             failed: &self.failed,
             rules: false,
-            fast: Some(self.gates.inputs()),
+            fast: Some(self.gates.inputs(&self.xdp.chosen)),
             before: self.sources.as_ref(),
         };
         compile(&inputs).fast.unwrap_or_default()
@@ -264,6 +265,7 @@ fn program_says(sighting: &Sighting, acts: bool, way: impl Fn((IfIndex, Option<I
     ProgramSays {
         acts,
         decision: decision.to_owned(),
+        xdp: sighting.program.xdp,
         outcome: sighting.program.counted.map(|(_, outcome)| outcome.name().to_owned()),
         way,
     }

@@ -6,7 +6,7 @@ use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_prog
 use crate::{
     config::{Datapath, Policy},
     datapath::{self, DatapathError, Method},
-    fast::{FastOp, Open},
+    fast::{FastOp, Open, Part},
     index::{self, Full},
     privilege,
 };
@@ -85,7 +85,9 @@ impl Daemon {
     fn fast_path_complete(&self) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired.as_ref().and_then(|desired| desired.fast.as_ref()) else { return false };
-        desired.attachments.is_subset(&fast.state().attached) && self.gates.complete()
+        // What XDP does not do, the others do.
+        let mut needed = desired.attachments.iter().filter(|attachment| attachment.part != Part::Xdp);
+        needed.all(|attachment| fast.state().attached.contains(attachment)) && self.gates.complete()
     }
 
     /// Changes the prefixes that the programs know, all at once. If there is no room, other programs with more take their

@@ -11,6 +11,7 @@ use crate::{
     gates::{Gate, GateInput, Probes, gates, main_decides},
     kernel::sysctl::{self, RpFilter},
     net::{Family, IfIndex, KernelState, Link, LinkLayer},
+    xdp::Chosen,
 };
 
 /// The rules' priorities span this many beyond the band's first.
@@ -128,13 +129,14 @@ impl Gates {
     }
 
     /// What the fast path's desired state depends on.
-    pub(super) const fn inputs(&self) -> FastInputs<'_> {
+    pub(super) const fn inputs<'a>(&'a self, xdp: &'a Chosen) -> FastInputs<'a> {
         FastInputs {
             open: self.open,
             closed: &self.closed_devices,
             reverse_path: self.reverse_path,
             unmatched: self.unmatched,
             returning: &self.returning,
+            xdp,
         }
     }
 

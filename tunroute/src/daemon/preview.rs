@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, wants_no_programs};
+use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, wants_no_programs, xdp::would_take_part};
 use crate::{
     compile::{Inputs, compile, follow},
     config::{Config, Datapath},
@@ -76,13 +76,14 @@ async fn preview(
 ) -> anyhow::Result<Preview> {
     let gates = Gates::look(config, &snapshot.state, tables.numbers()).await;
     let fast = fast.filter(|_| !wants_no_programs(config));
+    let xdp = would_take_part(config, &snapshot.state, fast).await;
     let desired = compile(&Inputs {
         config,
         kernel: &snapshot.state,
         tables: tables.numbers(),
         failed,
         rules: config.datapath != Datapath::Ebpf || fast.is_none() || !gates.complete(),
-        fast: fast.map(|_| gates.inputs()),
+        fast: fast.map(|_| gates.inputs(&xdp)),
         before: None,
     });
     let steps = plan(&desired, &snapshot.state, fast)?.iter().map(Step::from).collect();

@@ -225,6 +225,7 @@ impl Daemon {
         reasons.extend(self.too_large.map(|error| error.to_string()));
         let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
         let missing = desired.flat_map(|desired| desired.attachments.difference(&fast.state().attached));
+        let missing = missing.filter(|attachment| attachment.part != Part::Xdp);
         reasons.extend(missing.map(|attachment| format!("not attached: {attachment}")));
         let method = match fast.method() {
             Method::Tcx => "tcx",
@@ -242,6 +243,7 @@ impl Daemon {
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),
+            xdp: self.xdp_status(),
             unmatched: fast.state().unmatched.any().then(|| unmatched(fast)),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use aya::{Ebpf, maps::MapData, programs::ProgramInfo};
 use tunroute_common::maps::names;
 
-use super::{DatapathError, PROGRAMS, Result, classifier, map_error};
+use super::{DatapathError, PROGRAMS, Result, info, map_error};
 
 /// What the loaded programs are.
 pub(super) struct Loaded {
@@ -27,7 +27,7 @@ struct Identity {
 
 impl Loaded {
     /// Reads the programs just loaded, whose maps are pinned in the directory.
-    pub(super) fn read(ebpf: &mut Ebpf, directory: &Path) -> Result<Self> {
+    pub(super) fn read(ebpf: &Ebpf, directory: &Path) -> Result<Self> {
         let mut loaded = Self { programs: BTreeMap::new(), maps: BTreeMap::new() };
         for name in names::ALL {
             let map = MapData::from_pin(directory.join(name)).map_err(map_error(name))?;
@@ -35,8 +35,7 @@ impl Loaded {
             loaded.maps.insert(id, (name, map));
         }
         for program in PROGRAMS {
-            let error = |source| DatapathError::Program { program, source };
-            let info = classifier(ebpf, program)?.info().map_err(error)?;
+            let info = info(ebpf, program)?;
             // aya opens the program by its number for this, which takes CAP_SYS_ADMIN. Without it nobody else's program can
             // be looked into either: an earlier daemon's is then replaced in its link, at once.
             let Ok(Some(maps)) = info.map_ids() else { continue };

@@ -7,9 +7,10 @@ mod error;
 mod events;
 pub mod features;
 mod pins;
-mod tcx;
+pub(crate) mod tcx;
 mod trial;
 mod words;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -19,9 +20,9 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
         links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -30,7 +31,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 use tunroute_common::maps::{
-    Clamp, Control, Counter, Event, Filter, MAX_SLOTS, Outcome, Slot, Stats, UNMATCHED, names,
+    Clamp, Control, Counter, Event, Filter, MAX_SLOTS, Outcome, Slot, Station, Stats, UNMATCHED, names,
 };
 
 pub use self::{
@@ -53,7 +54,8 @@ pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
 /// The programs, in the object's terms.
-const PROGRAMS: [&str; 6] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3", "clamp_l2", "clamp_l3"];
+const PROGRAMS: [&str; 7] =
+    ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3", "clamp_l2", "clamp_l3", xdp::PROGRAM];
 
 /// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
 pub const WORD_COUNT: &str = "WORD_COUNT";
@@ -102,6 +104,8 @@ pub struct Datapath {
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
     clamp: HashMap<MapData, u32, Clamp>,
+    station: HashMap<MapData, u32, Station>,
+    target: DevMapHash<MapData>,
     events: Events,
     /// What is told of decisions, if anybody listens.
     filter: Option<Filter>,
@@ -131,15 +135,22 @@ impl Datapath {
             .override_global(WORD_COUNT, &index.length(), true)
             .load(OBJECT)?;
         for program in PROGRAMS {
-            classifier(&mut ebpf, program)?.load().map_err(|source| DatapathError::Program { program, source })?;
+            let error = |source| DatapathError::Program { program, source };
+            if program == xdp::PROGRAM {
+                xdp::program(&mut ebpf)?.load().map_err(error)?;
+            } else {
+                classifier(&mut ebpf, program)?.load().map_err(error)?;
+            }
         }
-        let loaded = Loaded::read(&mut ebpf, &pins.maps)?;
+        let loaded = Loaded::read(&ebpf, &pins.maps)?;
         let mut datapath = Self {
             index,
             policy: take(&mut ebpf, names::POLICY)?,
             stats: take(&mut ebpf, names::STATS)?,
             control: take(&mut ebpf, names::CONTROL)?,
             clamp: take(&mut ebpf, names::CLAMP)?,
+            station: take(&mut ebpf, names::STATION)?,
+            target: take(&mut ebpf, names::TARGET)?,
             events: Events::take(&mut ebpf)?,
             filter: None,
             ebpf,
@@ -199,6 +210,13 @@ impl Datapath {
             let (ifindex, clamp) = entry.map_err(map_error(names::CLAMP))?;
             state.clamps.insert(ifindex, clamp);
         }
+        for entry in self.station.iter() {
+            let (ifindex, station) = entry.map_err(map_error(names::STATION))?;
+            state.stations.insert(ifindex, station);
+        }
+        for ifindex in self.target.keys() {
+            state.targets.insert(ifindex.map_err(map_error(names::TARGET))?);
+        }
         let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
         state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
         state.unmatched = Open { v4: control.unmatched & 1 != 0, v6: control.unmatched & 2 != 0 };
@@ -232,10 +250,11 @@ impl Datapath {
                     continue;
                 }
                 pinned.insert(attachment.clone());
-                let id = self.program_id(attachment.program())?;
+                let id = self.info(attachment.program())?.id();
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
                 let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
+                        _ if attachment.part == Part::Xdp => self.hold(&attachment) && self.runs_xdp(&attachment, id),
                         Method::Tcx => self.runs(&attachment, id) && self.hold(&attachment),
                         Method::Clsact => filters.contains(&(hook, link.index, id)),
                     };
@@ -271,9 +290,8 @@ impl Datapath {
             .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
     }
 
-    fn program_id(&mut self, program: &'static str) -> Result<u32> {
-        let info = classifier(&mut self.ebpf, program)?.info();
-        Ok(info.map_err(|source| DatapathError::Program { program, source })?.id())
+    fn info(&self, program: &'static str) -> Result<ProgramInfo> {
+        info(&self.ebpf, program)
     }
 
     /// The programs with the number of instructions that the verifier has gone through for each.
@@ -281,12 +299,10 @@ impl Datapath {
     /// # Errors
     ///
     /// If the kernel does not tell.
-    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>> {
+    pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>> {
         let mut instructions = Vec::new();
         for program in PROGRAMS {
-            let info = classifier(&mut self.ebpf, program)?.info();
-            let info = info.map_err(|source| DatapathError::Program { program, source })?;
-            instructions.push((program, info.verified_instruction_count().unwrap_or(0)));
+            instructions.push((program, self.info(program)?.verified_instruction_count().unwrap_or(0)));
         }
         Ok(instructions)
     }
@@ -299,12 +315,7 @@ impl Datapath {
     pub fn trial(&mut self) -> Result<Trial> {
         self.restore_pins()?;
         self.loaded.check_pins(&self.pins.maps)?;
-        let ebpf = &mut self.ebpf;
-        let tag = |program| {
-            let info = classifier(ebpf, program)?.info();
-            Ok(info.map_err(|source| DatapathError::Program { program, source })?.tag())
-        };
-        Trial::open(&self.pins.maps, self.index.published(), tag)
+        Trial::open(&self.pins.maps, self.index.published(), |program| Ok(self.info(program)?.tag()))
     }
 
     /// Carries out one operation and enters it in the mirror.
@@ -328,10 +339,15 @@ impl Datapath {
             FastOp::SetClamp(ifindex, clamp) => {
                 self.clamp.insert(ifindex, clamp, 0).map_err(map_error(names::CLAMP))?;
             }
-            FastOp::RemoveClamp(ifindex) => match self.clamp.remove(ifindex) {
-                Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {}
-                result => result.map_err(map_error(names::CLAMP))?,
-            },
+            FastOp::RemoveClamp(ifindex) => gone(self.clamp.remove(ifindex)).map_err(map_error(names::CLAMP))?,
+            FastOp::SetStation(ifindex, station) => {
+                self.station.insert(ifindex, station, 0).map_err(map_error(names::STATION))?;
+            }
+            FastOp::RemoveStation(ifindex) => gone(self.station.remove(ifindex)).map_err(map_error(names::STATION))?,
+            FastOp::AddTarget(ifindex) => xdp::add(&mut self.target, *ifindex)?,
+            // The kernel has taken out devices that are gone.
+            FastOp::RemoveTarget(ifindex) => gone(self.target.remove(*ifindex)).map_err(map_error(names::TARGET))?,
+            FastOp::Attach(attachment) if attachment.part == Part::Xdp => self.attach_xdp(attachment)?,
             FastOp::Attach(attachment) => self.attach(attachment)?,
             FastOp::Detach(attachment) => self.detach(self.method, attachment)?,
             FastOp::SetOpen(open) => {
@@ -497,6 +513,7 @@ impl Datapath {
 
     fn detach(&mut self, method: Method, attachment: &Attachment) -> Result<()> {
         match method {
+            _ if attachment.part == Part::Xdp => drop(self.links.remove(&key(attachment))),
             Method::Tcx => drop(self.links.remove(&key(attachment))),
             // Dropping a filter's handle removes the filter.
             Method::Clsact => drop(clsact_filter(attachment)?),
@@ -577,6 +594,20 @@ impl Datapath {
     }
 }
 
+/// What is not there needs no removal.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// What the kernel says of a loaded program.
+fn info(ebpf: &Ebpf, name: &'static str) -> Result<ProgramInfo> {
+    let program = ebpf.program(name).ok_or(DatapathError::Missing(name))?;
+    program.info().map_err(|source| DatapathError::Program { program: name, source })
+}
+
 /// A slot's counters, summed over the CPUs.
 fn summed(counters: &PerCpuValues<Stats>) -> Stats {
     let mut sum = Stats::default();
@@ -614,7 +645,8 @@ const fn clsact(attachment: &Attachment) -> NlOptions {
     // Segment sizes are limited before packets are handed on.
     let (minor, priority) = match attachment.part {
         Part::Clamp => (0x7473, CLSACT_PRIORITY),
-        Part::Decide => (0x7472, CLSACT_PRIORITY + 1),
+        // XDP has no filters.
+        Part::Decide | Part::Xdp => (0x7472, CLSACT_PRIORITY + 1),
     };
     NlOptions { priority, handle: TcHandle::new(0, minor), classid: None }
 }

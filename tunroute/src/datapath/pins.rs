@@ -65,6 +65,7 @@ impl Pins {
         let part = match attachment.part {
             Part::Decide => "",
             Part::Clamp => "mss-",
+            Part::Xdp => return self.links.join(format!("xdp-{ifindex}")),
         };
         self.links.join(match method {
             Method::Tcx => format!("{part}{hook}-{ifindex}"),

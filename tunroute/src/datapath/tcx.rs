@@ -32,7 +32,7 @@ struct Query {
 }
 
 /// The numbers of the programs at a hook, in the order in which they run.
-pub(super) fn programs(hook: Hook, ifindex: IfIndex) -> io::Result<Vec<u32>> {
+pub(crate) fn programs(hook: Hook, ifindex: IfIndex) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; ROOM as usize];
     let attach_type = match hook {
         Hook::Ingress => TCX_INGRESS,

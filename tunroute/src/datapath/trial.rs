@@ -17,7 +17,9 @@ use tunroute_common::{
     maps::{Control, MAX_NESTING, Outcome, Slot, Stats, names},
 };
 
-use super::{DatapathError, OBJECT, Result, WORD_COUNT, classifier, map_error, summed, take, words::Published};
+use super::{
+    DatapathError, OBJECT, Result, WORD_COUNT, classifier, info, map_error, summed, take, words::Published, xdp,
+};
 use crate::{
     fast::{Exemption, FastState, Hook, Open},
     index::{self, Memory as _},
@@ -32,6 +34,14 @@ const OWN: [(&str, &str); 2] = [(names::STATS, "STATS-trial"), (names::TRACE, "T
 /// The place of `ifindex` in `struct __sk_buff`, and the struct's length (`include/uapi/linux/bpf.h`).
 const CONTEXT_IFINDEX: usize = 40;
 const CONTEXT: usize = 192;
+/// The place of `ingress_ifindex` in `struct xdp_md`, that of `data_end`, and the struct's length.
+const XDP_IFINDEX: usize = 12;
+const XDP_END: usize = 4;
+const XDP_CONTEXT: usize = 24;
+/// `XDP_DROP`, `XDP_PASS` and `XDP_REDIRECT` in `include/uapi/linux/bpf.h`.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+const XDP_REDIRECT: i32 = 4;
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT` in `include/uapi/linux/pkt_cls.h`.
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
@@ -46,6 +56,8 @@ pub struct Place {
     pub device: IfIndex,
     /// The device's link-layer address, or zeros: the packet is sent to it.
     pub address: [u8; 6],
+    /// XDP decides there, too, and first.
+    pub xdp: bool,
 }
 
 /// What the program did.
@@ -53,6 +65,8 @@ pub struct Place {
 pub struct Trialled {
     /// The packet was left to the kernel.
     pub left: bool,
+    /// XDP has decided it.
+    pub xdp: bool,
     /// The slot and the outcome that were counted; none where no policy has the source.
     pub counted: Option<(u32, Outcome)>,
     /// What stands in the maps about this packet: its addresses as whole prefixes, the slots from its own outwards, and
@@ -102,11 +116,14 @@ impl Trial {
         let loaded = loader.load(OBJECT);
         forget();
         let mut ebpf = loaded?;
-        for (_, program) in TWINS {
+        for program in TWINS.map(|(_, program)| program).into_iter().chain([xdp::PROGRAM]) {
             let error = |source| DatapathError::Program { program, source };
-            let twin = classifier(&mut ebpf, program)?;
-            twin.load().map_err(error)?;
-            if twin.info().map_err(error)?.tag() != original(program)? {
+            if program == xdp::PROGRAM {
+                xdp::program(&mut ebpf)?.load().map_err(error)?;
+            } else {
+                classifier(&mut ebpf, program)?.load().map_err(error)?;
+            }
+            if info(&ebpf, program)?.tag() != original(program)? {
                 return Err(DatapathError::NoTwin { program });
             }
         }
@@ -127,24 +144,47 @@ impl Trial {
     /// If the kernel refuses: the device may be gone.
     pub fn run(&mut self, place: &Place, source: IpAddr, destination: IpAddr, packet: &[u8]) -> Result<Trialled> {
         let maps = self.excerpt(source, destination)?;
-        let (_, program) = TWINS[usize::from(place.hook == Hook::Egress)];
         let mut frame = Vec::with_capacity(14 + packet.len());
         frame.extend(place.address);
         frame.extend([0; 6]);
         frame.extend(if source.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 }.to_be_bytes().split_at(2).1);
         frame.extend(packet);
+        let early = place.xdp && self.decides_early(place, &frame)?;
+        let left = !early && self.leaves(place, &frame)?;
+        Ok(Trialled { left, xdp: early, counted: self.counted(&maps)?, maps })
+    }
+
+    /// Runs a frame through the twin of the program that decides it as XDP, if it can.
+    fn decides_early(&mut self, place: &Place, frame: &[u8]) -> Result<bool> {
+        let error = |source| DatapathError::Program { program: xdp::PROGRAM, source };
+        let mut context = [0; XDP_CONTEXT];
+        let length = u32::try_from(frame.len()).unwrap_or_default();
+        context[XDP_END..XDP_END + 4].copy_from_slice(&length.to_ne_bytes());
+        context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
+        let result = xdp::program(&mut self.ebpf)?.test_run(options).map_err(error)?;
+        match result.return_value.cast_signed() {
+            XDP_PASS => Ok(false),
+            XDP_DROP | XDP_REDIRECT => Ok(true),
+            other => Err(error(odd_result(other))),
+        }
+    }
+
+    /// Runs a frame through the twin of a program on an skb: does it leave it to the kernel?
+    fn leaves(&mut self, place: &Place, frame: &[u8]) -> Result<bool> {
+        let (_, program) = TWINS[usize::from(place.hook == Hook::Egress)];
+        let error = |source| DatapathError::Program { program, source };
         let mut context = [0; CONTEXT];
         context[CONTEXT_IFINDEX..CONTEXT_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
-        let error = |source| DatapathError::Program { program, source };
         let options =
-            TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
         let result = classifier(&mut self.ebpf, program)?.test_run(options).map_err(error)?;
-        let left = match result.return_value.cast_signed() {
-            UNSPEC => true,
-            SHOT | REDIRECT => false,
-            other => return Err(error(ProgramError::IOError(std::io::Error::other(format!("it returned {other}"))))),
-        };
-        Ok(Trialled { left, counted: self.counted(&maps)?, maps })
+        match result.return_value.cast_signed() {
+            UNSPEC => Ok(true),
+            SHOT | REDIRECT => Ok(false),
+            other => Err(error(odd_result(other))),
+        }
     }
 
     /// Finds the counter that has moved.
@@ -191,4 +231,8 @@ impl Trial {
         }
         Ok(state)
     }
+}
+
+fn odd_result(code: i32) -> ProgramError {
+    ProgramError::IOError(std::io::Error::other(format!("it returned {code}")))
 }

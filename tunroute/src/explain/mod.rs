@@ -100,6 +100,9 @@ pub struct ProgramSays {
     pub acts: bool,
     /// `leaves`, `dropped` or `left` (to the kernel).
     pub decision: String,
+    /// It is decided as XDP, before the kernel has made an skb.
+    #[serde(default)]
+    pub xdp: bool,
     /// The outcome that it counts, as in `status`; none where the source is no policy's.
     pub outcome: Option<String>,
     /// Where it sends the packet.
@@ -249,6 +252,7 @@ impl Explanation {
             _ if program.outcome.is_none() => "left to the kernel: no policy's source, or special".to_owned(),
             _ => format!("left to the kernel{outcome}"),
         };
+        let text = if program.xdp { format!("{text}, as XDP") } else { text };
         match (program.acts, self.hook) {
             (false, _) => format!("{text}; but it only watches (shadow)"),
             (true, Hook::Ingress) => text,

@@ -7,6 +7,7 @@
 mod apply;
 mod filter;
 mod link;
+mod neighbour;
 mod observe;
 mod query;
 mod route;
@@ -15,6 +16,7 @@ pub(crate) mod socket;
 pub mod sysctl;
 mod traffic;
 mod watch;
+pub mod xdp;
 
 use std::{collections::BTreeSet, fmt, io, net::IpAddr, ops};
 
@@ -255,6 +257,21 @@ impl Kernel {
             }
         }
         Ok(found)
+    }
+
+    /// Has the kernel ask these neighbours whether they are still there, where it does not know.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub async fn refresh_neighbours(
+        &self,
+        neighbours: impl IntoIterator<Item = (IfIndex, IpAddr)>,
+    ) -> Result<(), KernelError> {
+        let mut socket = self.socket.lock().await;
+        for (device, address) in neighbours {
+            neighbour::refresh(&mut socket, device, address).map_err(KernelError::Socket)?;
+        }
+        Ok(())
     }
 
     /// Removes a device's clsact qdisc, unless somebody has a filter on it.

@@ -10,7 +10,7 @@ use std::{
 use super::{from, policy, probe, take, take_file, tunnel};
 use crate::config::{
     Config, Datapath, DevicePattern, Interfaces, Listen, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel,
-    Unmatched,
+    Unmatched, Xdp,
 };
 
 /// The example of the design.
@@ -52,6 +52,7 @@ fn the_story() {
         tree_above: 32,
         bypass_netfilter: false,
         unmatched: Unmatched::Kernel,
+        xdp: Xdp::Auto,
         metrics: None,
         interfaces: Interfaces { ingress: vec![pattern("lan0"), pattern("br-*")], uplink: vec![pattern("net0")] },
         tunnels: vec![

@@ -1,0 +1,157 @@
+//! An Ethernet frame as its driver has received it, and what is done to it.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, xdp_action::XDP_PASS,
+        xdp_md,
+    },
+    helpers::generated::{bpf_fib_lookup as look_up_neighbour, bpf_xdp_get_buff_len},
+    macros::map,
+    maps::DevMapHash,
+};
+use bytemuck::Pod;
+use tunroute_common::{
+    decide::Arrival,
+    maps::{MAX_XDP_DEVICES, Slot, Station, flags},
+    packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
+};
+
+use crate::lookup::{self, AF_INET, AF_INET6};
+
+/// The tunnels that take frames, by their devices' numbers. The kernel takes a device out when it goes away.
+#[map]
+static TARGET: DevMapHash = DevMapHash::pinned(MAX_XDP_DEVICES, 0);
+
+/// An Ethernet header.
+#[repr(C)]
+struct Ethernet {
+    destination: [u16; 3],
+    source: [u16; 3],
+    /// In network byte order.
+    ethertype: u16,
+}
+
+/// A frame of an Ethernet device. What is in further buffers (`xdp_buff_has_frags()`) counts for its length and is not
+/// read.
+pub struct Frame {
+    context: *mut xdp_md,
+    data: usize,
+    data_end: usize,
+}
+
+impl Frame {
+    /// Looks at a frame.
+    #[inline(always)]
+    pub fn new(context: *mut xdp_md) -> Self {
+        // SAFETY: the context that the kernel gave; the verifier knows these two for packet pointers.
+        let (data, data_end) = unsafe { ((*context).data as usize, (*context).data_end as usize) };
+        Self { context, data, data_end }
+    }
+
+    #[inline(always)]
+    fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.data + offset;
+        (start + size_of::<T>() <= self.data_end).then_some(start as *mut T)
+    }
+
+    /// What the kernel would know of the packet. `None` at a device where nothing is to be decided.
+    #[inline(always)]
+    pub fn arrival(&self) -> Option<Arrival> {
+        // SAFETY: the context that the kernel gave.
+        let ifindex = unsafe { (*self.context).ingress_ifindex };
+        let Station { address, .. } = lookup::station(ifindex)?;
+        let header = self.pointer::<Ethernet>(0)?;
+        // SAFETY: within the frame, as just checked.
+        let (destination, ethertype) = unsafe { ((*header).destination, u16::from_be((*header).ethertype)) };
+        // A VLAN's tag stands in the place of the ethertype.
+        Some(Arrival { ethertype, ifindex, to_this_host: destination == address, tagged: false })
+    }
+
+    /// Has the frame sent out of the slot's device, addressed to its gateway and with one hop less to go. Where that cannot
+    /// be, nothing is changed: the device takes no frames, there is no gateway, or its address must be asked for.
+    #[inline(always)]
+    pub fn redirect(&self, arrival: &Arrival, slot: &Slot) -> Option<()> {
+        let header = self.pointer::<Ethernet>(0)?;
+        let neighbour = self.neighbour(arrival, slot)?;
+        TARGET.redirect(slot.egress.ifindex(), XDP_PASS.into()).ok()?;
+        if arrival.ethertype == ETHERTYPE_IPV4 {
+            let header = self.pointer::<Ipv4Header>(size_of::<Ethernet>())?;
+            // SAFETY: within the frame, as just checked; the decision has seen a TTL above 1.
+            unsafe {
+                (*header).checksum = (*header).checksum_after_hop();
+                (*header).ttl -= 1;
+            }
+        } else {
+            let header = self.pointer::<Ipv6Header>(size_of::<Ethernet>())?;
+            // SAFETY: as above.
+            unsafe { (*header).hop_limit -= 1 };
+        }
+        // SAFETY: as above.
+        unsafe {
+            (*header).destination = halves(neighbour.dmac);
+            (*header).source = halves(neighbour.smac);
+        }
+        Some(())
+    }
+
+    /// The gateway's link-layer address and the device's own, as the kernel knows them: the main table leads to a gateway
+    /// by its device (`bpf_ipv4_fib_lookup()` in `net/core/filter.c`).
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
+    #[inline(always)]
+    fn neighbour(&self, arrival: &Arrival, slot: &Slot) -> Option<bpf_fib_lookup> {
+        if !slot.egress.has(flags::GATEWAY) || !slot.egress.has(flags::ETHERNET) {
+            return None;
+        }
+        // SAFETY: integers and unions of them, for which zeros are valid.
+        let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        parameters.family = if arrival.ethertype == ETHERTYPE_IPV4 { AF_INET } else { AF_INET6 };
+        parameters.ifindex = slot.egress.ifindex();
+        parameters.__bindgen_anon_4.ipv6_dst = slot.gateway;
+        // SAFETY: the context that the kernel gave, and parameters of the size that is said.
+        let found = unsafe {
+            look_up_neighbour(
+                self.context.cast(),
+                ptr::from_mut(&mut parameters),
+                size_of::<bpf_fib_lookup>() as i32,
+                BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_OUTPUT,
+            )
+        };
+        // SAFETY: written above, and by the kernel where it is another gateway.
+        let next_hop = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
+        (found == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            && parameters.ifindex == slot.egress.ifindex()
+            && next_hop == slot.gateway)
+            .then_some(parameters)
+    }
+}
+
+/// A link-layer address as it stands in a frame.
+#[inline(always)]
+fn halves(address: [u8; 6]) -> [u16; 3] {
+    let [a, b, c, d, e, f] = address;
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
+        let pointer = self.pointer::<T>(size_of::<Ethernet>() + offset)?;
+        // SAFETY: within the frame, as just checked; BPF loads of any width may be at any address where the verifier does
+        // not insist.
+        Some(unsafe { pointer.read() })
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a length, or an error that no driver's frame has")]
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context that the kernel gave.
+        (unsafe { bpf_xdp_get_buff_len(self.context) } as u32).saturating_sub(size_of::<Ethernet>() as u32)
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        0
+    }
+}

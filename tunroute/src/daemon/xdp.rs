@@ -1,0 +1,130 @@
+//! XDP in the daemon's hands: who takes part is looked at like the gates; what the kernel refuses is left to the programs
+//! behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use tracing::{info, warn};
+use tunroute_common::maps::flags;
+
+use super::{Daemon, config_wants_no_fast_path};
+use crate::{
+    compile::matching,
+    config::{self, Config},
+    fast::{Attachment, FastState, Part, address_from_words},
+    kernel::xdp::look,
+    net::{IfIndex, KernelState},
+    status::XdpStatus,
+    xdp::{Chosen, Device, Obstacle, Role, choose},
+};
+
+/// Who takes part, as last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Xdp {
+    pub(super) chosen: Chosen,
+    devices: BTreeMap<IfIndex, Device>,
+    /// Devices at which the kernel has refused the program, as they are.
+    refused: BTreeMap<IfIndex, String>,
+}
+
+impl Daemon {
+    /// Looks who could take part now. Returns whether that has changed.
+    pub(super) async fn look_for_xdp(&mut self, kernel: &KernelState) -> bool {
+        let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
+        let devices = devices(&self.config, kernel, fast).await;
+        // One that has changed is tried again. That the program is there or not is no change.
+        let same = |index: &IfIndex| match (devices.get(index), self.xdp.devices.get(index)) {
+            (Some(now), Some(before)) => {
+                Device { program: None, ..now.clone() } == Device { program: None, ..before.clone() }
+            }
+            _ => false,
+        };
+        self.xdp.refused.retain(|index, _| same(index));
+        let chosen = choose(&self.config, kernel, &devices, &ours(fast), &self.xdp.refused);
+        let changed = chosen != self.xdp.chosen;
+        if changed {
+            let news = chosen.devices.iter().filter(|device| !self.xdp.chosen.devices.contains(device));
+            for (role, device, obstacle) in news.filter(|_| !chosen.targets.is_empty()) {
+                match obstacle {
+                    None => info!("XDP: {role} {device} takes part"),
+                    Some(obstacle) => info!("XDP: {role} {device} does not take part: {obstacle}"),
+                }
+            }
+        }
+        (self.xdp.chosen, self.xdp.devices) = (chosen, devices);
+        changed
+    }
+
+    /// Are frames decided at the device?
+    pub(super) fn decides_early(&self, device: IfIndex) -> bool {
+        let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);
+        attached.into_iter().any(|attachment| attachment.part == Part::Xdp && attachment.ifindex == device)
+    }
+
+    /// The kernel has refused the program: the others do the work.
+    pub(super) fn enter_refusal(&mut self, attachment: &Attachment, error: &crate::datapath::DatapathError) {
+        warn!("{attachment}: {error}; the programs behind it decide");
+        self.xdp.refused.insert(attachment.ifindex, error.to_string());
+        let chosen = &mut self.xdp.chosen;
+        chosen.stations.remove(&attachment.ifindex);
+        for (role, device, obstacle) in &mut chosen.devices {
+            if *role == Role::Ingress && *device == attachment.device {
+                *obstacle = Some(Obstacle::Refused(error.to_string()));
+            }
+        }
+    }
+
+    /// Has the kernel refused the program somewhere in the last pass?
+    pub(super) fn was_refused(&self) -> bool {
+        let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
+        let mut wanted = desired.flat_map(|desired| desired.stations.keys());
+        wanted.any(|device| self.xdp.refused.contains_key(device))
+    }
+
+    /// The neighbours that frames are sent to. The kernel does not see these frames, so nothing would ever have it ask
+    /// whether a neighbour is still there.
+    pub(super) fn neighbours(&self) -> BTreeSet<(IfIndex, IpAddr)> {
+        let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
+        let slots = desired.flat_map(|desired| desired.slots.values());
+        let taken = slots
+            .filter(|slot| slot.egress.has(flags::GATEWAY) && self.xdp.chosen.targets.contains(&slot.egress.ifindex()));
+        let neighbours = taken.map(|slot| (slot.egress.ifindex(), address_from_words(slot.family, slot.gateway)));
+        if self.xdp.chosen.stations.is_empty() { BTreeSet::new() } else { neighbours.collect() }
+    }
+
+    /// Who takes part, and why the others do not.
+    pub(super) fn xdp_status(&self) -> Vec<XdpStatus> {
+        let status = |(role, device, obstacle): &(Role, String, Option<Obstacle>)| XdpStatus {
+            role: *role,
+            device: device.clone(),
+            because: obstacle.as_ref().map(ToString::to_string),
+        };
+        self.xdp.chosen.devices.iter().map(status).collect()
+    }
+}
+
+/// Who would take part with this configuration.
+pub(super) async fn would_take_part(config: &Config, kernel: &KernelState, fast: Option<&FastState>) -> Chosen {
+    let devices = devices(config, kernel, fast).await;
+    choose(config, kernel, &devices, &ours(fast), &BTreeMap::new())
+}
+
+/// The devices that could take part; none where none is to.
+async fn devices(config: &Config, kernel: &KernelState, fast: Option<&FastState>) -> BTreeMap<IfIndex, Device> {
+    if fast.is_none() || config.xdp == config::Xdp::Off || config_wants_no_fast_path(config) {
+        return BTreeMap::new();
+    }
+    let tunnels = config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name));
+    look(matching(&config.interfaces.ingress, kernel).chain(tunnels)).await.unwrap_or_else(|error| {
+        warn!("cannot look for XDP: {error}");
+        BTreeMap::new()
+    })
+}
+
+/// Where there are programs of this project's.
+fn ours(fast: Option<&FastState>) -> BTreeSet<IfIndex> {
+    let pinned = fast.into_iter().flat_map(|fast| &fast.pinned);
+    pinned.filter(|attachment| attachment.part == Part::Xdp).map(|attachment| attachment.ifindex).collect()
+}
