@@ -1,6 +1,7 @@
 //! The daemon under test: the built `tunroute` binary, running in a world's host.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{netns::Netns, pace::patience, world::World};
+use crate::{netns::Netns, offload::xdp_forced, pace::patience, world::World};
 
 /// How long the daemon may take to start, to stop and to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,6 +83,11 @@ pub fn binary() -> Result<PathBuf> {
         .filter(|path| path.is_file())
         .max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
         .with_context(|| format!("no tunroute binary below {}: run `cargo build -p tunroute`", target.display()))
+}
+
+/// The same, with XDP if that is forced and nothing is said of it.
+fn forced(config: &str) -> Cow<'_, str> {
+    if xdp_forced() && !config.contains("xdp = ") { format!("xdp = \"on\"\n{config}").into() } else { config.into() }
 }
 
 /// The counters of a status.
@@ -161,7 +167,8 @@ impl<'a> Daemon<'a> {
         let binary = options.binary.clone().map_or_else(binary, Ok)?;
         let dir = world.host.dir();
         let config_file = dir.join("tunroute.toml");
-        fs::write(&config_file, config).with_context(|| format!("cannot write {}", config_file.display()))?;
+        let config = forced(config);
+        fs::write(&config_file, &*config).with_context(|| format!("cannot write {}", config_file.display()))?;
         let log = dir.join("tunroute.log");
         // Appended: a restarted daemon goes on in the same log.
         let writer = File::options().create(true).append(true).open(&log).context("cannot open the log")?;
@@ -308,7 +315,7 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// The file cannot be written.
     pub fn write_config(&self, config: &str) -> Result<()> {
-        fs::write(&self.config, config).with_context(|| format!("cannot write {}", self.config.display()))
+        fs::write(&self.config, &*forced(config)).with_context(|| format!("cannot write {}", self.config.display()))
     }
 
     /// `reload`

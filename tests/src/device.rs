@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::Result;
 
-use crate::netns::Netns;
+use crate::{
+    netns::Netns,
+    offload::{AS_ON_A_WIRE, switch, xdp_forced},
+};
 
 /// A MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,9 @@ pub struct End<'a> {
     pub mac: Mac,
 }
 
+/// What is sent is received in the same order, whichever CPU sends it.
+const ONE_QUEUE: &str = "numtxqueues 1 numrxqueues 1";
+
 /// Makes a veth pair; both ends are up. `mtu` in bytes of layer 3.
 ///
 /// # Errors
@@ -42,7 +48,8 @@ pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     let index = NEXT.fetch_add(1, Ordering::Relaxed);
     // A veth cannot be created up: its peer is not connected yet (`veth_open` in drivers/net/veth.c).
     a.netns.ip(&format!(
-        "link add index {index} name {device} mtu {mtu} address {} type veth peer name {} mtu {mtu} address {} netns {}",
+        "link add index {index} name {device} mtu {mtu} address {} {ONE_QUEUE} type veth peer name {} mtu {mtu} address {} \
+         {ONE_QUEUE} netns {}",
         a.mac,
         b.device,
         b.mac,
@@ -51,6 +58,9 @@ pub fn veth(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     ))?;
     // Before packets can come: a solicitation that is under way keeps its timer.
     [a, b].into_iter().try_for_each(|end| ask_neighbours_often(end.netns, end.device))?;
+    if xdp_forced() {
+        [a, b].into_iter().try_for_each(|end| switch(end.netns, end.device, &AS_ON_A_WIRE))?;
+    }
     [a, b].into_iter().try_for_each(set_up)
 }
 

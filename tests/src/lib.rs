@@ -18,6 +18,7 @@ pub mod lab;
 mod netkit;
 pub mod netns;
 pub mod nft;
+pub mod offload;
 pub mod pace;
 mod packet_socket;
 pub mod plan;

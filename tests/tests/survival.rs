@@ -58,7 +58,7 @@ fn under_load(
     ensure!(reached, "{src} cannot reach {dst}");
     let watch = [
         ("right", Watch::entering(&world.brokers[0], TUNNELS[0].device)),
-        ("wrong", Watch::leaving(&world.host, TUNNELS[1].device)),
+        ("wrong", Watch::entering(&world.brokers[1], TUNNELS[1].device)),
         ("uplink", Watch::leaving(&world.host, "net0")),
     ];
     let flow = Flow::start(FlowOptions {

@@ -103,8 +103,8 @@ pub struct Slot {
     pub exempt_set: u32,
     /// The slot of the next shorter prefix that belongs to another policy, or [`Slot::NO_NEXT`].
     pub next: u32,
-    /// Always 0: keeps the type free of padding.
-    pub reserved: u32,
+    /// The policy's routing table, in which XDP finds the next hop's link-layer address; 0 if it has none.
+    pub table: u32,
     /// The next hop in network byte order (IPv4: the first word), where [`flags::GATEWAY`] is set.
     pub gateway: Ipv6,
 }

@@ -97,7 +97,7 @@ impl Lookup for Maps {
 }
 
 fn slot(egress: Egress, next: u32) -> Slot {
-    Slot { id: 1, egress, mtu: MTU, exempt_set: 0, next, reserved: 0, gateway: [0; 4] }
+    Slot { id: 1, egress, mtu: MTU, exempt_set: 0, next, table: 0, gateway: [0; 4] }
 }
 
 /// 2a02::/16 and 10.0.0.0/8 leave by the tunnel.

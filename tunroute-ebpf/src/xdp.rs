@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup, xdp_action::XDP_PASS,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_TBID, bpf_fib_lookup, xdp_action::XDP_PASS,
         xdp_md,
     },
     helpers::generated::{bpf_fib_lookup as look_up_neighbour, bpf_xdp_get_buff_len},
@@ -14,7 +14,7 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
-    maps::{MAX_XDP_DEVICES, Slot, Station, flags},
+    maps::{MAX_XDP_DEVICES, Slot, Station},
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
@@ -39,6 +39,8 @@ pub struct Frame {
     context: *mut xdp_md,
     data: usize,
     data_end: usize,
+    /// Of all of it, in bytes.
+    length: usize,
 }
 
 impl Frame {
@@ -47,7 +49,9 @@ impl Frame {
     pub fn new(context: *mut xdp_md) -> Self {
         // SAFETY: the context that the kernel gave; the verifier knows these two for packet pointers.
         let (data, data_end) = unsafe { ((*context).data as usize, (*context).data_end as usize) };
-        Self { context, data, data_end }
+        // SAFETY: the context that the kernel gave.
+        let length = unsafe { bpf_xdp_get_buff_len(context) } as usize;
+        Self { context, data, data_end, length }
     }
 
     #[inline(always)]
@@ -69,10 +73,14 @@ impl Frame {
         Some(Arrival { ethertype, ifindex, to_this_host: destination == address, tagged: false })
     }
 
-    /// Has the frame sent out of the slot's device, addressed to its gateway and with one hop less to go. Where that cannot
-    /// be, nothing is changed: the device takes no frames, there is no gateway, or its address must be asked for.
+    /// Has the frame sent out of the slot's device, addressed to the next hop and with one hop less to go. Where that cannot
+    /// be, nothing is changed: the device takes no frames, these are in several buffers, or an address must be asked for.
     #[inline(always)]
     pub fn redirect(&self, arrival: &Arrival, slot: &Slot) -> Option<()> {
+        // Bounded, as the verifier will have it.
+        if self.data + (self.length & 0xffff) > self.data_end {
+            return None;
+        }
         let header = self.pointer::<Ethernet>(0)?;
         let neighbour = self.neighbour(arrival, slot)?;
         TARGET.redirect(slot.egress.ifindex(), XDP_PASS.into()).ok()?;
@@ -96,33 +104,39 @@ impl Frame {
         Some(())
     }
 
-    /// The gateway's link-layer address and the device's own, as the kernel knows them: the main table leads to a gateway
-    /// by its device (`bpf_ipv4_fib_lookup()` in `net/core/filter.c`).
+    /// The link-layer addresses of the next hop and of the slot's device, as the kernel knows them: by the route of the
+    /// policy's table (`BPF_FIB_LOOKUP_TBID`, from Linux 6.5 on), which must say the same as the slot.
     #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
     #[inline(always)]
     fn neighbour(&self, arrival: &Arrival, slot: &Slot) -> Option<bpf_fib_lookup> {
-        if !slot.egress.has(flags::GATEWAY) || !slot.egress.has(flags::ETHERNET) {
+        if slot.table == 0 {
             return None;
         }
         // SAFETY: integers and unions of them, for which zeros are valid.
         let mut parameters: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-        parameters.family = if arrival.ethertype == ETHERTYPE_IPV4 { AF_INET } else { AF_INET6 };
-        parameters.ifindex = slot.egress.ifindex();
-        parameters.__bindgen_anon_4.ipv6_dst = slot.gateway;
+        parameters.ifindex = arrival.ifindex;
+        parameters.__bindgen_anon_5.tbid = slot.table;
+        if arrival.ethertype == ETHERTYPE_IPV4 {
+            let Ipv4Header { source, destination, .. } = self.read(0)?;
+            parameters.family = AF_INET;
+            parameters.__bindgen_anon_3.ipv4_src = source;
+            parameters.__bindgen_anon_4.ipv4_dst = destination;
+        } else {
+            let Ipv6Header { source, destination, .. } = self.read(0)?;
+            parameters.family = AF_INET6;
+            parameters.__bindgen_anon_3.ipv6_src = source;
+            parameters.__bindgen_anon_4.ipv6_dst = destination;
+        }
         // SAFETY: the context that the kernel gave, and parameters of the size that is said.
         let found = unsafe {
             look_up_neighbour(
                 self.context.cast(),
                 ptr::from_mut(&mut parameters),
                 size_of::<bpf_fib_lookup>() as i32,
-                BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_OUTPUT,
+                BPF_FIB_LOOKUP_DIRECT | BPF_FIB_LOOKUP_TBID,
             )
         };
-        // SAFETY: written above, and by the kernel where it is another gateway.
-        let next_hop = unsafe { parameters.__bindgen_anon_4.ipv6_dst };
-        (found == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
-            && parameters.ifindex == slot.egress.ifindex()
-            && next_hop == slot.gateway)
+        (found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && parameters.ifindex == slot.egress.ifindex())
             .then_some(parameters)
     }
 }
@@ -143,11 +157,10 @@ impl Packet for Frame {
         Some(unsafe { pointer.read() })
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a length, or an error that no driver's frame has")]
+    #[expect(clippy::cast_possible_truncation, reason = "the length of a frame")]
     #[inline(always)]
     fn length(&self) -> u32 {
-        // SAFETY: the context that the kernel gave.
-        (unsafe { bpf_xdp_get_buff_len(self.context) } as u32).saturating_sub(size_of::<Ethernet>() as u32)
+        self.length.saturating_sub(size_of::<Ethernet>()) as u32
     }
 
     #[inline(always)]

@@ -127,6 +127,8 @@ pub struct SlotSpec {
     pub exempt_set: u32,
     /// The chain of the policies around this one.
     pub next: Option<ChainId>,
+    /// The policy's table, or 0.
+    pub table: u32,
     /// The gateway, as the maps hold it.
     pub gateway: [u32; 4],
 }
@@ -259,7 +261,8 @@ fn exempt<'a>(
 /// The routes of all tables, the policies' and the probes'.
 fn compile_routes(inputs: &Inputs<'_>, connected: &BTreeSet<IpNet>) -> BTreeSet<Route> {
     let mut routes = probes::routes(inputs);
-    if inputs.rules {
+    // XDP asks for link-layer addresses by these routes, whether rules lead there or not.
+    if inputs.rules || inputs.fast.is_some_and(|fast| !fast.xdp.stations.is_empty()) {
         for policy in &inputs.config.policies {
             let Some(table) = inputs.tables.get(&policy.name) else { continue };
             for family in Family::ALL {
@@ -387,6 +390,7 @@ fn compile_slot(
         mtu,
         exempt_set,
         next,
+        table: inputs.tables.get(&policy_config.name).copied().unwrap_or_default(),
         gateway: gateway.map(address_words).unwrap_or_default(),
     };
     match active_tunnel(policy_config, family, inputs.config, inputs.kernel, inputs.failed) {

@@ -206,15 +206,8 @@ mod tests {
 
     #[test]
     fn a_trace_tells_what_led_to_the_verdict() {
-        let slot = |egress, exempt_set, next| Slot {
-            id: 1,
-            egress,
-            mtu: 1400,
-            exempt_set,
-            next,
-            reserved: 0,
-            gateway: [0; 4],
-        };
+        let slot =
+            |egress, exempt_set, next| Slot { id: 1, egress, mtu: 1400, exempt_set, next, table: 0, gateway: [0; 4] };
         let (inner, outer) = (slot(Egress::redirect(7, 0), 5, 1), slot(Egress::redirect(8, 0), 6, Slot::NO_NEXT));
         let source = |slot| Source { slot, arrives_by: Source::ANY_DEVICE };
         let state = FastState {

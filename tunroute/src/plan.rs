@@ -273,7 +273,7 @@ impl FastPlan {
                 mtu: spec.mtu,
                 exempt_set: spec.exempt_set,
                 next: spec.next.and_then(|next| numbers.get(&next).copied()).unwrap_or(Slot::NO_NEXT),
-                reserved: 0,
+                table: spec.table,
                 gateway: spec.gateway,
             };
             if observed.slots.get(index) != Some(&slot) {

@@ -123,7 +123,7 @@ fn example() -> FastState {
         mtu: 600,
         exempt_set,
         next,
-        reserved: 0,
+        table: 0,
         gateway: gateway.map(|gateway| address_words(gateway.parse().unwrap())).unwrap_or_default(),
     };
     let none = Slot::NO_NEXT;

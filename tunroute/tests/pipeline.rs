@@ -13,6 +13,7 @@ use tunroute::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
     },
     plan::{Op, PlanError, plan},
+    xdp::Chosen,
 };
 
 const STORY: &str = r#"
@@ -82,6 +83,7 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
             reverse_path,
             unmatched: if config.unmatched == Unmatched::Fast { Open { v4: true, v6: true } } else { Open::default() },
             returning: &BTreeSet::new(),
+            xdp: &Chosen::default(),
         }),
         before: None,
     })

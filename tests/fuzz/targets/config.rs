@@ -218,13 +218,14 @@ fn check_compiled(config: &Config) {
     let policies = config.policies.iter().map(|policy| policy.name.clone());
     let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
-    let closed = BTreeSet::new();
+    let (closed, chosen) = (BTreeSet::new(), tunroute::xdp::Chosen::default());
     let fast = Some(FastInputs {
         open: Open { v4: true, v6: true },
         closed: &closed,
         reverse_path: false,
         unmatched: Open { v4: true, v6: true },
         returning: &closed,
+        xdp: &chosen,
     });
     let failed = BTreeSet::new();
     let inputs = Inputs { config, kernel: &kernel, tables: &tables, failed: &failed, rules: true, fast, before: None };

@@ -178,7 +178,7 @@ impl Input {
             mtu: u32::from(raw.mtu),
             exempt_set: u32::from(raw.exempt_set),
             next: if raw.next >= 128 { Slot::NO_NEXT } else { u32::from(raw.next) },
-            reserved: 0,
+            table: 0,
             gateway: [0; 4],
         };
         let exempt = |(set, around): &(u8, Prefix)| Exemption { set: u32::from(*set), prefix: prefix(around) };

@@ -4,9 +4,14 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
-use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use aya::{
+    TestRun as _, TestRunOptions,
+    programs::{SchedClassifier, Xdp},
+};
 use tunroute::{
+    config,
     datapath::Datapath,
+    fast::FastState,
     kernel::{Answer, Oracle, Question, Refused},
     model::Model,
     net::{Family, TABLE_LOCAL, TABLE_MAIN},
@@ -24,7 +29,7 @@ use crate::{
     router::{Product, Router, is_own, macs},
     scenario::{Scenario, scenario, special},
     seeds::{Draw, Seeds},
-    tally::{FATES, Tally},
+    tally::{EARLY, FATES, Tally},
 };
 
 /// Random hosts and packets for each, unless told otherwise: see [`Seeds`].
@@ -33,6 +38,10 @@ const PACKETS: usize = 560;
 /// As many must have been asked about: some of the packets drawn cannot be put into a test run.
 const ENOUGH: usize = 100_000;
 
+/// `XDP_DROP`, `XDP_PASS` and `XDP_REDIRECT`.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
 /// `TC_ACT_UNSPEC`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
@@ -41,6 +50,7 @@ const REDIRECT: i32 = 7;
 #[test]
 fn the_loaded_programs_decide_as_the_kernel_does() -> Result<()> {
     let router = Router::new()?;
+    router.hold_nothing_back()?;
     let seeds = Seeds::from_environment(HOSTS, PACKETS)?;
     let tally = Tally::default();
     let asked = router.run(async |product| {
@@ -49,7 +59,11 @@ fn the_loaded_programs_decide_as_the_kernel_does() -> Result<()> {
         let mut asked = 0;
         for seed in seeds.seeds.clone() {
             let mut draw = Draw::new(seed);
-            let scenario = draw.next(&scenarios);
+            let mut scenario = draw.next(&scenarios);
+            // On every second host, some frames are decided before there is an skb.
+            if seed % 2 == 1 {
+                scenario.config.xdp = config::Xdp::On;
+            }
             let recipes: Vec<Recipe> = (0..seeds.packets).map(|_| draw.next(&recipes)).collect();
             router.set_up(&scenario)?;
             let compared = compare(product, &mut oracle, &scenario, &recipes, &tally).await;
@@ -60,7 +74,7 @@ fn the_loaded_programs_decide_as_the_kernel_does() -> Result<()> {
     println!("{asked} packets");
     if seeds.seeds.clone().count() >= 200 {
         ensure!(asked >= ENOUGH, "only {asked} packets");
-        tally.check(&FATES);
+        tally.check(&[&FATES[..], &EARLY].concat());
     }
     Ok(())
 }
@@ -104,6 +118,17 @@ async fn compare(
             tally.count(program, fate);
             let about = || format!("{program}: {packet:?}, the kernel says {answer:?}");
             ensure!(fate == expected, "{fate:?} instead of {expected:?}\n{}", about());
+            if program == "ingress" && state.stations.contains_key(&arrival.ifindex) && packet.gso == 0 {
+                let got = run_early(&mut product.datapath, &situation, &packet)?;
+                let expected = early(fate, &situation, &packet, &state);
+                ensure!(got == expected, "{fate:?}, but XDP: {got:x?}\n{}", about());
+                if let (XDP_REDIRECT | XDP_DROP, Verdict::Redirect(slot, _, outcome) | Verdict::Drop(slot, outcome)) =
+                    (got.0, verdict)
+                {
+                    tally.count("xdp", fate);
+                    *counts.entry((slot, outcome.name())).or_default() += 1;
+                }
+            }
             let got = run(&mut product.datapath, program, &situation, &packet)?;
             ensure!(got == forwarded(fate, &packet, program), "{fate:?}, but the program: {got:x?}\n{}", about());
             if let Some(answer) = answer {
@@ -188,15 +213,20 @@ fn agrees(fate: Fate, answer: Answer, packet: &Packet) -> bool {
     }
 }
 
+/// The packet in an Ethernet frame.
+fn frame(packet: &Packet) -> Vec<u8> {
+    let [near, far] = macs(packet.device);
+    let to = if packet.oddity == Oddity::ForOthers { far } else { near };
+    [&to.0[..], &far.0, &packet.ethertype.to_be_bytes(), &packet.bytes].concat()
+}
+
 /// What a program did with a packet: its result, and the packet afterwards.
 fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet: &Packet) -> Result<(i32, Vec<u8>)> {
     // `struct __sk_buff` in `include/uapi/linux/bpf.h`: ifindex and gso_size.
     let mut context = [0u8; 192];
     context[40..44].copy_from_slice(&situation.ifindex(packet.device).to_ne_bytes());
     context[176..180].copy_from_slice(&packet.gso.to_ne_bytes());
-    let [near, far] = macs(packet.device);
-    let to = if packet.oddity == Oddity::ForOthers { far } else { near };
-    let frame = [&to.0[..], &far.0, &packet.ethertype.to_be_bytes(), &packet.bytes].concat();
+    let frame = frame(packet);
     let mut out = vec![0; frame.len() + 64];
     let program: &mut SchedClassifier =
         datapath.ebpf().program_mut(&format!("{program}_l2")).context("no such program")?.try_into()?;
@@ -211,6 +241,41 @@ fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet
     out.truncate(usize::try_from(result.data_size_out)?);
     out.drain(..14);
     Ok((result.return_value.cast_signed(), out))
+}
+
+/// What XDP did with a packet: its result, and the frame afterwards.
+fn run_early(datapath: &mut Datapath, situation: &Situation<'_>, packet: &Packet) -> Result<(u32, Vec<u8>)> {
+    let frame = frame(packet);
+    // `struct xdp_md` in `include/uapi/linux/bpf.h`: data_end and ingress_ifindex.
+    let mut context = [0u8; 24];
+    context[4..8].copy_from_slice(&u32::try_from(frame.len())?.to_ne_bytes());
+    context[12..16].copy_from_slice(&situation.ifindex(packet.device).to_ne_bytes());
+    let mut out = vec![0; frame.len() + 64];
+    let program: &mut Xdp = datapath.ebpf().program_mut("ingress_xdp").context("no such program")?.try_into()?;
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(&frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        repeat: 1,
+        ..TestRunOptions::default()
+    })?;
+    out.truncate(usize::try_from(result.data_size_out)?);
+    Ok((result.return_value, out))
+}
+
+/// What XDP must do with a packet. It leaves to the program behind it what its devices do not take.
+fn early(fate: Fate, situation: &Situation<'_>, packet: &Packet, state: &FastState) -> (u32, Vec<u8>) {
+    let frame = frame(packet);
+    match fate {
+        Fate::Drop(..) => (XDP_DROP, frame),
+        // The other end of the other one is asked for its address, and does not answer.
+        Fate::Redirect(_, _, device, Some(_)) if state.targets.contains(&device) => {
+            let name = &situation.kernel.links[&device].name;
+            let [near, far] = macs(name);
+            (XDP_REDIRECT, [&far.0[..], &near.0, &frame[12..14], &packet.a_hop_later()].concat())
+        }
+        _ => (XDP_PASS, frame),
+    }
 }
 
 /// What a program must do with a packet: its result, and the packet afterwards.

@@ -11,11 +11,12 @@ use std::{
 use ipnet::IpNet;
 use tunroute::{
     compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
-    config::{OnDown, Policy, Unmatched},
+    config::{OnDown, Policy, Unmatched, Xdp},
     fast::{FastState, Open, address_from_words},
     gates::main_decides,
-    net::{Family, IfIndex, KernelState},
+    net::{Family, IfIndex, KernelState, LinkLayer},
     plan::{Op, plan},
+    xdp::Chosen,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict},
@@ -25,7 +26,8 @@ use tunroute_tests::rule_walk::{self, Decision, Host};
 
 use crate::{
     packet::Packet,
-    scenario::{Scenario, TUNNELS, special},
+    router::macs,
+    scenario::{DEVICES, Scenario, TUNNELS, special},
 };
 
 /// What becomes of a packet. The first part of each is the policy that it is counted for.
@@ -39,6 +41,24 @@ pub enum Fate {
     Drop(usize, Outcome),
     /// Handed to this device, for this gateway.
     Redirect(usize, Outcome, IfIndex, Option<IpAddr>),
+}
+
+/// Who takes part in XDP on a router, where that is on.
+fn early(scenario: &Scenario, kernel: &KernelState) -> Chosen {
+    let mut chosen = Chosen::default();
+    if scenario.config.xdp != Xdp::On {
+        return chosen;
+    }
+    for (device, _) in DEVICES.iter().filter(|(_, layer)| *layer == LinkLayer::Ethernet) {
+        let Some(link) = kernel.link(device) else { continue };
+        if TUNNELS.contains(device) {
+            chosen.targets.insert(link.index);
+        } else if device.starts_with("lan") {
+            let [near, _] = macs(device);
+            chosen.stations.insert(link.index, near.0);
+        }
+    }
+    chosen
 }
 
 /// A scenario, compiled, in the sight of both datapaths.
@@ -63,6 +83,7 @@ impl<'a> Situation<'a> {
             |family| fast && !(family == Family::V4 && scenario.reverse_path) && main_decides(kernel, family);
         let unmatched = Open { v4: v4 && unmatched(Family::V4), v6: v6 && unmatched(Family::V6) };
         let tunnels = kernel.links.values().filter(|link| TUNNELS.contains(&link.name.as_str()));
+        let xdp = early(scenario, kernel);
         let returning = tunnels.filter(|_| fast && !scenario.reverse_path).map(|link| link.index).collect();
         let desired = compile(&Inputs {
             config: &scenario.config,
@@ -76,6 +97,7 @@ impl<'a> Situation<'a> {
                 reverse_path: scenario.reverse_path,
                 unmatched,
                 returning: &returning,
+                xdp: &xdp,
             }),
             before: None,
         });

@@ -12,7 +12,12 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use tunroute::{compile::Desired, config::Unmatched, fast::Hook, net::Family};
+use tunroute::{
+    compile::Desired,
+    config::{Unmatched, Xdp},
+    fast::Hook,
+    net::Family,
+};
 use tunroute_common::maps::Outcome;
 use tunroute_tests::{Capture, Direction, Injector, Seen};
 
@@ -33,6 +38,8 @@ const LONGEST: usize = 1496;
 const FENCE: u16 = 0x88b5;
 /// The fence comes at once, or not at all.
 const SOON: Duration = Duration::from_secs(5);
+/// The tunnels that take frames from XDP.
+const EARLY: [&str; 2] = ["eth0", "eth1"];
 /// As many frames at a time as wait for the host (`net.core.netdev_max_backlog` is 1000).
 const BATCH: usize = 100;
 
@@ -44,7 +51,7 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
     let router = Router::new()?;
     router.hold_nothing_back()?;
     let seeds = Seeds::from_environment(HOSTS, PACKETS)?;
-    let Sum { left, fast, unmatched } = router.run(async |product| {
+    let Sum { left, fast, early, unmatched } = router.run(async |product| {
         // Frames stay in order on one CPU, whose queue the fence closes.
         let mut cpu = CpuSet::new();
         cpu.set(0)?;
@@ -59,6 +66,10 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
             if seed % 2 == 1 {
                 scenario.config.unmatched = Unmatched::Fast;
             }
+            // On every third one, frames are decided before there is an skb.
+            if seed % 3 == 0 {
+                scenario.config.xdp = Xdp::On;
+            }
             let edges = Edges::of(&scenario);
             let packets = (0..seeds.packets).map(|_| draw.next(&recipes).cook(&scenario, &edges));
             let fits = |packet: &Packet| packet.bytes.len() <= scenario.mtu_of(packet.device).min(LONGEST);
@@ -69,16 +80,20 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
         }
         Ok(sum)
     })?;
-    println!("{left} frames left, {fast} of them by the programs, and {unmatched} that no policy was about");
-    ensure!(seeds.seeds.clone().count() < 40 || (fast > 200 && unmatched > 20), "too few to prove anything");
+    println!(
+        "{left} frames left, {fast} of them by the programs, {early} by XDP, {unmatched} that no policy was about"
+    );
+    let enough = fast > 200 && early > 20 && unmatched > 20;
+    ensure!(seeds.seeds.clone().count() < 40 || enough, "too few to prove anything");
     Ok(())
 }
 
-/// How many frames left, how many of them by the programs for a policy, and how many for none.
+/// How many frames left, how many of them by the programs for a policy, as XDP among them, and how many for none.
 #[derive(Default)]
 struct Sum {
     left: usize,
     fast: u64,
+    early: usize,
     unmatched: u64,
 }
 
@@ -86,6 +101,7 @@ impl AddAssign for Sum {
     fn add_assign(&mut self, other: Self) {
         self.left += other.left;
         self.fast += other.fast;
+        self.early += other.early;
         self.unmatched += other.unmatched;
     }
 }
@@ -107,10 +123,11 @@ async fn compare(
     let situation = Situation::new(scenario, &kernel);
     product.reach(&Desired { fast: None, ..situation.desired.clone() }, scenario).await?;
     router.wait_until_bare()?;
-    let by_rules = wires.send(router, scenario, packets)?;
+    let (by_rules, early) = wires.send(router, scenario, packets)?;
+    ensure!(early == 0, "{early} frames left as if by XDP");
     product.reach(&situation.desired, scenario).await?;
     let before = (forwarded(product)?, product.datapath.unmatched()?.packets);
-    let with_programs = wires.send(router, scenario, packets)?;
+    let (with_programs, early) = wires.send(router, scenario, packets)?;
     let missing: Vec<_> = by_rules.iter().filter(|frame| !with_programs.contains(frame)).take(2).collect();
     let new: Vec<_> = with_programs.iter().filter(|frame| !by_rules.contains(frame)).take(2).collect();
     ensure!(by_rules == with_programs, "by the rules alone: {missing:02x?}\nwith the programs: {new:02x?}");
@@ -121,7 +138,7 @@ async fn compare(
     let is_fast = |packet: &&Packet| attached(packet.device) && matches!(situation.ingress(packet), Fate::Redirect(..));
     let expected = packets.iter().filter(is_fast).count();
     ensure!(fast == expected as u64, "{fast} packets by the programs, instead of {expected}");
-    Ok(Sum { left: with_programs.len(), fast, unmatched })
+    Ok(Sum { left: with_programs.len(), fast, early, unmatched })
 }
 
 /// How many packets the ingress programs have forwarded.
@@ -131,7 +148,11 @@ fn forwarded(product: &Product) -> Result<u64> {
 }
 
 /// The other ends of the router's Ethernet devices.
-struct Wires(Vec<(&'static str, Injector)>);
+struct Wires {
+    by_device: Vec<(&'static str, Injector)>,
+    /// The router's own ends of those that take frames from XDP.
+    near: Vec<(&'static str, Injector)>,
+}
 
 impl Wires {
     fn new(router: &Router) -> Result<Self> {
@@ -140,33 +161,70 @@ impl Wires {
             let [near, far] = macs(device);
             Ok((device, Injector::ethernet(&router.far, device, far, near)?))
         };
-        Ok(Self(devices.map(injector).collect::<Result<_>>()?))
+        let near = |device| {
+            let [near, far] = macs(device);
+            Ok((device, Injector::ethernet(&router.host, device, near, far)?))
+        };
+        let by_device = devices.map(injector).collect::<Result<_>>()?;
+        Ok(Self { by_device, near: EARLY.into_iter().map(near).collect::<Result<_>>()? })
     }
 
     fn send_frame(&self, device: &str, frame: &[u8]) -> Result<()> {
-        let wire = self.0.iter().find(|(name, _)| *name == device);
+        let wire = self.by_device.iter().find(|(name, _)| *name == device);
         wire.context("no such wire")?.1.send_frame(frame)
     }
 
-    /// Sends packets to the router and returns what leaves it, in no particular order: the device and the frame.
-    fn send(&self, router: &Router, scenario: &Scenario, packets: &[Packet]) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut capture = Capture::everywhere(&router.host)?;
-        let mut left = Vec::new();
+    /// Sends packets to the router and returns what leaves it, in no particular order: the device and the frame. What
+    /// arrives at the other end of such a device counts as having left by it, which XDP lets nobody see; and how much XDP did.
+    fn send(
+        &self,
+        router: &Router,
+        scenario: &Scenario,
+        packets: &[Packet],
+    ) -> Result<(Vec<(String, Vec<u8>)>, usize)> {
+        let (mut capture, mut beyond) = (Capture::everywhere(&router.host)?, Capture::everywhere(&router.far)?);
+        let (mut left, mut seen_leaving, mut arrived) = (Vec::new(), 0, 0);
         for batch in packets.chunks(BATCH) {
             for packet in batch {
                 self.send_frame(packet.device, &frame(packet)).with_context(|| format!("{packet:?}"))?;
             }
             let [near, far] = macs("lan0");
             self.send_frame("lan0", &[&near.0[..], &far.0, &FENCE.to_be_bytes(), &[0; 46]].concat())?;
-            let is_fence =
-                |seen: &Seen| seen.direction == Direction::In && seen.raw.get(12..14) == Some(&FENCE.to_be_bytes());
             capture.wait_for(is_fence, SOON)?;
-            let seen = capture.drain()?;
-            left.extend(seen.into_iter().filter_map(|seen| comparable(scenario, seen)));
+            // Behind what XDP has sent there, in the same queue.
+            for (device, near) in &self.near {
+                let [own, other] = macs(device);
+                near.send_frame(&[&other.0[..], &own.0, &FENCE.to_be_bytes(), &[0; 46]].concat())?;
+                beyond.wait_for(|seen| is_fence(seen) && seen.device == *device, SOON)?;
+            }
+            for seen in capture.drain()?.into_iter().filter(|seen| seen.direction == Direction::Out) {
+                if !EARLY.contains(&seen.device.as_str()) {
+                    left.extend(comparable(scenario, seen));
+                } else if !fences(&seen) && comparable(scenario, seen).is_some() {
+                    seen_leaving += 1;
+                }
+            }
+            let arrives = |seen: &Seen| seen.direction == Direction::In && EARLY.contains(&seen.device.as_str());
+            for mut seen in beyond.drain()?.into_iter().filter(arrives) {
+                seen.direction = Direction::Out;
+                if let Some(frame) = comparable(scenario, seen) {
+                    left.push(frame);
+                    arrived += 1;
+                }
+            }
         }
         left.sort();
-        Ok(left)
+        Ok((left, arrived - seen_leaving))
     }
+}
+
+/// All before it have been dealt with.
+fn is_fence(seen: &Seen) -> bool {
+    seen.direction == Direction::In && fences(seen)
+}
+
+fn fences(seen: &Seen) -> bool {
+    seen.raw.get(12..14) == Some(&FENCE.to_be_bytes())
 }
 
 /// A packet in its frame.

@@ -19,6 +19,7 @@ use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions, TunPair,
     device::{End, veth},
     netns::BpfFs,
+    offload::{AS_ON_A_WIRE, switch},
     pace::patience,
 };
 
@@ -59,6 +60,7 @@ impl Router {
         for (device, _) in ethernet {
             let [near, other] = macs(device);
             veth(End { netns: &host, device, mac: near }, End { netns: &far, device, mac: other }, 1500)?;
+            switch(&far, device, &AS_ON_A_WIRE)?;
             // What comes out there goes nowhere, and nobody answers.
             far.ip(&format!("link set {device} arp off"))?;
         }
@@ -126,6 +128,10 @@ impl Router {
                 ensure!(Instant::now() < deadline, "a program is still on {device}");
                 std::thread::sleep(Duration::from_millis(1));
             }
+        }
+        while self.host.query("ip", "link")?.contains(" xdp ") {
+            ensure!(Instant::now() < deadline, "an XDP program is still on a device");
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }

@@ -26,6 +26,9 @@ pub const FATES: [&str; 15] = [
     "egress down",
 ];
 
+/// What XDP does by itself.
+pub const EARLY: [&str; 2] = ["xdp forwarded", "xdp blackholed"];
+
 /// Counts by fate.
 #[derive(Default)]
 pub struct Tally(Mutex<BTreeMap<String, u64>>);

@@ -173,7 +173,7 @@ mod tests {
             mtu: 1500,
             exempt_set: 1,
             next: Slot::NO_NEXT,
-            reserved: 0,
+            table: 0,
             gateway: [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0],
         };
         let (plain, via) = (slot(Egress::redirect(7, 0)), slot(Egress::redirect(7, flags::GATEWAY)));
