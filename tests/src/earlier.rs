@@ -6,18 +6,19 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, Map, MapData, MapInfo},
+    maps::{Array, HashMap, Map, MapData, MapInfo, xdp::DevMapHash},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
     },
 };
 use tunroute::{
     datapath::{Index, OBJECT, WORD_COUNT, WordMap},
     index::{self, Content, Memory as _},
 };
-use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, names};
+use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, Station, names};
 
 use crate::{plan::TUNNELS, world::World};
 
@@ -50,14 +51,21 @@ impl Earlier {
         let mut ebpf = loader.load(OBJECT).context("cannot load the programs")?;
         copy_array::<Slot>(&mut ebpf, &present, names::POLICY)?;
         copy_array::<Control>(&mut ebpf, &present, names::CONTROL)?;
+        world.host.run_in(|| copy_devices(&mut ebpf, &present))?;
         let mut replaced = 0;
         for entry in fs::read_dir(&links)? {
             let entry = entry?;
             let name = entry.file_name().into_string().unwrap_or_default();
-            let program = classifier(&mut ebpf, if name.starts_with("ingress") { "ingress_l2" } else { "egress_l2" })?;
             let link: FdLink = PinnedLink::from_pin(entry.path())?.into();
-            program.attach_to_link(SchedClassifierLink::try_from(link)?).with_context(|| name.clone())?;
             replaced += 1;
+            if name.starts_with("xdp") {
+                let program: &mut Xdp = ebpf.program_mut("ingress_xdp").context("no XDP program")?.try_into()?;
+                program.load()?;
+                program.attach_to_link(XdpLink::try_from(link)?).with_context(|| name.clone())?;
+                continue;
+            }
+            let program = classifier(&mut ebpf, if name.starts_with("ingress") { "ingress_l2" } else { "egress_l2" })?;
+            program.attach_to_link(SchedClassifierLink::try_from(link)?).with_context(|| name.clone())?;
         }
         ensure!(replaced > 0, "nothing is attached");
         let device = TUNNELS[1].device;
@@ -112,6 +120,24 @@ fn copy_array<V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
     let mut to: Array<&mut MapData, V> = map(ebpf, name)?.try_into()?;
     for index in 0..from.len() {
         to.set(index, from.get(&index, 0)?, 0)?;
+    }
+    Ok(())
+}
+
+/// Who takes part in XDP. The kernel takes its devices' numbers from the namespace of whoever enters them, so this is done
+/// in the host's.
+fn copy_devices(ebpf: &mut Ebpf, from: &Path) -> Result<()> {
+    let stations: HashMap<_, u32, Station> = Map::HashMap(MapData::from_pin(from.join(names::STATION))?).try_into()?;
+    let mut to: HashMap<&mut MapData, u32, Station> = map(ebpf, names::STATION)?.try_into()?;
+    for entry in &stations {
+        let (ifindex, station) = entry?;
+        to.insert(ifindex, station, 0)?;
+    }
+    let targets = DevMapHash::try_from(Map::DevMapHash(MapData::from_pin(from.join(names::TARGET))?))?;
+    let mut to = DevMapHash::try_from(map(ebpf, names::TARGET)?)?;
+    for ifindex in targets.keys() {
+        let ifindex = ifindex?;
+        to.insert(ifindex, ifindex, None, 0)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A TCX program of somebody else, which lets everything pass, where the kernel has TCX.
+//! A program of somebody else, which lets everything pass: at a TCX hook, where the kernel has these, or as XDP.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -11,10 +11,17 @@ use crate::{netns::Netns, snapshot::has_tcx};
 const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_XDP: u32 = 6;
+const XDP: u32 = 37;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
+/// `r0 = TC_ACT_UNSPEC` and `r0 = XDP_PASS`: `BPF_ALU64 | BPF_MOV | BPF_K` of `struct bpf_insn`.
+const UNSPEC: u64 = 0xffff_ffff_0000_00b7;
+const PASS: u64 = 0x0000_0002_0000_00b7;
+/// `BPF_JMP | BPF_EXIT`
+const EXIT: u64 = 0x95;
 
-/// A program of one function, `r0 = TC_ACT_UNSPEC; exit`, attached to a device. Dropping it detaches it.
+/// A program of two instructions, attached to a device. Dropping it detaches it.
 #[derive(Debug)]
 pub struct ForeignProgram {
     _link: Option<OwnedFd>,
@@ -26,16 +33,27 @@ impl ForeignProgram {
     /// # Errors
     /// There is no such device.
     pub fn attach(netns: &Netns, device: &str, ingress: bool) -> Result<Self> {
-        let ifindex = netns.ifindex(device)?;
         if !has_tcx() {
             return Ok(Self { _link: None });
         }
-        // `struct bpf_insn`: BPF_ALU64 | BPF_MOV | BPF_K with r0 and −1, and BPF_JMP | BPF_EXIT.
-        let code: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+        Self::load(netns, device, (PROG_TYPE_SCHED_CLS, UNSPEC), if ingress { TCX_INGRESS } else { TCX_EGRESS })
+    }
+
+    /// Attaches one as XDP.
+    ///
+    /// # Errors
+    /// There is no such device, its driver has no XDP, or there is a program.
+    pub fn attach_xdp(netns: &Netns, device: &str) -> Result<Self> {
+        Self::load(netns, device, (PROG_TYPE_XDP, PASS), XDP)
+    }
+
+    fn load(netns: &Netns, device: &str, (kind, result): (u32, u64), attach_type: u32) -> Result<Self> {
+        let ifindex = netns.ifindex(device)?;
+        let code = [result, EXIT];
         let licence = c"GPL";
         // The beginning of `union bpf_attr` for each command; what is not given is 0.
         let mut load = [0_u64; 16];
-        load[0] = u64::from(PROG_TYPE_SCHED_CLS) | (code.len() as u64) << 32;
+        load[0] = u64::from(kind) | (code.len() as u64) << 32;
         load[1] = code.as_ptr() as u64;
         load[2] = licence.as_ptr() as u64;
         // The name, 16 bytes at offset 48.
@@ -44,7 +62,7 @@ impl ForeignProgram {
             let program = bpf(PROG_LOAD, &load).context("cannot load a program")?;
             let mut create = [0_u64; 16];
             create[0] = u64::from(program.as_raw_fd().unsigned_abs()) | u64::from(ifindex) << 32;
-            create[1] = u64::from(if ingress { TCX_INGRESS } else { TCX_EGRESS });
+            create[1] = u64::from(attach_type);
             let link = bpf(LINK_CREATE, &create).with_context(|| format!("cannot attach to {device}"))?;
             Ok(Self { _link: Some(link) })
         })

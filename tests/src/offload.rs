@@ -30,6 +30,13 @@ pub fn xdp_forced() -> bool {
     std::env::var_os("TUNROUTE_XDP").is_some()
 }
 
+/// How many programs decide in a world with Ethernet devices alone: at the ingress device, at the uplink, and as XDP where
+/// that is forced.
+#[must_use]
+pub fn programs() -> usize {
+    2 + usize::from(xdp_forced())
+}
+
 /// Switches the offloads whose names begin so on or off; one that is fixed stays as it is.
 ///
 /// # Errors

@@ -50,6 +50,7 @@ use crate::{
     lab::{Lab, Share},
     netkit::netkit,
     netns::{BpfFs, Netns},
+    offload::{AS_ON_A_WIRE, switch},
     plan::{
         Addrs, HOST, ISP, MAC_CLIENT, MAC_HOST, MAC_ISP, MAC_LAN, Nets, PLAIN, PLAIN_CLIENT, PLAIN_LAN, REMOTE,
         REMOTE_ISP_DEVICE, TUNNELS, TunnelPlan, UPLINK, mac_broker, mac_tunnel, mac_wire,
@@ -324,6 +325,16 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Has the client and the brokers leave nothing to be done to their frames, and take frames from XDP, as machines at
+    /// the other end of a wire do. The tunnels must be veth pairs.
+    ///
+    /// # Errors
+    /// A tunnel is not there.
+    pub fn as_on_a_wire(&self) -> Result<()> {
+        switch(&self.client, "lan0", &AS_ON_A_WIRE)?;
+        self.brokers.iter().zip(&TUNNELS).try_for_each(|(broker, plan)| switch(broker, plan.device, &AS_ON_A_WIRE))
     }
 
     /// Sets the host's end of a tunnel up or down.

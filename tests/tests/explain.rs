@@ -18,7 +18,8 @@ use tunroute::{
 };
 use tunroute_common::maps::{Action, Egress, LAYOUT_VERSION, Slot, names};
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, pace::patience, ping, plan::REMOTE, traffic::Answer,
+    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, offload::programs, pace::patience, ping, plan::REMOTE,
+    traffic::Answer,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -322,7 +323,7 @@ fn in_shadow_the_programs_only_watch() -> Result<()> {
         (&json!("shadow"), &json!("shadow")),
         "{status:#}"
     );
-    assert_eq!(status["fast_path"]["attached"].as_array().map(Vec::len), Some(2), "{status:#}");
+    assert_eq!(status["fast_path"]["attached"].as_array().map(Vec::len), Some(programs()), "{status:#}");
     assert_eq!(status["policies"][0]["carried_by"], json!(BTreeMap::from([("v4", "kernel"), ("v6", "kernel")])));
     let client = TUNNELS[0].client.v6;
     let pings = || (0..3).all(|_| matches!(ping(&world.client, client.into(), REMOTE.v6.into()), Ok(Answer::Reply)));

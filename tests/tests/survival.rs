@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use tunroute_tests::{
     Daemon, DaemonOptions, Earlier, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, daemon::unit_capabilities,
-    ping, traffic::Answer,
+    offload::programs, ping, traffic::Answer,
 };
 
 /// Packets per second that are asked for, and that must be reached.
@@ -89,6 +89,23 @@ fn under_load(
     Ok(())
 }
 
+/// XDP comes and goes under a flow.
+#[test]
+fn nothing_is_lost_as_xdp_comes_and_goes() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).alone().build()?;
+    world.as_on_a_wire()?;
+    under_load(&world, "both", "xdp on and off", DaemonOptions::default(), |scene| {
+        for xdp in ["on", "off", "on", "off"] {
+            scene.daemon.write_config(&format!("xdp = \"{xdp}\"\n{}", scene.config))?;
+            scene.daemon.reload()?;
+            let attached = scene.daemon.status()?["fast_path"]["attached"].to_string();
+            ensure!(attached.contains("xdp ingress dev lan0") == (xdp == "on"), "{xdp}: {attached}");
+            std::thread::sleep(STEADY);
+        }
+        Ok(())
+    })
+}
+
 /// The daemon ends in the way of the event, and the next one starts.
 fn restart(end: impl FnOnce(&mut Daemon<'_>) -> Result<()>) -> impl FnOnce(&mut Scene<'_>) -> Result<()> {
     |scene| {
@@ -119,8 +136,8 @@ fn nothing_is_lost() -> Result<()> {
                 let log = scene.daemon.log().len();
                 killed(scene)?;
                 let replaced = scene.daemon.log().split_off(log).matches("attach program").count();
-                // In their links, at once: an ingress and an egress program.
-                let expected = if mode == "kernel" || who == "root" { 0 } else { 2 };
+                // In their links, at once.
+                let expected = if mode == "kernel" || who == "root" { 0 } else { programs() };
                 ensure!(replaced == expected, "{replaced} programs were replaced; log:\n{}", scene.daemon.log());
                 Ok(())
             })?;

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
-use tunroute_tests::{DaemonOptions, Netns, nft};
+use tunroute_tests::{DaemonOptions, Netns, nft, offload::programs};
 
 use crate::{
     scene::{SECOND, Scene, Setting},
@@ -15,7 +15,7 @@ use crate::{
 /// All programs are on their hooks and pinned.
 fn in_place(scene: &Scene<'_>) -> Result<bool> {
     let pins = fs::read_dir(scene.world.pin_dir().join("links")).map_or(0, Iterator::count);
-    Ok(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1 && pins == 2)
+    Ok(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1 && pins == programs())
 }
 
 /// May the fast path decide this scene's packets?
@@ -89,7 +89,7 @@ fn bpffs_is_unmounted() -> Result<()> {
                     fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/v{LAYOUT_VERSION}")).map_or(0, Iterator::count);
                 let links = fs::read_dir(format!("{root}/sys/fs/bpf/tunroute/links")).map_or(0, Iterator::count);
                 // And the words that INDEX leads to.
-                maps == names::ALL.len() + 1 && links == 2
+                maps == names::ALL.len() + 1 && links == programs()
             };
             ensure!(pinned(&root), "not pinned before the fault");
             let log = scene.log_end();
