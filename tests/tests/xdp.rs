@@ -98,8 +98,10 @@ fn frames_are_handed_on_without_an_skb() -> Result<()> {
                 assert_eq!(said["program"]["xdp"], json!(early), "{datapath}, {family}, {tunnel}: {said:#}");
             }
         }
-        let verified = daemon.client(&["verify"])?;
-        ensure!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+        if datapath != "ebpf" {
+            let verified = daemon.client(&["verify"])?;
+            ensure!(verified.status.success(), "{datapath}: {}", String::from_utf8_lossy(&verified.stdout));
+        }
     }
     Ok(())
 }
