@@ -28,9 +28,10 @@ use crate::layout::{Arrived, EXITS, FLOWS, Flow, Template};
 /// Packets that the kernel makes before it hands them to the stack together (`xdp_test_run_batch()` in
 /// `net/bpf/test_run.c`), like a NAPI poll.
 pub const BATCH: u32 = 64;
-/// `enum xdp_action` in `include/uapi/linux/bpf.h`: the packet goes nowhere, or into the stack.
+/// `enum xdp_action` in `include/uapi/linux/bpf.h`: the packet goes nowhere, into the stack, or out of a device.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
 /// The place of `ifindex` in `struct __sk_buff`, and the struct's length (`include/uapi/linux/bpf.h`).
 const CONTEXT_IFINDEX: usize = 40;
 const CONTEXT: usize = 192;
@@ -47,6 +48,15 @@ pub struct Frame {
     pub family: Family,
     /// The whole Ethernet frame without its checksum, in bytes.
     pub size: u16,
+}
+
+/// Where packets are put in: a device's number in this thread's namespace.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry {
+    /// As if the device had received them, and its driver had made skbs of them.
+    Received(u32),
+    /// The device sends them, to the other end of the wire, whose driver receives them as frames.
+    Sent(u32),
 }
 
 /// Packets that were sent, how long it took, and where they came out.
@@ -93,7 +103,7 @@ impl Generator {
     pub fn load(macs: (Mac, Mac)) -> Result<Self> {
         let mut ebpf = Ebpf::load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/traffic")))
             .context("cannot load the bench's eBPF programs")?;
-        for name in ["generate", "enter"] {
+        for name in ["generate", "enter", "far0", "far1"] {
             let program: &mut Xdp = ebpf.program_mut(name).context("a program is missing")?.try_into()?;
             program.load()?;
         }
@@ -138,8 +148,20 @@ impl Generator {
     /// # Errors
     /// There is no such device, or its driver has no XDP.
     pub fn attach_entry(&self, device: &str) -> Result<XdpLink> {
+        self.attach_xdp("enter", device)
+    }
+
+    /// Attaches the far end of a tunnel to a device of this thread's namespace, which takes frames from XDP.
+    ///
+    /// # Errors
+    /// As [`Self::attach_entry`].
+    pub fn attach_far(&self, program: &str, device: &str) -> Result<XdpLink> {
+        self.attach_xdp(program, device)
+    }
+
+    fn attach_xdp(&self, program: &str, device: &str) -> Result<XdpLink> {
         let mut ebpf = self.ebpf.write().map_err(|_| poisoned())?;
-        let program: &mut Xdp = ebpf.program_mut("enter").context("a program is missing")?.try_into()?;
+        let program: &mut Xdp = ebpf.program_mut(program).context("a program is missing")?.try_into()?;
         let link = program.attach(device, XdpMode::Driver)?;
         Ok(program.take_link(link)?)
     }
@@ -178,25 +200,30 @@ impl Generator {
         Ok(())
     }
 
-    /// Sends at least `packets` packets as if they had been received by a device of this thread's namespace.
+    /// Sends at least `packets` packets.
     ///
     /// # Errors
     /// The device takes no live frames: see [`Self::attach_entry`].
-    pub fn send(&self, frame: Frame, ifindex: u32, packets: u32) -> Result<Sent> {
-        self.run(frame, ifindex, packets, XDP_PASS)
+    pub fn send(&self, frame: Frame, entry: Entry, packets: u32) -> Result<Sent> {
+        match entry {
+            Entry::Received(ifindex) => self.run(frame, ifindex, packets, XDP_PASS),
+            Entry::Sent(ifindex) => self.run(frame, ifindex, packets, XDP_REDIRECT),
+        }
     }
 
     /// Makes packets and drops them at once: what the generator itself costs.
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn send_nowhere(&self, frame: Frame, ifindex: u32, packets: u32) -> Result<Sent> {
+    pub fn send_nowhere(&self, frame: Frame, entry: Entry, packets: u32) -> Result<Sent> {
+        let (Entry::Received(ifindex) | Entry::Sent(ifindex)) = entry;
         self.run(frame, ifindex, packets, XDP_DROP)
     }
 
     fn run(&self, frame: Frame, ifindex: u32, packets: u32, verdict: u32) -> Result<Sent> {
         let packets = packets.max(1).next_multiple_of(BATCH);
         let (template, data) = template(frame, self.macs, verdict)?;
+        let template = Template { out: ifindex, ..template };
         let mut map = self.template.lock().map_err(|_| poisoned())?;
         map.set(0, template, 0).context("cannot write the generator's template")?;
         drop(map);
@@ -316,6 +343,7 @@ fn template(frame: Frame, (from, to): (Mac, Mac), verdict: u32) -> Result<(Templ
         checksum: words.into_iter().map(u32::from).sum(),
         version,
         verdict,
+        out: 0,
     };
     let mut data = vec![0; frame.size.into()];
     // The kernel reads the Ethernet header of a packet for a TC program before that runs.

@@ -10,15 +10,17 @@
 //! ```
 //!
 //! An exit is a program at the end of the device's egress chain that counts the packet and drops it. With vxlan tunnels
-//! the packets are counted where they leave by net0, in their new headers. Neighbours are known and permanent.
+//! the packets are counted where they leave by net0, in their new headers; with veth tunnels at their other ends, as
+//! frames, and they come in by the other end of lan0. Neighbours are known and permanent.
 
 use std::{
     fmt::{self, Write as _},
     fs::File,
     path::Path,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use serde::{Deserialize, Serialize};
 use tunroute::net::Family;
@@ -26,10 +28,14 @@ use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions,
     device::{End, veth},
     netns::BpfFs,
+    offload::{AS_ON_A_WIRE, switch},
     tun,
 };
 
-use crate::{generator::Generator, layout::FIRST_VNI};
+use crate::{
+    generator::{Entry, Generator},
+    layout::FIRST_VNI,
+};
 
 /// The tunnels' devices, in the order of their numbers.
 pub const TUNNELS: [&str; 2] = ["tun0", "tun1"];
@@ -49,6 +55,8 @@ pub const VNET_HEADER: usize = 10;
 const NET_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 1, 1]), Mac([2, 0, 0, 0, 1, 2]));
 /// Of all devices but the vxlan tunnels, in bytes.
 pub const MTU: u32 = 1500;
+/// Carriers are noted within a second.
+const SETTLED: Duration = Duration::from_secs(5);
 /// What VXLAN over IPv4 leaves of it.
 const VXLAN_MTU: u32 = 1450;
 
@@ -60,6 +68,8 @@ pub enum Target {
     Tun,
     /// Ethernet devices that encapsulate, with a gateway.
     Vxlan,
+    /// Ethernet devices that take frames from XDP, with a gateway; packets come in by a wire, as frames.
+    Veth,
 }
 
 impl fmt::Display for Target {
@@ -67,6 +77,7 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Self::Tun => "tun",
             Self::Vxlan => "vxlan",
+            Self::Veth => "veth",
         })
     }
 }
@@ -95,8 +106,10 @@ impl fmt::Display for Sysctls {
 pub struct Site {
     // Dropped in this order: what is in the namespaces, the namespaces, the directory.
     _exits: Vec<SchedClassifierLink>,
-    _entries: [XdpLink; 2],
+    _programs: Vec<XdpLink>,
     tunnels: Vec<File>,
+    /// Where veth tunnels end.
+    _brokers: Option<Netns>,
     /// Where the contestant works.
     pub host: Netns,
     /// Where clients are.
@@ -131,21 +144,64 @@ impl Site {
              -6 route add default via 2001:db8::2",
             mac = NET_MACS.0,
         ))?;
+        let (mut programs, mut brokers) = (Vec::new(), None);
         let tunnels = match target {
             Target::Tun => tun_tunnels(&host)?,
             Target::Vxlan => vxlan_tunnels(&host)?,
+            Target::Veth => {
+                let [far] = lab.netns(["far"])?;
+                programs.extend(veth_tunnels(&host, &far, generator)?);
+                brokers = Some(far);
+                Vec::new()
+            }
         };
-        let (entry, exits) = host.run_in(|| {
+        let exits = host.run_in(|| {
             let mut exits = vec![generator.attach_exit("exit_uplink", UPLINK)?];
             if target == Target::Tun {
                 exits.push(generator.attach_exit("exit0", TUNNELS[0])?);
                 exits.push(generator.attach_exit("exit1", TUNNELS[1])?);
             }
-            Ok((generator.attach_entry(INGRESS)?, exits))
+            Ok(exits)
         })?;
-        let hold = neighbours.run_in(|| generator.hold("lo"))?;
+        // What is put in must be able to come in, in skbs or as frames.
+        let (entrance, other_end) = if target == Target::Veth { (&neighbours, &host) } else { (&host, &neighbours) };
+        programs.push(entrance.run_in(|| generator.attach_entry(INGRESS))?);
+        if target == Target::Veth {
+            switch(other_end, INGRESS, &AS_ON_A_WIRE)?;
+        }
+        programs.push(neighbours.run_in(|| generator.hold("lo"))?);
         let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
-        Ok(Self { _exits: exits, _entries: [entry, hold], tunnels, host, neighbours, bpffs, lab, target })
+        Ok(Self {
+            _exits: exits,
+            _programs: programs,
+            _brokers: brokers,
+            tunnels,
+            host,
+            neighbours,
+            bpffs,
+            lab,
+            target,
+        })
+    }
+
+    /// Where packets are put in, by a thread that [`Self::at_entry`] runs.
+    ///
+    /// # Errors
+    /// There is no such device any more.
+    pub fn entry(&self) -> Result<Entry> {
+        Ok(match self.target {
+            Target::Veth => Entry::Sent(self.neighbours.ifindex(INGRESS)?),
+            Target::Tun | Target::Vxlan => Entry::Received(self.host.ifindex(INGRESS)?),
+        })
+    }
+
+    /// Runs something in the namespace where packets are put in.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn at_entry<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let netns = if self.target == Target::Veth { &self.neighbours } else { &self.host };
+        netns.run_in(work)
     }
 
     /// Where tunroute may pin.
@@ -180,7 +236,7 @@ impl Site {
     /// The gateway of a tunnel, where it needs one.
     #[must_use]
     pub fn gateway(&self, family: Family, tunnel: usize) -> Option<String> {
-        (self.target == Target::Vxlan).then(|| gateway(family, tunnel))
+        (self.target != Target::Tun).then(|| gateway(family, tunnel))
     }
 
     /// A route's `via` and `dev` towards a tunnel, in `ip route` syntax.
@@ -221,6 +277,41 @@ fn tun_tunnels(host: &Netns) -> Result<Vec<File>> {
         .collect()
 }
 
+/// Gives a tunnel its addresses and its gateway, which has this link-layer address.
+fn addressed(script: &mut String, tunnel: usize, mac: Mac) -> Result<()> {
+    let device = TUNNELS[tunnel];
+    writeln!(
+        script,
+        "addr add 10.98.{tunnel}.1/24 dev {device}
+         addr add fd98:{tunnel}::1/64 dev {device} nodad"
+    )?;
+    for family in Family::ALL {
+        writeln!(script, "neigh add {} lladdr {mac} dev {device} nud permanent", gateway(family, tunnel))?;
+    }
+    Ok(())
+}
+
+fn veth_tunnels(host: &Netns, far: &Netns, generator: &Generator) -> Result<Vec<XdpLink>> {
+    let (mut script, mut programs) = (String::new(), Vec::new());
+    for (tunnel, device) in TUNNELS.into_iter().enumerate() {
+        let number = u8::try_from(tunnel)?;
+        let [near, other] = [1, 2].map(|side| Mac([2, 0, 0, 0, 2 + side, number]));
+        veth(End { netns: host, device, mac: near }, End { netns: far, device, mac: other }, MTU)?;
+        addressed(&mut script, tunnel, other)?;
+        programs.push(far.run_in(|| generator.attach_far(["far0", "far1"][tunnel], device))?);
+    }
+    host.ip(&script).context("cannot make the veth tunnels")?;
+    // The carrier is noted a moment later (`net/core/link_watch.c`), and only then do IPv6 prefixes get their routes.
+    let deadline = Instant::now() + SETTLED;
+    for device in TUNNELS {
+        while !host.query("ip", &format!("-6 route show dev {device}"))?.contains("fd98:") {
+            ensure!(Instant::now() < deadline, "{device} has no carrier after {SETTLED:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    Ok(programs)
+}
+
 fn vxlan_tunnels(host: &Netns) -> Result<Vec<File>> {
     let mut script = String::new();
     for (tunnel, device) in TUNNELS.into_iter().enumerate() {
@@ -228,14 +319,9 @@ fn vxlan_tunnels(host: &Netns) -> Result<Vec<File>> {
         writeln!(
             script,
             "link add {device} mtu {VXLAN_MTU} type vxlan id {vni} local 192.0.2.1 remote 192.0.2.2 dstport 4789
-             link set {device} up
-             addr add 10.98.{tunnel}.1/24 dev {device}
-             addr add fd98:{tunnel}::1/64 dev {device} nodad"
+             link set {device} up"
         )?;
-        for family in Family::ALL {
-            let mac = Mac([2, 0, 0, 0, 2, u8::try_from(tunnel)?]);
-            writeln!(script, "neigh add {} lladdr {mac} dev {device} nud permanent", gateway(family, tunnel))?;
-        }
+        addressed(&mut script, tunnel, Mac([2, 0, 0, 0, 2, u8::try_from(tunnel)?]))?;
     }
     host.ip(&script).context("cannot make the vxlan tunnels")?;
     Ok(Vec::new())

@@ -1,4 +1,4 @@
-//! The least that a TC program could do at the ingress device: what no policy router at that place can beat.
+//! The least that a program could do at the ingress device: what no policy router at that place can beat.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
@@ -7,10 +7,10 @@
 mod licence;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
     helpers::generated::bpf_redirect,
-    macros::classifier,
-    programs::TcContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 
 /// Set before loading: the device to redirect to.
@@ -34,4 +34,17 @@ pub fn redirect_all(_context: TcContext) -> i32 {
 #[classifier]
 pub fn step_aside(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
+}
+
+/// Sends, before the kernel has made anything of the frame.
+#[xdp]
+pub fn redirect_early(_context: XdpContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { bpf_redirect(core::ptr::read_volatile(&raw const TARGET), 0) as u32 }
+}
+
+/// Looks at nothing and leaves everything to the kernel, as early.
+#[xdp]
+pub fn step_aside_early(_context: XdpContext) -> u32 {
+    XDP_PASS
 }

@@ -46,6 +46,8 @@ pub struct Template {
     pub version: u32,
     /// What the generator returns (`enum xdp_action`).
     pub verdict: u32,
+    /// The device that it redirects to, if it does.
+    pub out: u32,
 }
 
 /// What arrived at an exit.

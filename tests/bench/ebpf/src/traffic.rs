@@ -9,8 +9,11 @@ mod layout;
 mod licence;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_PASS},
-    helpers::generated::bpf_ktime_get_ns,
+    bindings::{
+        BPF_F_MMAPABLE, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+    },
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
     macros::{classifier, map, xdp},
     maps::{Array, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
@@ -46,7 +49,11 @@ const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 /// Writes the next flow's packet. Frames are recycled with what was done to them, so all headers are written each time.
 #[xdp]
 pub fn generate(context: XdpContext) -> u32 {
-    write_packet(context.data(), context.data_end()).unwrap_or(0)
+    match write_packet(context.data(), context.data_end()) {
+        // SAFETY: the helper takes numbers.
+        Some(XDP_REDIRECT) => TEMPLATE.get(0).map_or(0, |template| unsafe { bpf_redirect(template.out, 0) as u32 }),
+        verdict => verdict.unwrap_or(0),
+    }
 }
 
 /// Writes the next flow's packet, and becomes the program that is tried.
@@ -143,6 +150,25 @@ pub fn exit1(context: TcContext) -> i32 {
     exit_layer3::<1>(&context)
 }
 
+/// The far end of the first tunnel, where that is a veth pair.
+#[xdp]
+pub fn far0(context: XdpContext) -> u32 {
+    far::<0>(&context)
+}
+
+/// That of the second one.
+#[xdp]
+pub fn far1(context: XdpContext) -> u32 {
+    far::<1>(&context)
+}
+
+#[inline(always)]
+fn far<const EXIT: u32>(context: &XdpContext) -> u32 {
+    let frame = Bytes { start: context.data(), end: context.data_end() };
+    let protocol = frame.read::<u16>(ETHERNET - 2).map_or(0, u32::from);
+    if arrive(EXIT, wanted_exit::<ETHERNET>(&frame, protocol)) == TC_ACT_SHOT { XDP_DROP } else { XDP_PASS }
+}
+
 /// At the first tunnel, before the exit: when the first packet leaves there.
 #[classifier]
 pub fn watch0(_context: TcContext) -> i32 {
@@ -171,21 +197,20 @@ fn see(exit: u32) -> i32 {
 /// The exit at the uplink, an Ethernet device, which also carries the vxlan tunnels.
 #[classifier]
 pub fn exit_uplink(context: TcContext) -> i32 {
-    let protocol = protocol(&context);
-    let (exit, wanted) = match vni(&context) {
+    let (packet, protocol) = (Bytes::of(&context), protocol(&context));
+    let (exit, wanted) = match vni(&packet, protocol) {
         Some(vni) => {
-            // SAFETY: the inner EtherType is read within bounds.
-            let inner = read::<u16>(&context, ETHERNET + VXLAN - 2).map_or(0, u32::from);
-            (vni.wrapping_sub(FIRST_VNI), wanted_exit::<{ ETHERNET + VXLAN }>(&context, inner))
+            let inner = packet.read::<u16>(ETHERNET + VXLAN - 2).map_or(0, u32::from);
+            (vni.wrapping_sub(FIRST_VNI), wanted_exit::<{ ETHERNET + VXLAN }>(&packet, inner))
         }
-        None => (UPLINK, wanted_exit::<ETHERNET>(&context, protocol)),
+        None => (UPLINK, wanted_exit::<ETHERNET>(&packet, protocol)),
     };
     arrive(exit, wanted)
 }
 
 #[inline(always)]
 fn exit_layer3<const EXIT: u32>(context: &TcContext) -> i32 {
-    arrive(EXIT, wanted_exit::<0>(context, protocol(context)))
+    arrive(EXIT, wanted_exit::<0>(&Bytes::of(context), protocol(context)))
 }
 
 #[inline(always)]
@@ -211,33 +236,46 @@ fn protocol(context: &TcContext) -> u32 {
     unsafe { (*context.skb.skb).protocol }
 }
 
-#[inline(always)]
-fn read<T: Copy>(context: &TcContext, offset: usize) -> Option<T> {
-    let pointer = context.data() + offset;
-    // SAFETY: within the packet, as is checked first; unaligned as above.
-    (pointer + size_of::<T>() <= context.data_end()).then(|| unsafe { (pointer as *const T).read() })
+/// The bytes of a packet.
+struct Bytes {
+    start: usize,
+    end: usize,
+}
+
+impl Bytes {
+    #[inline(always)]
+    fn of(context: &TcContext) -> Self {
+        Self { start: context.data(), end: context.data_end() }
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let pointer = self.start + offset;
+        // SAFETY: within the packet, as is checked first; unaligned as above.
+        (pointer + size_of::<T>() <= self.end).then(|| unsafe { (pointer as *const T).read() })
+    }
 }
 
 /// The network identifier, if this is a VXLAN packet over IPv4 without options.
 #[inline(always)]
-fn vni(context: &TcContext) -> Option<u32> {
-    let is_vxlan = protocol(context) == ETH_P_IP
-        && read::<u8>(context, ETHERNET + 9)? == 17
-        && read::<u16>(context, ETHERNET + IPV4_HEADER + 2)? == VXLAN_PORT.to_be();
+fn vni(packet: &Bytes, protocol: u32) -> Option<u32> {
+    let is_vxlan = protocol == ETH_P_IP
+        && packet.read::<u8>(ETHERNET + 9)? == 17
+        && packet.read::<u16>(ETHERNET + IPV4_HEADER + 2)? == VXLAN_PORT.to_be();
     if !is_vxlan {
         return None;
     }
-    Some(u32::from_be(read::<u32>(context, ETHERNET + IPV4_HEADER + 8 + 4)?) >> 8)
+    Some(u32::from_be(packet.read::<u32>(ETHERNET + IPV4_HEADER + 8 + 4)?) >> 8)
 }
 
 /// The exit that a packet of the bench names; none in others. Its IP header is at `OFFSET`.
 #[inline(always)]
-fn wanted_exit<const OFFSET: usize>(context: &TcContext, protocol: u32) -> Option<u32> {
+fn wanted_exit<const OFFSET: usize>(packet: &Bytes, protocol: u32) -> Option<u32> {
     let last = if protocol == ETH_P_IP {
-        let destination = u32::from_be(read(context, OFFSET + 16)?);
+        let destination = u32::from_be(packet.read(OFFSET + 16)?);
         (destination >> 17 == BENCH_V4).then_some(destination)
     } else if protocol == ETH_P_IPV6 {
-        let [a, b, _, last] = read::<[u32; 4]>(context, OFFSET + 24)?.map(u32::from_be);
+        let [a, b, _, last] = packet.read::<[u32; 4]>(OFFSET + 24)?.map(u32::from_be);
         ([a, b >> 16] == BENCH_V6).then_some(last)
     } else {
         None

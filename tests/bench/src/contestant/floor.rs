@@ -1,18 +1,19 @@
-//! The least that a TC program could do. The programs are in `ebpf/src/floors.rs`.
+//! The least that a program could do. The programs are in `ebpf/src/floors.rs`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::{
     EbpfLoader,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, Program, TcAttachType, XdpMode,
         tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
     },
 };
 
 use super::{Contestant, Delivery, Installed, Task, main_route};
 use crate::{
     load::Pattern,
-    site::{INGRESS, Site, TUNNELS, UPLINK},
+    site::{INGRESS, Site, TUNNELS, Target, UPLINK},
 };
 
 /// A program on the ingress device, ahead of the kernel's main route.
@@ -45,7 +46,26 @@ pub const ASIDE: Floor = Floor {
     delivery: Delivery::Anywhere,
 };
 
-struct Attached(#[expect(dead_code, reason = "held: dropping it detaches the program")] SchedClassifierLink);
+/// Redirects frames.
+pub const EARLY_REDIRECT: Floor = Floor {
+    name: super::XDP_FLOOR,
+    about: "an XDP program that redirects to one device without a look at the frame",
+    program: "redirect_early",
+    delivery: Delivery::Anywhere,
+};
+/// Steps aside before there is an skb.
+pub const EARLY_ASIDE: Floor = Floor {
+    name: "floor-xdp-aside",
+    about: "main-route behind an XDP program that looks at nothing and steps aside",
+    program: "step_aside_early",
+    delivery: Delivery::Anywhere,
+};
+
+/// Held: dropping it detaches the program.
+enum Attached {
+    Tc { _link: SchedClassifierLink },
+    Xdp { _link: XdpLink },
+}
 
 impl Installed for Attached {}
 
@@ -63,7 +83,14 @@ impl Contestant for Floor {
     }
 
     fn declines(&self, task: &Task) -> Option<&'static str> {
-        let needs_header = task.target == crate::site::Target::Vxlan || task.pattern == Pattern::Unmatched;
+        let early = [EARLY_REDIRECT.program, EARLY_ASIDE.program].contains(&self.program);
+        if early
+            && (task.target != Target::Veth
+                || self.program == EARLY_REDIRECT.program && task.pattern == Pattern::Unmatched)
+        {
+            return Some("XDP has no part in this");
+        }
+        let needs_header = task.target != Target::Tun || task.pattern == Pattern::Unmatched;
         (self.delivery == Delivery::Anywhere && self.program == REDIRECT.program && needs_header)
             .then_some("an Ethernet device needs a new header, which a bare redirect does not write")
     }
@@ -81,12 +108,21 @@ impl Contestant for Floor {
                 .override_global("TARGET", &ifindex, true)
                 .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floors")))
                 .context("cannot load the floors' programs")?;
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(self.program).context("a program is missing")?.try_into()?;
-            program.load()?;
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let link = program.attach_with_options(INGRESS, TcAttachType::Ingress, options)?;
-            Ok(Box::new(Attached(program.take_link(link)?)) as Box<dyn Installed>)
+            let attached = match ebpf.program_mut(self.program).context("a program is missing")? {
+                Program::SchedClassifier(program) => {
+                    program.load()?;
+                    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+                    let link = program.attach_with_options(INGRESS, TcAttachType::Ingress, options)?;
+                    Attached::Tc { _link: program.take_link(link)? }
+                }
+                Program::Xdp(program) => {
+                    program.load()?;
+                    let link = program.attach(INGRESS, XdpMode::Driver)?;
+                    Attached::Xdp { _link: program.take_link(link)? }
+                }
+                _ => bail!("{} is of another type", self.program),
+            };
+            Ok(Box::new(attached) as Box<dyn Installed>)
         })
     }
 }

@@ -128,11 +128,14 @@ pub fn all(daemon: &Path) -> Vec<Box<dyn Contestant>> {
         Box::new(tunroute::Tunroute::both(daemon)),
         Box::new(tunroute::Tunroute::ebpf(daemon)),
         Box::new(tunroute::Tunroute::unmatched(daemon)),
+        Box::new(tunroute::Tunroute::xdp(daemon)),
         Box::new(main_route::BASELINE),
         Box::new(main_route::AGAIN),
         Box::new(floor::ASIDE),
         Box::new(floor::REDIRECT),
         Box::new(floor::DROP),
+        Box::new(floor::EARLY_ASIDE),
+        Box::new(floor::EARLY_REDIRECT),
     ]
 }
 
@@ -140,6 +143,8 @@ pub fn all(daemon: &Path) -> Vec<Box<dyn Contestant>> {
 pub const BASELINE: &str = "main-route";
 /// What a TC program takes at least that hands a packet to a device: the baseline of programs alone.
 pub const FLOOR: &str = "floor-redirect";
+/// What an XDP program takes at least that hands a frame to a device.
+pub const XDP_FLOOR: &str = "floor-xdp-redirect";
 /// Flat rules.
 pub const FLAT_RULES: &str = "ip-rules";
 /// The nftables map.
@@ -152,5 +157,7 @@ pub const TUNROUTE_BOTH: &str = "tunroute-both";
 pub const TUNROUTE_EBPF: &str = "tunroute-ebpf";
 /// With packets that no policy is about.
 pub const TUNROUTE_UNMATCHED: &str = "tunroute-unmatched";
+/// With frames decided before there is an skb.
+pub const TUNROUTE_XDP: &str = "tunroute-xdp";
 /// The baseline's second entry: what differs between the two is noise.
 pub const NULL: &str = "main-route-again";

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Contestant, Installed, Task, TooSlow, tunnel_after};
 use crate::{
     load::Pattern,
-    site::{INGRESS, Site, TUNNELS, UPLINK},
+    site::{INGRESS, Site, TUNNELS, Target, UPLINK},
 };
 
 /// How long it may take to be ready.
@@ -53,6 +53,13 @@ impl Tunroute {
         let settings = "datapath = \"both\"\nunmatched = \"fast\"";
         Self { name: super::TUNROUTE_UNMATCHED, about, settings, binary: binary.to_owned() }
     }
+
+    /// Programs, one of which is asked before there is an skb.
+    pub fn xdp(binary: &Path) -> Self {
+        let about = "tunroute with `datapath = \"ebpf\"` and `xdp = \"on\"`, where packets come in as frames";
+        let settings = "datapath = \"ebpf\"\nxdp = \"on\"";
+        Self { name: super::TUNROUTE_XDP, about, settings, binary: binary.to_owned() }
+    }
 }
 
 impl Contestant for Tunroute {
@@ -65,6 +72,9 @@ impl Contestant for Tunroute {
     }
 
     fn declines(&self, task: &Task) -> Option<&'static str> {
+        if self.name == super::TUNROUTE_XDP && task.target != Target::Veth {
+            return Some("these devices take no frames from XDP");
+        }
         let special = self.name == super::TUNROUTE_UNMATCHED && task.pattern != Pattern::Unmatched;
         special.then_some("with a policy's packets it is tunroute-both")
     }

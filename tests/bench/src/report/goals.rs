@@ -7,9 +7,10 @@ use tunroute::net::Family;
 
 use super::table::{amount, thousands};
 use crate::{
-    contestant::{FLAT_RULES, FLOOR, NFT, TUNROUTE_BOTH, TUNROUTE_EBPF, TUNROUTE_KERNEL},
+    contestant::{FLAT_RULES, FLOOR, NFT, TUNROUTE_BOTH, TUNROUTE_EBPF, TUNROUTE_KERNEL, TUNROUTE_XDP},
+    load::Pattern,
     record::{Case, Measurement, Outcome, Record, Scenario, TOLD, Unit},
-    site::Sysctls,
+    site::{Sysctls, Target},
     stats::Estimate,
 };
 
@@ -102,6 +103,21 @@ pub fn goals(record: &Record) -> Vec<Goal> {
     for (prefixes, limit) in [(1000, 3.0), (100_000, 5.0), (1_000_000, 6.5)] {
         let what = format!("{}: against the nft map", case_words(&forward(prefixes)));
         goals.push(times(record, what, forward(prefixes), NFT, limit, factor));
+    }
+    let mut early = |case: Case, what: &str, limit, words: Words| {
+        let found = record.find(&case, TUNROUTE_XDP).zip(record.find(&case, TUNROUTE_EBPF));
+        let estimate = found.and_then(|(early, late)| record.ratio(early, late));
+        let what = format!("{}: {what}, as a part of what it takes without XDP", case_words(&case));
+        goals.push(judged(record, what, &case, estimate, (Bound::AtMost, limit), words));
+    };
+    for (prefixes, limit) in [(1, 0.6), (1000, 0.6), (10_000, 1.0), (100_000, 1.0), (1_000_000, 1.0)] {
+        let case = Case { target: Target::Veth, ..Case::new(Scenario::Forward, Family::V6, prefixes) };
+        early(case, "a packet by XDP into a veth device", limit, |value| format!("{value:.2}"));
+    }
+    for family in Family::ALL {
+        let case = Case::new(Scenario::Forward, family, 1000);
+        let case = Case { target: Target::Veth, pattern: Pattern::Unmatched, ..case };
+        early(case, "a packet that XDP leaves to the kernel", 1.1, |value| format!("{value:.2}"));
     }
     goals.push(kernel_datapath(record));
     for (family, bytes, seconds) in [(Family::V4, 8.0, 0.15), (Family::V6, 24.0, 0.4)] {

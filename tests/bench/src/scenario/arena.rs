@@ -10,16 +10,19 @@ use anyhow::{Context as _, Result};
 use super::{Bench, SENDER_CPU};
 use crate::{
     contestant::{BASELINE, Contestant, Delivery, Installed, Task, TooSlow},
-    generator::{Arrivals, BATCH, Frame, Generator, Sent, pin_to},
+    generator::{Arrivals, BATCH, Entry, Frame, Generator, Sent, pin_to},
     load::flows,
     machine::kernel_memory,
     record::{Case, Measurement, Outcome, Unit},
     rounds::interleave,
-    site::{INGRESS, Site},
+    site::Site,
 };
 
 /// The generator alone.
 pub const GENERATOR: &str = "generator";
+
+/// For so many milliseconds packets may be under way.
+const UNDER_WAY: u32 = 20;
 
 /// A contestant in its place.
 pub struct Place<'a> {
@@ -33,7 +36,7 @@ pub struct Place<'a> {
     pub took: Duration,
     /// How many bytes of the kernel's memory came into use meanwhile.
     pub kernel_memory: f64,
-    ingress: u32,
+    entry: Entry,
 }
 
 /// The contestants of a task.
@@ -68,14 +71,14 @@ impl<'a> Arena<'a> {
                 continue;
             }
             let site = Site::new(generator, task.target)?;
-            let ingress = site.host.ifindex(INGRESS)?;
+            let entry = site.entry()?;
             told(contestant.name());
             let before = kernel_memory();
             let start = Instant::now();
             match contestant.install(&site, task) {
                 Ok(installed) => {
                     let (took, kernel_memory) = (start.elapsed(), kernel_memory() - before);
-                    arena.places.push(Place { contestant, installed, site, took, kernel_memory, ingress });
+                    arena.places.push(Place { contestant, installed, site, took, kernel_memory, entry });
                 }
                 Err(error) => arena.absent.push((
                     contestant.name(),
@@ -97,7 +100,8 @@ impl<'a> Arena<'a> {
     /// It does not take part, so there would be no ratios.
     pub fn baseline(&self) -> Result<usize> {
         let position = self.places.iter().position(|place| place.contestant.name() == BASELINE);
-        position.context("the baseline must take part")
+        let why = || self.absent.iter().find(|(name, _)| *name == BASELINE).map(|(_, why)| format!("{why:?}"));
+        position.with_context(|| format!("the baseline must take part: {}", why().unwrap_or_default()))
     }
 
     /// The measurements of those that do not take part.
@@ -115,10 +119,10 @@ impl Place<'_> {
     pub fn slice(&self, generator: &Generator, frame: Frame, packets: u32, cpus: u8) -> Result<Result<Sent, String>> {
         let before = generator.arrivals()?;
         let send = |cpu| {
-            self.site.host.run_in(|| {
+            self.site.at_entry(|| {
                 pin_to(SENDER_CPU + usize::from(cpu))?;
-                let warm_up = generator.send(frame, self.ingress, packets / 8)?;
-                Ok((warm_up, generator.send(frame, self.ingress, packets)?))
+                let warm_up = generator.send(frame, self.entry, packets / 8)?;
+                Ok((warm_up, generator.send(frame, self.entry, packets)?))
             })
         };
         let (mut packets, mut all) = (0, Sent::default());
@@ -131,7 +135,15 @@ impl Place<'_> {
             packets += warm_up.packets + sent.packets;
             all = Sent { packets: all.packets + sent.packets, time: all.time.max(sent.time) };
         }
-        let judged = judge(self.contestant.delivery(), packets, &before, &generator.arrivals()?);
+        // What went out on a wire may still be under way.
+        let mut judged = judge(self.contestant.delivery(), packets, &before, &generator.arrivals()?);
+        for _ in 0..UNDER_WAY {
+            if judged.is_ok() || matches!(self.entry, Entry::Received(_)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            judged = judge(self.contestant.delivery(), packets, &before, &generator.arrivals()?);
+        }
         Ok(judged.map(|()| all))
     }
 
@@ -140,9 +152,9 @@ impl Place<'_> {
     /// # Errors
     /// The packets cannot be sent.
     pub fn generator_alone(&self, generator: &Generator, frame: Frame, packets: u32) -> Result<Sent> {
-        self.site.host.run_in(|| {
+        self.site.at_entry(|| {
             pin_to(SENDER_CPU)?;
-            generator.send_nowhere(frame, self.ingress, packets)
+            generator.send_nowhere(frame, self.entry, packets)
         })
     }
 }
@@ -224,10 +236,10 @@ impl Bench {
     /// # Errors
     /// It cannot be sent.
     pub fn nanoseconds_each(&self, place: &Place<'_>, frame: Frame) -> Result<f64> {
-        let sent = place.site.host.run_in(|| {
+        let sent = place.site.at_entry(|| {
             pin_to(SENDER_CPU)?;
-            self.generator.send(frame, place.ingress, BATCH)?;
-            self.generator.send(frame, place.ingress, 2 * BATCH)
+            self.generator.send(frame, place.entry, BATCH)?;
+            self.generator.send(frame, place.entry, 2 * BATCH)
         })?;
         Ok(sent.nanoseconds_each())
     }

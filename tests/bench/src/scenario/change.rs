@@ -11,7 +11,6 @@ use crate::{
     load::flows,
     prefixes::Prefixes,
     record::{Case, Measurement, Outcome, Unit},
-    site::INGRESS,
 };
 
 /// Where there are more, one of them is changed only.
@@ -67,14 +66,14 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Res
 /// From the command to the first packets that all go the new way.
 fn change(bench: &Bench, place: &Place<'_>, task: &Task, frame: Frame, count: u32, back: bool) -> Result<Duration> {
     let generator = &bench.generator;
-    let ingress = place.site.host.ifindex(INGRESS)?;
+    let entry = place.site.entry()?;
     let start = Instant::now();
     place.contestant.change(&place.site, task, count, back)?;
-    place.site.host.run_in(|| {
+    place.site.at_entry(|| {
         pin_to(SENDER_CPU)?;
         loop {
             let before = generator.arrivals()?;
-            let sent = generator.send(frame, ingress, BATCH)?;
+            let sent = generator.send(frame, entry, BATCH)?;
             let took = start.elapsed();
             let after = generator.arrivals()?;
             // The packets still name the exit of their own tunnel.

@@ -25,7 +25,7 @@ use crate::{
     load::flows,
     prefixes::Prefixes,
     record::{Case, Measurement, Outcome, TOLD, Unit},
-    site::{INGRESS, TUNNELS},
+    site::TUNNELS,
 };
 
 /// Packets are sent for so long at a time: between two times there are none.
@@ -80,7 +80,7 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<Measu
 fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
     let (generator, site) = (&bench.generator, &place.site);
     let packets = bench.packets_in(FLOW, place, frame)?;
-    let ingress = site.host.ifindex(INGRESS)?;
+    let entry = site.entry()?;
     let _watches: [SchedClassifierLink; 2] = site.host.run_in(|| {
         Ok([generator.attach_watch("watch0", TUNNELS[0])?, generator.attach_watch("watch1", TUNNELS[1])?])
     })?;
@@ -92,7 +92,7 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
             let sender = scope.spawn(|| {
                 pin_to(SENDER_CPU)?;
                 while !done.load(Ordering::Acquire) {
-                    generator.send(frame, ingress, packets)?;
+                    generator.send(frame, entry, packets)?;
                 }
                 anyhow::Ok(())
             });

@@ -10,7 +10,7 @@ use tunroute::net::Family;
 
 use super::{Arena, Bench, change, failover, host, latency, memory, program, throughput};
 use crate::{
-    contestant::{Contestant, Task},
+    contestant::{BASELINE, Contestant, NULL, TUNROUTE_EBPF, TUNROUTE_XDP, Task, XDP_FLOOR},
     generator::Frame,
     limits::Step,
     load::{Pattern, flows},
@@ -21,6 +21,8 @@ use crate::{
     site::{Sysctls, Target},
 };
 
+/// Who takes part where packets come in as frames.
+const ON_A_WIRE: [&str; 7] = [BASELINE, NULL, TUNROUTE_EBPF, TUNROUTE_XDP, "floor-aside", "floor-xdp-aside", XDP_FLOOR];
 /// The number of prefixes at which what does not depend on it is looked at.
 const MIDDLE: u32 = 1000;
 const MANY: u32 = 100_000;
@@ -32,12 +34,15 @@ pub fn stages(prefixes: &[u32], quick: bool) -> Vec<Vec<Case>> {
     let mut stages = Vec::new();
     for &count in prefixes {
         stages.extend(Family::ALL.map(|family| main_stage(prefixes, family, count, quick)));
+        // What XDP does for IPv4 it does for IPv6.
+        stages.push(vec![Case { target: Target::Veth, ..Case::new(Scenario::Forward, Family::V6, count) }]);
     }
     for family in Family::ALL.into_iter().filter(|&family| !quick || family == Family::V4) {
         let plain = Case::new(Scenario::Forward, family, MIDDLE);
         let vxlan = Case { target: Target::Vxlan, ..plain };
         if prefixes.contains(&MIDDLE) {
             stages.push(vec![Case { pattern: Pattern::Unmatched, ..plain }]);
+            stages.push(vec![Case { pattern: Pattern::Unmatched, target: Target::Veth, ..plain }]);
             stages.push(vec![vxlan]);
         }
         if quick {
@@ -115,6 +120,11 @@ pub fn run(bench: &mut Bench, stages: &[Vec<Case>], notes: &mut Vec<String>) -> 
         let task = Task { prefixes, target: first.target, pattern: first.pattern };
         let (limits, progress) = (bench.effort.limits, &bench.progress);
         let stop = |contestant: &dyn Contestant| {
+            if first.target == Target::Veth && !ON_A_WIRE.contains(&contestant.name()) {
+                return Some(
+                    "not asked: XDP is compared with what else tunroute does, and with the kernel alone".to_owned(),
+                );
+            }
             limits.stop(steps.get(&(family, contestant.name()))?, first.prefixes, contestant.growth())
         };
         let told = |name: &str| progress.say(format!("Setting up: {}, {name}", place(first)));
