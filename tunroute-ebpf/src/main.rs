@@ -105,7 +105,7 @@ fn early(context: *mut xdp_md) -> u32 {
         return XDP_PASS;
     };
     let (index, outcome, action) = match decide_ingress(&arrival, &frame, &maps) {
-        Verdict::Redirect(index, slot, outcome) if frame.redirect(&arrival, slot).is_some() => {
+        Verdict::Redirect(index, slot, outcome) if frame.redirect(&arrival, index, slot).is_some() => {
             (index, outcome, XDP_REDIRECT)
         }
         Verdict::Drop(index, outcome) => (index, outcome, XDP_DROP),

@@ -7,14 +7,14 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_DIRECT, BPF_FIB_LOOKUP_TBID, bpf_fib_lookup, xdp_action::XDP_PASS,
         xdp_md,
     },
-    helpers::generated::{bpf_fib_lookup as look_up_neighbour, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_fib_lookup as look_up_neighbour, bpf_ktime_get_coarse_ns, bpf_xdp_get_buff_len},
     macros::map,
-    maps::DevMapHash,
+    maps::{DevMapHash, PerCpuArray},
 };
 use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
-    maps::{MAX_XDP_DEVICES, Slot, Station},
+    maps::{Ipv6, MAX_SLOTS, MAX_XDP_DEVICES, Slot, Station, flags},
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
@@ -23,6 +23,31 @@ use crate::lookup::{self, AF_INET, AF_INET6};
 /// The tunnels that take frames, by their devices' numbers. The kernel takes a device out when it goes away.
 #[map]
 static TARGET: DevMapHash = DevMapHash::pinned(MAX_XDP_DEVICES, 0);
+
+/// The next hops of slots with a gateway, as the kernel has told them last, on each CPU.
+#[map]
+static NEXT_HOP: PerCpuArray<NextHop> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+/// For so many nanoseconds the kernel is not asked again: some ticks. To ask takes longer than all the rest.
+const FRESH: u64 = 10_000_000;
+
+/// A slot's next hop.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct NextHop {
+    /// `CLOCK_MONOTONIC` in nanoseconds until which it is taken for true.
+    until: u64,
+    /// The slot's device and gateway at that time.
+    egress: u64,
+    gateway: Ipv6,
+    addresses: Addresses,
+}
+
+/// Link-layer addresses: the next hop's, and that of the device which leads there.
+#[derive(Clone, Copy)]
+struct Addresses {
+    destination: [u16; 3],
+    source: [u16; 3],
+}
 
 /// An Ethernet header.
 #[repr(C)]
@@ -76,13 +101,13 @@ impl Frame {
     /// Has the frame sent out of the slot's device, addressed to the next hop and with one hop less to go. Where that cannot
     /// be, nothing is changed: the device takes no frames, these are in several buffers, or an address must be asked for.
     #[inline(always)]
-    pub fn redirect(&self, arrival: &Arrival, slot: &Slot) -> Option<()> {
+    pub fn redirect(&self, arrival: &Arrival, index: u32, slot: &Slot) -> Option<()> {
         // Bounded, as the verifier will have it.
         if self.data + (self.length & 0xffff) > self.data_end {
             return None;
         }
         let header = self.pointer::<Ethernet>(0)?;
-        let neighbour = self.neighbour(arrival, slot)?;
+        let Addresses { destination, source } = self.next_hop(arrival, index, slot)?;
         TARGET.redirect(slot.egress.ifindex(), XDP_PASS.into()).ok()?;
         if arrival.ethertype == ETHERTYPE_IPV4 {
             let header = self.pointer::<Ipv4Header>(size_of::<Ethernet>())?;
@@ -98,17 +123,36 @@ impl Frame {
         }
         // SAFETY: as above.
         unsafe {
-            (*header).destination = halves(neighbour.dmac);
-            (*header).source = halves(neighbour.smac);
+            (*header).destination = destination;
+            (*header).source = source;
         }
         Some(())
     }
 
-    /// The link-layer addresses of the next hop and of the slot's device, as the kernel knows them: by the route of the
-    /// policy's table (`BPF_FIB_LOOKUP_TBID`, from Linux 6.5 on), which must say the same as the slot.
+    /// The addresses of the next hop: as they were a moment ago, if it is the same for all packets.
+    #[inline(always)]
+    fn next_hop(&self, arrival: &Arrival, index: u32, slot: &Slot) -> Option<Addresses> {
+        if !slot.egress.has(flags::GATEWAY) {
+            return self.ask(arrival, slot);
+        }
+        let known = NEXT_HOP.get_ptr_mut(index)?;
+        // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.
+        let known = unsafe { &mut *known };
+        // SAFETY: reads a clock.
+        let now = unsafe { bpf_ktime_get_coarse_ns() };
+        let egress = slot.egress.ifindex().into();
+        if now >= known.until || egress != known.egress || slot.gateway != known.gateway {
+            let addresses = self.ask(arrival, slot)?;
+            *known = NextHop { until: now + FRESH, egress, gateway: slot.gateway, addresses };
+        }
+        Some(known.addresses)
+    }
+
+    /// Asks the kernel for them, by the route of the policy's table (`BPF_FIB_LOOKUP_TBID`, from Linux 6.5 on), which must
+    /// say the same as the slot.
     #[expect(clippy::cast_possible_truncation, reason = "the size of a few words")]
     #[inline(always)]
-    fn neighbour(&self, arrival: &Arrival, slot: &Slot) -> Option<bpf_fib_lookup> {
+    fn ask(&self, arrival: &Arrival, slot: &Slot) -> Option<Addresses> {
         if slot.table == 0 {
             return None;
         }
@@ -137,7 +181,7 @@ impl Frame {
             )
         };
         (found == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && parameters.ifindex == slot.egress.ifindex())
-            .then_some(parameters)
+            .then(|| Addresses { destination: halves(parameters.dmac), source: halves(parameters.smac) })
     }
 }
 
