@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compile::matching,
     config::{Config, Xdp},
-    net::{IfIndex, KernelState, Link, LinkLayer},
+    net::{IfIndex, KernelState, LinkLayer},
 };
 
 /// `NETDEV_XDP_ACT_BASIC`, `_REDIRECT` and `_NDO_XMIT` in `include/uapi/linux/netdev.h`.
@@ -122,9 +122,9 @@ impl fmt::Display for Obstacle {
 }
 
 /// What keeps a device from having its frames decided. `ours`: its program is this project's.
-fn at_ingress(link: &Link, device: &Device, ours: bool, mode: Xdp) -> Option<Obstacle> {
+fn at_ingress(device: &Device, ours: bool, mode: Xdp) -> Option<Obstacle> {
     let Some(features) = device.features else { return Some(Obstacle::Untold) };
-    if link.layer != LinkLayer::Ethernet || features & (BASIC | REDIRECT) != BASIC | REDIRECT {
+    if features & (BASIC | REDIRECT) != BASIC | REDIRECT {
         return Some(Obstacle::NoDriver);
     }
     if let Some(program) = device.program
@@ -142,9 +142,9 @@ fn at_ingress(link: &Link, device: &Device, ours: bool, mode: Xdp) -> Option<Obs
 }
 
 /// What keeps a tunnel from taking frames.
-fn at_egress(link: &Link, device: &Device, clamped: bool) -> Option<Obstacle> {
+fn at_egress(device: &Device, clamped: bool) -> Option<Obstacle> {
     let Some(features) = device.features else { return Some(Obstacle::Untold) };
-    if link.layer != LinkLayer::Ethernet || features & TRANSMIT == 0 {
+    if features & TRANSMIT == 0 {
         Some(Obstacle::NoTransmit)
     } else if clamped {
         Some(Obstacle::Clamp)
@@ -187,7 +187,7 @@ pub struct Chosen {
     pub devices: Vec<(Role, String, Option<Obstacle>)>,
 }
 
-/// Chooses. `ours` are the devices with a program of this project's, `refused` those at which the kernel has refused one.
+/// Chooses. Of devices that are no Ethernet devices, nothing need be known. `ours` are the devices with a program of this project's, `refused` those at which the kernel has refused one.
 /// A device at which frames could be decided is left alone as long as no tunnel would take any.
 #[must_use]
 pub fn choose(
@@ -202,11 +202,12 @@ pub fn choose(
         return chosen;
     }
     for tunnel in &config.tunnels {
-        let Some((link, device)) = kernel.link(&tunnel.name).and_then(|link| Some((link, devices.get(&link.index)?)))
-        else {
-            continue;
+        let Some(link) = kernel.link(&tunnel.name) else { continue };
+        let obstacle = match devices.get(&link.index) {
+            Some(device) => at_egress(device, tunnel.mss.is_some()),
+            None if link.layer == LinkLayer::Ethernet => continue,
+            None => Some(Obstacle::NoTransmit),
         };
-        let obstacle = at_egress(link, device, tunnel.mss.is_some());
         if obstacle.is_none() {
             chosen.targets.insert(link.index);
         }
@@ -215,7 +216,7 @@ pub fn choose(
     for link in matching(&config.interfaces.ingress, kernel) {
         let Some(device) = devices.get(&link.index) else { continue };
         let refused = || refused.get(&link.index).cloned().map(Obstacle::Refused);
-        let obstacle = at_ingress(link, device, ours.contains(&link.index), config.xdp).or_else(refused);
+        let obstacle = at_ingress(device, ours.contains(&link.index), config.xdp).or_else(refused);
         if obstacle.is_none() && !chosen.targets.is_empty() {
             chosen.stations.insert(link.index, device.address);
         }
@@ -223,3 +224,6 @@ pub fn choose(
     }
     chosen
 }
+
+#[cfg(test)]
+mod tests;

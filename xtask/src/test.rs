@@ -60,6 +60,16 @@ pub fn all_tests() -> Result<Command> {
     cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--exclude", "tunroute-bench-ebpf"])
 }
 
+/// The suites that are run once more with XDP wherever devices allow.
+const WITH_XDP: [&str; 6] = ["semantics", "faults", "survival", "explain", "trace", "following"];
+
+/// The command that does so.
+fn with_xdp() -> Result<Command> {
+    let mut tests = cargo(["test", "--release", "--package", "tunroute-tests", "--no-fail-fast"])?;
+    tests.args(WITH_XDP.iter().flat_map(|suite| ["--test", suite])).env("TUNROUTE_XDP", "on");
+    Ok(tests)
+}
+
 /// Runs all tests, or with `args`, what the test binaries make of these.
 fn test(args: &[OsString]) -> Result<()> {
     let start = Instant::now();
@@ -78,7 +88,15 @@ fn test(args: &[OsString]) -> Result<()> {
         // The build stays unprivileged: cargo starts only what it has built through this.
         tests.env(runner_variable(&host()?), "sudo -E");
     }
-    let (tally, success) = run_and_count(&mut tests)?;
+    let (mut tally, mut success) = run_and_count(&mut tests)?;
+    if args.is_empty() {
+        say("the same with XDP wherever devices allow");
+        let mut again = with_xdp()?;
+        again.envs(tests.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let (more, well) = run_and_count(&mut again)?;
+        tally += more;
+        success &= well;
+    }
 
     say(format_args!("tests ended after {:.0?}", start.elapsed()));
     println!("tests: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);

@@ -15,7 +15,7 @@ use crate::{
     config::{self, Config},
     fast::{Attachment, FastState, Part, address_from_words},
     kernel::xdp::look,
-    net::{IfIndex, KernelState},
+    net::{IfIndex, KernelState, Link, LinkLayer},
     status::XdpStatus,
     xdp::{Chosen, Device, Obstacle, Role, choose},
 };
@@ -116,11 +116,18 @@ async fn devices(config: &Config, kernel: &KernelState, fast: Option<&FastState>
     if fast.is_none() || config.xdp == config::Xdp::Off || config_wants_no_fast_path(config) {
         return BTreeMap::new();
     }
-    let tunnels = config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name));
-    look(matching(&config.interfaces.ingress, kernel).chain(tunnels)).await.unwrap_or_else(|error| {
-        warn!("cannot look for XDP: {error}");
-        BTreeMap::new()
-    })
+    let is_ethernet = |link: &&Link| link.layer == LinkLayer::Ethernet;
+    let tunnels = config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).filter(is_ethernet);
+    let tunnels: Vec<&Link> = tunnels.collect();
+    if tunnels.is_empty() {
+        return BTreeMap::new();
+    }
+    look(matching(&config.interfaces.ingress, kernel).filter(is_ethernet).chain(tunnels)).await.unwrap_or_else(
+        |error| {
+            warn!("cannot look for XDP: {error}");
+            BTreeMap::new()
+        },
+    )
 }
 
 /// Where there are programs of this project's.

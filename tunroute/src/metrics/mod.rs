@@ -107,6 +107,15 @@ impl Scrape {
         self.counters("unmatched_packets", "What no policy is about and the programs have forwarded", packets);
         let bytes = unmatched().map(|counter| (Labels::new(), counter.bytes));
         self.counters("unmatched_bytes", "Their layer 3 bytes", bytes);
+        let early = fast_path.xdp.iter().map(|device| {
+            let labels = vec![("role", device.role.to_string()), ("device", device.device.clone())];
+            (labels, truth(device.because.is_none()))
+        });
+        self.gauges(
+            "xdp_takes_part",
+            "1 for each device whose frames XDP decides, or that takes frames from it",
+            early,
+        );
         let maps = || fast_path.maps.iter();
         let label = |name: &str| vec![("map", name.to_owned())];
         let entries = maps().map(|map| (label(&map.name), count(map.entries)));
