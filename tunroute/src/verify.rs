@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn own_addresses_start_here_and_others_enter() {
-        let place = |hook, device| Place { hook, device, address: [0; 6] };
+        let place = |hook, device| Place { xdp: false, hook, device, address: [0; 6] };
         let field = Field {
             places: vec![place(Hook::Ingress, 2), place(Hook::Egress, 3)],
             own: ["10.0.0.1".parse().expect("an address")].into(),
