@@ -198,8 +198,12 @@ fn devices_take_part_as_long_as_nothing_is_passed_over() -> Result<()> {
 fn the_other_end_is_looked_at_where_it_can_be() -> Result<()> {
     let world = World::with(TunnelKind::Veth).build()?;
     world.as_on_a_wire()?;
-    world.host.ip("link add lan9 type veth peer name peer9\nlink set lan9 up\nlink set peer9 up")?;
+    world.host.ip(
+        "link add lan9 type veth peer name peer9\nlink set lan9 up\nlink set peer9 up\n\
+         tuntap add dev tap9 mode tap\ntuntap add dev tun9 mode tun",
+    )?;
     let config = world.config().replacen("ingress = [", "ingress = [\"lan9\", ", 1);
+    let config = format!("{config}\n[tunnel.tap9]\n[tunnel.tun9]\n");
     let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
     let said = because(&daemon.status()?, "ingress", "lan9");
     ensure!(
@@ -209,6 +213,10 @@ fn the_other_end_is_looked_at_where_it_can_be() -> Result<()> {
     switch(&world.host, "peer9", &AS_ON_A_WIRE)?;
     daemon.wait_status(|status| because(status, "ingress", "lan9") == Some(Value::Null), SOON)?;
     let status = daemon.status()?;
+    // A device that takes Ethernet frames takes them from XDP, too, and one that takes bare packets does not.
+    assert_eq!(because(&status, "tunnel", "tap9"), Some(Value::Null), "{status:#}");
+    let said = because(&status, "tunnel", "tun9");
+    ensure!(said.as_ref().is_some_and(|said| said.as_str().is_some_and(|said| said.contains("takes no"))), "{said:?}");
     let attached = status["fast_path"]["attached"].to_string();
     ensure!(attached.contains("xdp ingress dev lan9") && !attached.contains("xdp ingress dev lan0"), "{attached}");
     Ok(())
