@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;

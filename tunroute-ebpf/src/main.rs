@@ -72,7 +72,7 @@ pub fn clamp_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
+    let maps = Maps::new(skb);
     let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
     if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
         && !Maps::shadow()
@@ -86,7 +86,7 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb) else { return TC_ACT_UNSPEC };
+    let maps = Maps::new(skb);
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
 }
 

@@ -85,13 +85,12 @@ impl Image {
                 .push(numbered(&exemption.prefix, 1));
         }
 
-        let table = header::LENGTH as usize;
+        let table = header::TABLE as usize;
         let room = distinct.len() + 1 + TABLE_ROOM.max(distinct.len());
         let places = place_sets(sets.keys().copied());
         let first_set = table + room;
         let base = first_set + places.len() * SET_WORDS as usize;
         let mut used = vec![0; base];
-        used[header::TABLE as usize] = table as u64;
         used[header::SETS as usize] = first_set as u64 | (places.len() as u64 - 1) << 32;
         for (word, source) in used[table + 1..].iter_mut().zip(&distinct) {
             *word = pack(*source);
@@ -206,7 +205,7 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
             )
         }
         FastOp::AddExemption(Exemption { set, prefix }) | FastOp::RemoveExemption(Exemption { set, prefix }) => {
-            let root = root_of_set(memory, *set)? + Family::of(prefix) as u64;
+            let root = root_of_set(memory, u64::from(*set))? + Family::of(prefix) as u64;
             let of_set = |prefix| Exemption { set: *set, prefix };
             rebuild(
                 memory,
@@ -239,14 +238,14 @@ fn rebuild<M: Memory + ?Sized>(
     let family = Family::of(prefix);
     let Prefix { start, length, .. } = numbered(prefix, 0);
     let sites = Sites::find(memory, root, start, length)?;
-    if sites.places.end - sites.places.start > MAX_SITES {
+    if sites.count > MAX_SITES {
         return None;
     }
     let (used, recorded) = (memory.word(header::USED), memory.word(header::RECORD));
     let mut builder = Builder::new(usize::try_from(used).ok()?);
     let mut entries = Vec::new();
     let first = start & mask(sites.depth);
-    for (index, place) in sites.places.clone().enumerate() {
+    for (index, place) in sites.places().enumerate() {
         let start = if sites.depth == 0 { 0 } else { first + ((index as u128) << (128 - sites.depth)) };
         let part = prefix_at(family, start, sites.depth)?;
         let cover = (0..=sites.depth).rev().find_map(|length| number(&prefix_at(family, start, length)?));
@@ -302,7 +301,7 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeS
         match (is_source, number) {
             (true, 0) => sources.push((prefix, None)),
             (true, _) => {
-                sources.push((prefix, Some(unpack(memory.word(memory.word(header::TABLE) + number))?)));
+                sources.push((prefix, Some(unpack(memory.word(header::TABLE + number))?)));
             }
             (false, 0) => drop(exempt.remove(&Exemption { set: low, prefix })),
             (false, _) => drop(exempt.insert(Exemption { set: low, prefix })),
@@ -380,15 +379,14 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 
 /// The number of a source in the table, which it is added to if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
-    let table = memory.word(header::TABLE);
     let end = memory.word(header::SETS) & 0xffff_ffff;
-    for place in table + 1..end {
+    for place in header::TABLE + 1..end {
         let word = memory.word(place);
         if word == 0 {
             memory.write(place, pack(source));
         }
         if word == 0 || word == pack(source) {
-            return u32::try_from(place - table).ok();
+            return u32::try_from(place - header::TABLE).ok();
         }
     }
     None
