@@ -7,7 +7,7 @@ use crate::{
 
 /// The first words say where the rest is.
 pub mod header {
-    /// The root of the IPv4 sources, whose numbers are places in the table.
+    /// The root of the IPv4 sources.
     pub const SOURCES_V4: u64 = 0;
     /// The root of the IPv6 sources.
     pub const SOURCES_V6: u64 = 1;
@@ -20,8 +20,8 @@ pub mod header {
     pub const USED: u64 = 5;
     /// A word that stays 0: the programs read it instead of what is past the end.
     pub const NOTHING: u64 = 7;
-    /// Behind the header begins the table of sources, of one word each; it has none with the number 0. It ends where the
-    /// sets begin.
+    /// Behind the header begins the table of what a number stands for, of one word each: 0 for no match, then
+    /// [`EXEMPT`](super::EXEMPT), then the sources. It ends where the sets begin.
     pub const TABLE: u64 = 8;
 }
 
@@ -46,20 +46,14 @@ pub enum Root {
 /// For [`look_up`]: the sources, instead of an exemption set.
 pub const SOURCES: u64 = u64::MAX;
 
-/// What is known of the longest prefix that holds an address: of the sources, their word of the table; of an exemption set,
-/// not 0. It is 0 if there is none.
+/// What is known of the longest prefix that holds an address: its word of the table, or 0 if there is none.
 #[inline(always)]
 pub fn look_up<W: Words + ?Sized>(words: &W, set: u64, family: Root, address: Key) -> u64 {
-    let (root, table) = if set == SOURCES {
-        (header::SOURCES_V4, header::TABLE)
-    } else {
-        match root_of_set(words, set) {
-            Some(root) => (root, 0),
-            None => return 0,
-        }
-    };
-    let number = find(words, Entry(words.word(root + family as u64)), address);
-    if number == 0 || table == 0 { number } else { words.word(table + number) }
+    let roots = if set == SOURCES { Some(header::SOURCES_V4) } else { root_of_set(words, set) };
+    match roots {
+        Some(roots) => words.word(header::TABLE + find(words, Entry(words.word(roots + family as u64)), address)),
+        None => 0,
+    }
 }
 
 /// What is known of the longest source prefix that holds an address.
@@ -74,8 +68,11 @@ pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key
     look_up(words, set.into(), family, address) != 0
 }
 
-/// Set in the table where there is a source.
-const PRESENT: u64 = 1 << 31;
+/// The number of every exemption.
+pub const EXEMPT: u32 = 1;
+
+/// Set in the table where something matches.
+pub const PRESENT: u64 = 1 << 31;
 
 /// A word of the table. It is not 0.
 #[must_use]

@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tunroute_common::{
-    index::{Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set, unpack},
+    index::{EXEMPT, PRESENT, Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set, unpack},
     maps::Source,
     trie::{Entry, Key, Words},
 };
@@ -59,6 +59,8 @@ pub struct Image {
     record: Vec<u64>,
 }
 
+/// The number of the first source in the table.
+const FIRST_SOURCE: u64 = EXEMPT as u64 + 1;
 /// As many sources as there are in the table beyond those that are known.
 const TABLE_ROOM: usize = 64;
 
@@ -73,7 +75,7 @@ impl Image {
         for (prefix, source) in content.sources {
             let number = *numbers.entry((source.slot, source.arrives_by)).or_insert_with(|| {
                 distinct.push(*source);
-                u32::try_from(distinct.len()).unwrap_or(u32::MAX)
+                u32::try_from(distinct.len()).map_or(u32::MAX, |known| EXEMPT + known)
             });
             record.source(prefix, number);
             sources[Family::of(prefix) as usize].push(numbered(prefix, number));
@@ -82,17 +84,18 @@ impl Image {
         for exemption in content.exempt {
             record.exemption(exemption, true);
             sets.entry(exemption.set).or_default()[Family::of(&exemption.prefix) as usize]
-                .push(numbered(&exemption.prefix, 1));
+                .push(numbered(&exemption.prefix, EXEMPT));
         }
 
         let table = header::TABLE as usize;
-        let room = distinct.len() + 1 + TABLE_ROOM.max(distinct.len());
+        let room = FIRST_SOURCE as usize + distinct.len() + TABLE_ROOM.max(distinct.len());
         let places = place_sets(sets.keys().copied());
         let first_set = table + room;
         let base = first_set + places.len() * SET_WORDS as usize;
         let mut used = vec![0; base];
         used[header::SETS as usize] = first_set as u64 | (places.len() as u64 - 1) << 32;
-        for (word, source) in used[table + 1..].iter_mut().zip(&distinct) {
+        used[table + EXEMPT as usize] = PRESENT;
+        for (word, source) in used[table + FIRST_SOURCE as usize..].iter_mut().zip(&distinct) {
             *word = pack(*source);
         }
         let mut builder = Builder::new(base);
@@ -214,9 +217,9 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
                 prefix,
                 |range| {
                     let range = of_set(*range.start())..=of_set(*range.end());
-                    content.exempt.range(range).map(|exemption| numbered(&exemption.prefix, 1)).collect()
+                    content.exempt.range(range).map(|exemption| numbered(&exemption.prefix, EXEMPT)).collect()
                 },
-                |prefix| content.exempt.contains(&of_set(*prefix)).then_some(1),
+                |prefix| content.exempt.contains(&of_set(*prefix)).then_some(EXEMPT),
             )
         }
         _ => None,
@@ -380,7 +383,7 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 /// The number of a source in the table, which it is added to if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
     let end = memory.word(header::SETS) & 0xffff_ffff;
-    for place in header::TABLE + 1..end {
+    for place in header::TABLE + FIRST_SOURCE..end {
         let word = memory.word(place);
         if word == 0 {
             memory.write(place, pack(source));
