@@ -239,6 +239,30 @@ impl At {
     }
 }
 
+/// A node, as a key sees it.
+struct Node {
+    /// The place of what belongs to the cells.
+    rest: u64,
+    /// The cell's bit is set.
+    begins: bool,
+    /// As many bits are set up to and with the cell's.
+    begun: u64,
+}
+
+impl Node {
+    #[inline(always)]
+    fn of<W: Words + ?Sized>(words: &W, entry: Entry, beside: u64, key: Key) -> Self {
+        let is_beside = entry.width() & u64::from(Entry::BESIDE) != 0;
+        let bitmap = if is_beside { beside } else { words.word(entry.place()) };
+        let cell = key.from(entry.position()) >> (64 - CHUNK);
+        Self {
+            rest: entry.place() + u64::from(!is_beside),
+            begins: bitmap >> cell & 1 == 1,
+            begun: u64::from((bitmap & (u64::MAX >> (63 - cell))).count_ones()),
+        }
+    }
+}
+
 /// Where a lookup has got to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -265,26 +289,27 @@ pub fn step<W: Words + ?Sized>(words: &W, At { entry, beside, around }: At, key:
         }
         Kind::Skip if entry.on_path(key, words.word(place)) => place + 1,
         Kind::Skip => return Step::Found(number),
-        node => {
-            let within = u64::from(entry.width() & u64::from(Entry::BESIDE) == 0);
-            let bitmap = if within == 1 { words.word(place) } else { beside };
-            let cell = key.from(entry.position()) >> (64 - CHUNK);
-            let rest = place + within;
-            let begun = u64::from((bitmap & (u64::MAX >> (63 - cell))).count_ones());
-            if node == Kind::Runs {
-                let bit = begun << (entry.width() & 7);
-                let word = words.word(rest + (bit >> 6));
-                return Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
-            }
-            if bitmap >> cell & 1 == 0 {
+        Kind::Runs => {
+            let node = Node::of(words, entry, beside, key);
+            let bit = node.begun << (entry.width() & 7);
+            let word = words.word(node.rest + (bit >> 6));
+            return Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
+        }
+        Kind::Leaves => {
+            let node = Node::of(words, entry, beside, key);
+            if !node.begins {
                 return Step::Found(number);
             }
-            let index = begun - 1;
-            if node == Kind::Leaves {
-                let leaf = words.word(rest + (index >> 1)) >> ((index & 1) * 32) & 0xffff_ffff;
-                return Step::Found(Leaf(leaf).find(key.from(entry.position() + u64::from(CHUNK)), number));
+            let index = node.begun - 1;
+            let leaf = Leaf(words.word(node.rest + (index >> 1)) >> ((index & 1) * 32) & 0xffff_ffff);
+            return Step::Found(leaf.find(key.from(entry.position() + u64::from(CHUNK)), number));
+        }
+        Kind::Sparse => {
+            let node = Node::of(words, entry, beside, key);
+            if !node.begins {
+                return Step::Found(number);
             }
-            rest + index
+            node.rest + node.begun - 1
         }
     };
     // Read at once, and so that the verifier need not follow from where.
