@@ -16,6 +16,8 @@ pub mod header {
     /// As many words of the record as there are. It stands at the end of the array, the last word first, and is for the
     /// daemon only.
     pub const RECORD: u64 = 4;
+    /// As many of them as the list of everything takes; the journal follows.
+    pub const LISTED: u64 = 2;
     /// As many words as are used from the first on, for the daemon only.
     pub const USED: u64 = 5;
     /// A word that stays 0: the programs read it instead of what is past the end.

@@ -13,6 +13,16 @@ const SKIP_FROM: u32 = 2 * CHUNK;
 /// Bits of a half of a key.
 const HALF: u32 = u64::BITS;
 
+/// So many bits choose among a table's entries: one entry for each prefix, or two.
+fn table_bits(prefixes: usize) -> u32 {
+    prefixes.checked_ilog2().map_or(0, |bits| TABLE_BITS.min(bits + 1))
+}
+
+/// As many words as the first table has for so many prefixes.
+pub fn table_words(prefixes: usize) -> u64 {
+    if prefixes < TABLE_FROM { 0 } else { STRIDE << table_bits(prefixes) }
+}
+
 /// A prefix and what it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
@@ -114,7 +124,7 @@ impl Builder {
         if prefixes.iter().all(|prefix| prefix.length <= position + CHUNK) {
             return self.runs(position, cover, prefixes, beside);
         }
-        let bits = TABLE_BITS.min(prefixes.len().ilog2() + 1).min(self.half_end(depth) - depth);
+        let bits = table_bits(prefixes.len()).min(self.half_end(depth) - depth);
         if prefixes.len() >= TABLE_FROM && bits > CHUNK {
             return self.table(part, bits, prefixes);
         }
