@@ -6,6 +6,8 @@
     reason = "words are cut into their fields, and a place in memory fits a usize"
 )]
 
+mod record;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -355,6 +357,5 @@ pub fn key(address: IpAddr) -> (Root, Key) {
     }
 }
 
-mod record;
 #[cfg(test)]
 mod tests;
