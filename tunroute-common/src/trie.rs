@@ -12,10 +12,10 @@ pub const MAX_DEPTH: u32 = 24;
 /// As many bits of the key choose one of a node's cells, whose bitmap is one word.
 pub const CHUNK: u32 = 6;
 
-/// A table has so many words for each of its entries: the entry, and the bitmap of the node that it leads to. So the two
-/// are read together, and memory is reached once less.
+/// A table has so many words for each of its entries: the entry, and beside it the bitmap of the node that it leads to, or a
+/// second entry. So the two are read together, and memory is reached once less.
 ///
-/// The bitmap stays as it is when the entry is replaced: the bitmap of a node that comes later is among its own words.
+/// What is beside stays as it is when the entry is replaced: one that comes later has all in places of its own.
 pub const STRIDE: u64 = 2;
 
 /// An array of words, wherever it is.
@@ -100,6 +100,8 @@ pub enum Kind {
     /// Where the key's half, up to and with the bit at the position, is that at the place, another entry follows there; else
     /// the number.
     Skip = 6,
+    /// As [`Kind::Near`], but where the bits are others, the entry beside it follows.
+    Two = 7,
 }
 
 /// What stands in a cell of [`Kind::Leaves`], in half a word: the number, and as [`Kind::Near`], at most so many bits and
@@ -163,7 +165,7 @@ impl Entry {
         )
     }
 
-    /// What it is. A kind that does not exist is one prefix.
+    /// What it is.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> Kind {
@@ -174,6 +176,7 @@ impl Entry {
             4 => Kind::Runs,
             5 => Kind::Path,
             6 => Kind::Skip,
+            7 => Kind::Two,
             _ => Kind::Near,
         }
     }
@@ -224,7 +227,7 @@ impl Entry {
 pub struct At {
     /// The entry.
     pub entry: Entry,
-    /// The word behind it, which may be its bitmap.
+    /// The word beside it, which may belong to it.
     pub beside: u64,
     /// The number of the part around.
     pub around: u64,
@@ -280,6 +283,8 @@ pub fn step<W: Words + ?Sized>(words: &W, At { entry, beside, around }: At, key:
     let (number, place) = (entry.number(), entry.place());
     let next = match entry.kind() {
         Kind::Near => return Step::Found(if entry.index(key) == place { number } else { around }),
+        Kind::Two if entry.index(key) == place => return Step::Found(number),
+        Kind::Two => return Step::On(At { entry: Entry(beside), beside: 0, around }),
         Kind::Table => place + entry.index(key) * STRIDE,
         Kind::Path => {
             let both = entry.width() & 1;

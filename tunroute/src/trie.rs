@@ -13,12 +13,12 @@ const SKIP_FROM: u32 = 2 * CHUNK;
 /// Bits of a half of a key.
 const HALF: u32 = u64::BITS;
 
-/// So many bits choose among a table's entries: one entry for each prefix, or two.
+/// So many bits choose at most among a table's entries: two entries for each prefix, or up to four.
 fn table_bits(prefixes: usize) -> u32 {
-    prefixes.checked_ilog2().map_or(0, |bits| TABLE_BITS.min(bits + 1))
+    prefixes.checked_ilog2().map_or(0, |bits| TABLE_BITS.min(bits + 2))
 }
 
-/// As many words as the first table has for so many prefixes.
+/// As many words as the first table has at most for so many prefixes.
 pub fn table_words(prefixes: usize) -> u64 {
     if prefixes < TABLE_FROM { 0 } else { STRIDE << table_bits(prefixes) }
 }
@@ -104,7 +104,7 @@ impl Builder {
         if depth < HALF { self.end.min(HALF) } else { self.end }
     }
 
-    /// An entry, and all that it leads to. A node's bitmap is put beside it, if that word is known and free.
+    /// An entry, and all that it leads to. What belongs beside it is put there, if it has such a word.
     fn entry(&mut self, part: Part, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
         let Part { depth, around, cover } = part;
         let [first, .., last] = prefixes else {
@@ -114,6 +114,12 @@ impl Builder {
                 _ => Entry::new(Kind::Near, 0, 0, cover, 0),
             };
         };
+        if let ([one, other], Some(place)) = (prefixes, beside)
+            && cover == around
+            && let Some(entry) = self.two(part, one, other, place)
+        {
+            return entry;
+        }
         // Sorted: if any is as short as what all share, the first is.
         let shared = (first.start ^ last.start).leading_zeros().min(first.length).min(self.half_end(depth));
         if shared >= depth + SKIP_FROM {
@@ -124,7 +130,7 @@ impl Builder {
         if prefixes.iter().all(|prefix| prefix.length <= position + CHUNK) {
             return self.runs(position, cover, prefixes, beside);
         }
-        let bits = table_bits(prefixes.len()).min(self.half_end(depth) - depth);
+        let bits = enough_bits(depth, table_bits(prefixes.len()).min(self.half_end(depth) - depth), prefixes);
         if prefixes.len() >= TABLE_FROM && bits > CHUNK {
             return self.table(part, bits, prefixes);
         }
@@ -133,20 +139,38 @@ impl Builder {
 
     /// One prefix, in a part in which nothing else is but what is around.
     fn single(&mut self, part: Part, prefix: &Prefix) -> Entry {
-        let Prefix { start, length, number } = *prefix;
-        let depth = part.depth;
-        let width = length - depth;
-        let both = length > self.half_end(depth);
-        if width <= Entry::PLACE_BITS && !both {
-            let value = Entry::new(Kind::Near, depth, width, number, 0);
-            return Entry(value.0 | bits(start, depth, width) as u64);
+        if let Some(entry) = self.near(Kind::Near, part, prefix) {
+            return entry;
         }
+        let Prefix { start, length, number } = *prefix;
+        let both = length > self.half_end(part.depth);
         let at = self.words.len();
         self.words.push(half(start, length - 1));
         if both {
-            self.words.push(half(start, depth));
+            self.words.push(half(start, part.depth));
         }
         Entry::new(Kind::Path, length - 1, both.into(), number, self.place(at))
+    }
+
+    /// One prefix whose bits have room in an entry.
+    fn near(&self, kind: Kind, Part { depth, .. }: Part, prefix: &Prefix) -> Option<Entry> {
+        let width = prefix.length - depth;
+        let fits = width <= Entry::PLACE_BITS && prefix.length <= self.half_end(depth);
+        let value = Entry::new(kind, depth, width, prefix.number, 0).0;
+        fits.then(|| Entry(value | bits(prefix.start, depth, width) as u64))
+    }
+
+    /// Two prefixes, the second one's entry beside that of the first.
+    fn two(&mut self, part: Part, one: &Prefix, other: &Prefix, beside: usize) -> Option<Entry> {
+        let nested = (one.start ^ other.start).leading_zeros() >= one.length;
+        // What is nested in the other is looked at first. Sorted: it is the second of them.
+        let (entry, last) = match (self.near(Kind::Two, part, other), self.near(Kind::Two, part, one)) {
+            (Some(entry), _) => (entry, one),
+            (None, Some(entry)) if !nested => (entry, other),
+            _ => return None,
+        };
+        self.words[beside] = self.single(part, last).0;
+        Some(entry)
     }
 
     /// Passes over the bits that all prefixes share.
@@ -254,6 +278,27 @@ impl Builder {
 fn packed(width: u32, numbers: &[u64]) -> Vec<u64> {
     let in_word = |numbers: &[u64]| numbers.iter().rev().fold(0, |word, number| word << (1 << width) % 64 | number);
     numbers.chunks((u64::BITS >> width) as usize).map(in_word).collect()
+}
+
+/// The fewest bits of a table with which two or three prefixes have two of its entries, where at most so many are allowed:
+/// two have room in one, and what is not touched for nothing stays in a processor's caches.
+fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
+    // Of those in a row, how many differ first in each bit.
+    let mut differ = [0; TABLE_BITS as usize];
+    for pair in prefixes.windows(2) {
+        let at = (pair[0].start ^ pair[1].start).leading_zeros() - depth;
+        if let Some(count) = differ.get_mut(at as usize) {
+            *count += 1;
+        }
+    }
+    let mut used = 1;
+    for (bits, more) in (1..most).zip(differ) {
+        used += more;
+        if prefixes.len() * 2 <= used * 3 {
+            return bits;
+        }
+    }
+    most
 }
 
 /// The number of the longest prefix that holds each cell.
