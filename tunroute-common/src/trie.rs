@@ -12,6 +12,12 @@ pub const MAX_DEPTH: u32 = 24;
 /// As many bits of the key choose one of a node's cells, whose bitmap is one word.
 pub const CHUNK: u32 = 6;
 
+/// A table has so many words for each of its entries: the entry, and beside it the bitmap of the node that it leads to, or a
+/// second entry. So the two are read together, and memory is reached once less.
+///
+/// What is beside stays as it is when the entry is replaced: one that comes later has all in places of its own.
+pub const STRIDE: u64 = 2;
+
 /// An array of words, wherever it is.
 pub trait Words {
     /// One word. 0 past the end, which a well-formed trie never asks for: there, nothing matches.
@@ -50,6 +56,18 @@ impl Key {
             low: (u32::from_be(third) as u64) << 32 | u32::from_be(fourth) as u64,
         }
     }
+
+    /// The half that a position is in.
+    #[inline(always)]
+    const fn half(self, position: u64) -> u64 {
+        if position < 64 { self.high } else { self.low }
+    }
+
+    /// The bits from a position on come first.
+    #[inline(always)]
+    const fn from(self, position: u64) -> u64 {
+        self.half(position) << (position & 63)
+    }
 }
 
 /// What stands in a part of the address space. From the highest bit on: kind (3 bits), position in the key (7), width (5),
@@ -63,23 +81,65 @@ pub struct Entry(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// The number, and nothing deeper.
-    Number = 0,
-    /// The key's bits from the position on, as many as the width says, choose one of the entries at the place.
-    Table = 1,
-    /// At the place are a bitmap of the cells with an entry of their own, and those entries.
-    Sparse = 2,
-    /// At the place are a bitmap of the cells whose number is not that of the cell before, and the numbers in order, each
-    /// of 2 to the power of the width bits.
-    Runs = 3,
     /// One prefix: where the key's bits from the position on, as many as the width says, are those that stand in the
-    /// field for the place, the number; else that of the part around.
-    Near = 4,
+    /// field for the place, the number; else that of the part around. With no bits, the number and nothing deeper.
+    Near = 0,
+    /// The key's bits from the position on, as many as the width says, choose one of the entries at the place, which stand
+    /// [`STRIDE`] words apart.
+    Table = 1,
+    /// A node: a bitmap of the cells with an entry of their own, and those entries.
+    Sparse = 2,
+    /// A node: a bitmap of the cells with a [`Leaf`] of their own, and those, two in a word.
+    Leaves = 3,
+    /// A node: a bitmap of the cells whose number is not that of the cell before, and the numbers in order, each of 2 to the
+    /// power of the width bits.
+    Runs = 4,
     /// One prefix: where the key's half, up to and with the bit at the position, is that at the place, the number; else that
-    /// of the part around.
+    /// of the part around. If the width is 1, the first half must be what follows there, too.
     Path = 5,
-    /// As [`Kind::Path`], but where it is, another entry follows at the place; else the number.
+    /// Where the key's half, up to and with the bit at the position, is that at the place, another entry follows there; else
+    /// the number.
     Skip = 6,
+    /// As [`Kind::Near`], but where the bits are others, the entry beside it follows.
+    Two = 7,
+}
+
+/// What stands in a cell of [`Kind::Leaves`], in half a word: the number, and as [`Kind::Near`], at most so many bits and
+/// their value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf(pub u64);
+
+impl Leaf {
+    /// At most so many bits it has.
+    pub const BITS: u32 = 8;
+    const NUMBER_AT: u32 = Self::BITS + 4;
+
+    /// The leaf that stands for an entry, if there is one.
+    #[must_use]
+    pub const fn of(entry: Entry) -> Option<Self> {
+        let (number, width) = (entry.number(), entry.width());
+        let fits = matches!(entry.kind(), Kind::Near) && width <= Self::BITS as u64;
+        if !fits || number >> (u32::BITS - Self::NUMBER_AT) != 0 {
+            return None;
+        }
+        Some(Self(number << Self::NUMBER_AT | width << Self::BITS | entry.place()))
+    }
+
+    /// The number where the bits, which come first, are the leaf's; else that of the part around.
+    #[inline(always)]
+    const fn find(self, bits: u64, around: u64) -> u64 {
+        if first(bits, self.0 >> Self::BITS & 15) == self.0 & ((1 << Self::BITS) - 1) {
+            self.0 >> Self::NUMBER_AT
+        } else {
+            around
+        }
+    }
+}
+
+/// So many of the first bits, at most 63. More are of no harm.
+#[inline(always)]
+const fn first(bits: u64, width: u64) -> u64 {
+    bits >> 1 >> ((63 - width) & 63)
 }
 
 impl Entry {
@@ -90,6 +150,8 @@ impl Entry {
     const WIDTH_AT: u32 = Self::PLACE_BITS + Self::NUMBER_BITS;
     const POSITION_AT: u32 = Self::WIDTH_AT + 5;
     const KIND_AT: u32 = Self::POSITION_AT + 7;
+    /// Added to a node's width where its bitmap is beside the entry; else it is at the place, before the rest.
+    pub const BESIDE: u32 = 16;
 
     /// Puts an entry together.
     #[must_use]
@@ -103,18 +165,19 @@ impl Entry {
         )
     }
 
-    /// What it is. A kind that does not exist is a number.
+    /// What it is.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> Kind {
         match self.0 >> Self::KIND_AT {
             1 => Kind::Table,
             2 => Kind::Sparse,
-            3 => Kind::Runs,
-            4 => Kind::Near,
+            3 => Kind::Leaves,
+            4 => Kind::Runs,
             5 => Kind::Path,
             6 => Kind::Skip,
-            _ => Kind::Number,
+            7 => Kind::Two,
+            _ => Kind::Near,
         }
     }
 
@@ -146,31 +209,60 @@ impl Entry {
         self.0 & ((1 << Self::PLACE_BITS) - 1)
     }
 
-    /// The key's bits from the position on come first.
-    #[inline(always)]
-    const fn bits(self, key: Key) -> u64 {
-        let half = if self.position() < 64 { key.high } else { key.low };
-        half << (self.position() & 63)
-    }
-
-    /// Which of a node's 64 cells.
-    #[inline(always)]
-    const fn cell(self, key: Key) -> u64 {
-        self.bits(key) >> (64 - CHUNK)
-    }
-
     /// Which of a table's entries, or the value of a near prefix.
     #[inline(always)]
     const fn index(self, key: Key) -> u64 {
-        // The width is at least 1.
-        self.bits(key) >> ((64 - self.width()) & 63)
+        first(key.from(self.position()), self.width())
     }
 
     /// Is the key's half, up to and with the position, this one?
     #[inline(always)]
     const fn on_path(self, key: Key, path: u64) -> bool {
-        let half = if self.position() < 64 { key.high } else { key.low };
-        (half ^ path) >> (63 - (self.position() & 63)) == 0
+        (key.half(self.position()) ^ path) >> (63 - (self.position() & 63)) == 0
+    }
+}
+
+/// An entry that a lookup has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// The entry.
+    pub entry: Entry,
+    /// The word beside it, which may belong to it.
+    pub beside: u64,
+    /// The number of the part around.
+    pub around: u64,
+}
+
+impl At {
+    /// The one that stands for everything.
+    #[inline(always)]
+    #[must_use]
+    pub const fn root(entry: Entry) -> Self {
+        Self { entry, beside: 0, around: 0 }
+    }
+}
+
+/// A node, as a key sees it.
+struct Node {
+    /// The place of what belongs to the cells.
+    rest: u64,
+    /// The cell's bit is set.
+    begins: bool,
+    /// As many bits are set up to and with the cell's.
+    begun: u64,
+}
+
+impl Node {
+    #[inline(always)]
+    fn of<W: Words + ?Sized>(words: &W, entry: Entry, beside: u64, key: Key) -> Self {
+        let is_beside = entry.width() & u64::from(Entry::BESIDE) != 0;
+        let bitmap = if is_beside { beside } else { words.word(entry.place()) };
+        let cell = key.from(entry.position()) >> (64 - CHUNK);
+        Self {
+            rest: entry.place() + u64::from(!is_beside),
+            begins: bitmap >> cell & 1 == 1,
+            begun: u64::from((bitmap & (u64::MAX >> (63 - cell))).count_ones()),
+        }
     }
 }
 
@@ -179,48 +271,64 @@ impl Entry {
 pub enum Step {
     /// This number matches; 0 is none.
     Found(u64),
-    /// To this entry, and the number of the part around it.
-    On(Entry, u64),
+    /// There is more.
+    On(At),
 }
 
-/// One step of a lookup, from an entry on.
+/// One step of a lookup.
 ///
 /// All arithmetic is in 64 bits: the eBPF verifier would lose track of what is narrowed in between.
 #[inline(always)]
-pub fn step<W: Words + ?Sized>(words: &W, entry: Entry, around: u64, key: Key) -> Step {
+pub fn step<W: Words + ?Sized>(words: &W, At { entry, beside, around }: At, key: Key) -> Step {
     let (number, place) = (entry.number(), entry.place());
     let next = match entry.kind() {
-        Kind::Number => return Step::Found(number),
         Kind::Near => return Step::Found(if entry.index(key) == place { number } else { around }),
-        Kind::Path => return Step::Found(if entry.on_path(key, words.word(place)) { number } else { around }),
-        Kind::Table => place + entry.index(key),
-        Kind::Sparse => {
-            let (bitmap, cell) = (words.word(place), entry.cell(key));
-            if bitmap >> cell & 1 == 0 {
-                return Step::Found(number);
-            }
-            place + 1 + u64::from((bitmap & ((1 << cell) - 1)).count_ones())
-        }
-        Kind::Runs => {
-            let begun = words.word(place) & (u64::MAX >> (63 - entry.cell(key)));
-            let bit = u64::from(begun.count_ones()) << entry.width();
-            let word = words.word(place + 1 + (bit >> 6));
-            return Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
+        Kind::Two if entry.index(key) == place => return Step::Found(number),
+        Kind::Two => return Step::On(At { entry: Entry(beside), beside: 0, around }),
+        Kind::Table => place + entry.index(key) * STRIDE,
+        Kind::Path => {
+            let both = entry.width() & 1;
+            let differs = both * (key.high ^ words.word(place + both));
+            let found = differs == 0 && entry.on_path(key, words.word(place));
+            return Step::Found(if found { number } else { around });
         }
         Kind::Skip if entry.on_path(key, words.word(place)) => place + 1,
         Kind::Skip => return Step::Found(number),
+        Kind::Runs => {
+            let node = Node::of(words, entry, beside, key);
+            let bit = node.begun << (entry.width() & 7);
+            let word = words.word(node.rest + (bit >> 6));
+            return Step::Found(word >> (bit & 63) & ((1 << (1 << (entry.width() & 7) & 63)) - 1));
+        }
+        Kind::Leaves => {
+            let node = Node::of(words, entry, beside, key);
+            if !node.begins {
+                return Step::Found(number);
+            }
+            let index = node.begun - 1;
+            let leaf = Leaf(words.word(node.rest + (index >> 1)) >> ((index & 1) * 32) & 0xffff_ffff);
+            return Step::Found(leaf.find(key.from(entry.position() + u64::from(CHUNK)), number));
+        }
+        Kind::Sparse => {
+            let node = Node::of(words, entry, beside, key);
+            if !node.begins {
+                return Step::Found(number);
+            }
+            node.rest + node.begun - 1
+        }
     };
-    Step::On(Entry(words.word(next)), number)
+    // Read at once, and so that the verifier need not follow from where.
+    Step::On(At { entry: Entry(words.word(next)), beside: words.word(next + 1), around: number })
 }
 
 /// The number of the longest prefix that holds the key; 0 if there is none.
 #[inline(always)]
 pub fn find<W: Words + ?Sized>(words: &W, root: Entry, key: Key) -> u64 {
-    let (mut entry, mut around) = (root, 0);
+    let mut at = At::root(root);
     for _ in 0..MAX_DEPTH {
-        match step(words, entry, around, key) {
+        match step(words, at, key) {
             Step::Found(number) => return number,
-            Step::On(next, number) => (entry, around) = (next, number),
+            Step::On(next) => at = next,
         }
     }
     0

@@ -75,16 +75,15 @@ pub fn heard_until() -> u64 {
 
 /// The BPF maps as a [`Lookup`], and the kernel's routes.
 pub struct Maps {
-    words: MapWords,
     /// The kernel looks routes up for a packet. Null where what no policy is about is left to others.
     context: *mut c_void,
 }
 
 impl Maps {
-    /// As they are for one packet. `None` before the daemon has published anything.
+    /// For a packet.
     #[inline(always)]
-    pub fn current(context: *mut c_void) -> Option<Self> {
-        Some(Self { words: MapWords::current()?, context })
+    pub const fn new(context: *mut c_void) -> Self {
+        Self { context }
     }
 }
 
@@ -95,19 +94,19 @@ impl Lookup for Maps {
             Addresses::V4 { source, .. } => (Root::V4, Key::v4(source)),
             Addresses::V6 { source, .. } => (Root::V6, Key::v6(source)),
         };
-        index::source_near(&self.words, family, source, || deep_source(family, source))
+        source_of(family, source)
     }
 
     #[inline(always)]
     fn destination_is_source(&self, addresses: &Addresses) -> bool {
         let (family, destination) = destination(addresses);
-        deep_source(family, destination).is_some()
+        source_of(family, destination).is_some()
     }
 
     #[inline(always)]
     fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
         let (family, destination) = destination(addresses);
-        find_exempt(set.into(), family as u64, destination.high, destination.low) != 0
+        is_exempt(set, family, destination)
     }
 
     #[inline(always)]
@@ -128,9 +127,7 @@ impl Lookup for Maps {
             Addresses::V4 { source, .. } => Key::v4(source),
             Addresses::V6 { source, .. } => Key::v6(source),
         };
-        [source, destination]
-            .into_iter()
-            .any(|Key { high, low }| find_exempt(OWN_SET.into(), family as u64, high, low) != 0)
+        is_exempt(OWN_SET, family, source) || is_exempt(OWN_SET, family, destination)
     }
 
     /// Of the main table alone: without `BPF_FIB_LOOKUP_DIRECT` it would go through all rules
@@ -196,31 +193,23 @@ fn destination(addresses: &Addresses) -> (Root, Key) {
 }
 
 #[inline(always)]
-fn deep_source(family: Root, Key { high, low }: Key) -> Option<Source> {
-    index::unpack(find_source(family as u64, high, low))
-}
-
-/// A whole lookup, as a function that the verifier goes through by itself, and not once more for each place it is called
-/// from: a global one (`btf_check_subprog_call()` in `kernel/bpf/btf.c`). A word of the table of sources, or 0.
-///
-/// It looks in what is published now, which may be newer than what its caller has looked in.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_source(family: u64, high: u64, low: u64) -> u64 {
-    let Some(words) = MapWords::current() else { return 0 };
-    index::source(&words, root(family), Key { high, low }).map_or(0, index::pack)
-}
-
-/// Likewise: 1 if the set holds the address.
-#[allow(clippy::cast_possible_truncation, reason = "a set's number, passed in a whole register")]
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_exempt(set: u64, family: u64, high: u64, low: u64) -> u64 {
-    let Some(words) = MapWords::current() else { return 0 };
-    index::exempt(&words, set as u32, root(family), Key { high, low }).into()
+fn source_of(family: Root, Key { high, low }: Key) -> Option<Source> {
+    index::unpack(look_up(index::SOURCES, family as u64, high, low))
 }
 
 #[inline(always)]
-fn root(family: u64) -> Root {
-    if family == Root::V4 as u64 { Root::V4 } else { Root::V6 }
+fn is_exempt(set: u32, family: Root, Key { high, low }: Key) -> bool {
+    look_up(set.into(), family as u64, high, low) != 0
+}
+
+/// Every lookup, as a function that the verifier goes through by itself, and not once more for each place it is called from:
+/// a global one (`btf_check_subprog_call()` in `kernel/bpf/btf.c`).
+///
+/// It looks in what is published now, which may be newer than what another lookup for the same packet has looked in.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn look_up(set: u64, family: u64, high: u64, low: u64) -> u64 {
+    let Some(words) = MapWords::current() else { return 0 };
+    let family = if family == Root::V4 as u64 { Root::V4 } else { Root::V6 };
+    index::look_up(&words, set, family, Key { high, low })
 }

@@ -84,7 +84,7 @@ pub fn clamp_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb.cast()) else { return TC_ACT_UNSPEC };
+    let maps = Maps::new(skb.cast());
     let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
     if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
         && !lookup::shadow()
@@ -101,9 +101,8 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 fn early(context: *mut xdp_md) -> u32 {
     let (shadow, tracing) = lookup::modes();
     let frame = Frame::new(context);
-    let Some((arrival, maps)) = frame.arrival().zip(Maps::current(ptr::null_mut())).filter(|_| !shadow) else {
-        return XDP_PASS;
-    };
+    let maps = Maps::new(ptr::null_mut());
+    let Some(arrival) = frame.arrival().filter(|_| !shadow) else { return XDP_PASS };
     let (index, outcome, action) = match decide_ingress(&arrival, &frame, &maps) {
         Verdict::Redirect(index, slot, outcome) if frame.redirect(&arrival, index, slot).is_some() => {
             (index, outcome, XDP_REDIRECT)
@@ -121,7 +120,7 @@ fn early(context: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
-    let Some(maps) = Maps::current(skb.cast()) else { return TC_ACT_UNSPEC };
+    let maps = Maps::new(skb.cast());
     carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
 }
 

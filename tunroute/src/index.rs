@@ -1,11 +1,12 @@
 //! The array of words that the programs look prefixes up in: made whole, or changed where an operation concerns it.
 //!
-//! Besides the tries it has a *record*, from which a later daemon learns what stands in it: a journal of what was put and
-//! removed, from the end of the array on downwards. A whole new array begins with a short one.
+//! Besides the tries it has a [record], from which a later daemon learns what stands in it.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "words are cut into their fields, and a place in memory fits a usize"
 )]
+
+mod record;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,16 +15,18 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tunroute_common::{
-    index::{Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set, unpack},
+    index::{EXEMPT, PRESENT, Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set},
     maps::Source,
     trie::{Entry, Key, Words},
 };
 
+use self::record::Journal;
+pub use self::record::read;
 use crate::{
     fast::{Exemption, FastOp},
     net::Family,
     prefix_map::PrefixMap,
-    trie::{Builder, Part, Prefix, Sites},
+    trie::{self, Builder, Part, Prefix, Sites},
 };
 
 /// What is to be looked up.
@@ -59,6 +62,8 @@ pub struct Image {
     record: Vec<u64>,
 }
 
+/// The number of the first source in the table.
+const FIRST_SOURCE: u64 = EXEMPT as u64 + 1;
 /// As many sources as there are in the table beyond those that are known.
 const TABLE_ROOM: usize = 64;
 
@@ -68,32 +73,29 @@ impl Image {
     pub fn compile(content: Content<'_>) -> Self {
         let mut distinct: Vec<Source> = Vec::new();
         let mut numbers: HashMap<(u32, u32), u32> = HashMap::new();
-        let mut record = Record::default();
         let mut sources = [Vec::new(), Vec::new()];
         for (prefix, source) in content.sources {
             let number = *numbers.entry((source.slot, source.arrives_by)).or_insert_with(|| {
                 distinct.push(*source);
-                u32::try_from(distinct.len()).unwrap_or(u32::MAX)
+                u32::try_from(distinct.len()).map_or(u32::MAX, |known| EXEMPT + known)
             });
-            record.source(prefix, number);
             sources[Family::of(prefix) as usize].push(numbered(prefix, number));
         }
         let mut sets: BTreeMap<u32, [Vec<Prefix>; 2]> = BTreeMap::new();
         for exemption in content.exempt {
-            record.exemption(exemption, true);
             sets.entry(exemption.set).or_default()[Family::of(&exemption.prefix) as usize]
-                .push(numbered(&exemption.prefix, 1));
+                .push(numbered(&exemption.prefix, EXEMPT));
         }
 
-        let table = header::LENGTH as usize;
-        let room = distinct.len() + 1 + TABLE_ROOM.max(distinct.len());
+        let table = header::TABLE as usize;
+        let room = FIRST_SOURCE as usize + distinct.len() + TABLE_ROOM.max(distinct.len());
         let places = place_sets(sets.keys().copied());
         let first_set = table + room;
         let base = first_set + places.len() * SET_WORDS as usize;
         let mut used = vec![0; base];
-        used[header::TABLE as usize] = table as u64;
         used[header::SETS as usize] = first_set as u64 | (places.len() as u64 - 1) << 32;
-        for (word, source) in used[table + 1..].iter_mut().zip(&distinct) {
+        used[table + EXEMPT as usize] = PRESENT;
+        for (word, source) in used[table + FIRST_SOURCE as usize..].iter_mut().zip(&distinct) {
             *word = pack(*source);
         }
         let mut builder = Builder::new(base);
@@ -110,9 +112,11 @@ impl Image {
             }
         }
         used.extend(builder.into_words());
+        let record = record::list(&sources, &sets);
         used[header::USED as usize] = used.len() as u64;
-        used[header::RECORD as usize] = record.0.len() as u64;
-        Self { used, record: record.0 }
+        used[header::LISTED as usize] = record.len() as u64;
+        used[header::RECORD as usize] = record.len() as u64;
+        Self { used, record }
     }
 
     /// As many words as it takes, without room for changes.
@@ -150,18 +154,22 @@ impl Image {
 pub const MINIMUM: u64 = 1 << 13;
 
 /// As many words as an array should have for so many source prefixes, as far as can be told before they are compiled: with
-/// more, programs need not be loaded twice. In eighths of a word for each prefix, by what random ones have taken.
+/// more, programs need not be loaded twice. The first table, and in bytes for each prefix what random ones have taken.
 #[must_use]
 pub fn expected<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> u64 {
-    let eighths: u64 = prefixes
-        .map(|prefix| match (Family::of(prefix), prefix.prefix_len()) {
-            (Family::V4, ..=24) => 15,
-            (Family::V4, _) => 21,
-            (Family::V6, ..=64) => 38,
-            (Family::V6, _) => 62,
-        })
-        .sum();
-    (eighths / 8 + eighths / 32 + MINIMUM).next_multiple_of(MINIMUM)
+    let (mut counts, mut bytes) = ([0; 2], 0);
+    for prefix in prefixes {
+        let family = Family::of(prefix);
+        counts[family as usize] += 1;
+        bytes += match (family, prefix.prefix_len()) {
+            (Family::V4, ..=24) => 6,
+            (Family::V4, _) => 10,
+            (Family::V6, ..=64) => 27,
+            (Family::V6, _) => 45,
+        };
+    }
+    let words = bytes / 8 + counts.into_iter().map(trie::table_words).sum::<u64>();
+    (words + words / 16 + MINIMUM).next_multiple_of(MINIMUM)
 }
 
 /// Changes an array, which others read, where operations concern it. `content` is what it is to be afterwards. False if it
@@ -177,12 +185,12 @@ pub fn change<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operations: 
 }
 
 fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &FastOp) -> Option<()> {
-    let mut record = Record::default();
+    let mut journal = Journal::default();
     match operation {
-        FastOp::PutSource(prefix, source) => record.source(prefix, number_of(memory, *source)?),
-        FastOp::RemoveSource(prefix) => record.source(prefix, 0),
-        FastOp::AddExemption(exemption) => record.exemption(exemption, true),
-        FastOp::RemoveExemption(exemption) => record.exemption(exemption, false),
+        FastOp::PutSource(prefix, source) => journal.source(prefix, number_of(memory, *source)?),
+        FastOp::RemoveSource(prefix) => journal.source(prefix, 0),
+        FastOp::AddExemption(exemption) => journal.exemption(exemption, true),
+        FastOp::RemoveExemption(exemption) => journal.exemption(exemption, false),
         _ => return None,
     }
     match operation {
@@ -191,7 +199,7 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
             let number = |source: &Source| number_of(memory, *source).unwrap_or_default();
             rebuild(
                 memory,
-                &record,
+                &journal,
                 root,
                 prefix,
                 |range| {
@@ -206,18 +214,18 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
             )
         }
         FastOp::AddExemption(Exemption { set, prefix }) | FastOp::RemoveExemption(Exemption { set, prefix }) => {
-            let root = root_of_set(memory, *set)? + Family::of(prefix) as u64;
+            let root = root_of_set(memory, u64::from(*set))? + Family::of(prefix) as u64;
             let of_set = |prefix| Exemption { set: *set, prefix };
             rebuild(
                 memory,
-                &record,
+                &journal,
                 root,
                 prefix,
                 |range| {
                     let range = of_set(*range.start())..=of_set(*range.end());
-                    content.exempt.range(range).map(|exemption| numbered(&exemption.prefix, 1)).collect()
+                    content.exempt.range(range).map(|exemption| numbered(&exemption.prefix, EXEMPT)).collect()
                 },
-                |prefix| content.exempt.contains(&of_set(*prefix)).then_some(1),
+                |prefix| content.exempt.contains(&of_set(*prefix)).then_some(EXEMPT),
             )
         }
         _ => None,
@@ -230,7 +238,7 @@ const MAX_SITES: u64 = 1 << 12;
 /// Builds the parts anew that a prefix concerns. All new words come first, then the entries that lead to them.
 fn rebuild<M: Memory + ?Sized>(
     memory: &M,
-    record: &Record,
+    journal: &Journal,
     root: u64,
     prefix: &IpNet,
     within: impl Fn(std::ops::RangeInclusive<IpNet>) -> Vec<Prefix>,
@@ -239,14 +247,14 @@ fn rebuild<M: Memory + ?Sized>(
     let family = Family::of(prefix);
     let Prefix { start, length, .. } = numbered(prefix, 0);
     let sites = Sites::find(memory, root, start, length)?;
-    if sites.places.end - sites.places.start > MAX_SITES {
+    if sites.count > MAX_SITES {
         return None;
     }
     let (used, recorded) = (memory.word(header::USED), memory.word(header::RECORD));
     let mut builder = Builder::new(usize::try_from(used).ok()?);
     let mut entries = Vec::new();
     let first = start & mask(sites.depth);
-    for (index, place) in sites.places.clone().enumerate() {
+    for (index, place) in sites.places().enumerate() {
         let start = if sites.depth == 0 { 0 } else { first + ((index as u128) << (128 - sites.depth)) };
         let part = prefix_at(family, start, sites.depth)?;
         let cover = (0..=sites.depth).rev().find_map(|length| number(&prefix_at(family, start, length)?));
@@ -258,14 +266,14 @@ fn rebuild<M: Memory + ?Sized>(
     }
     let words = builder.into_words();
     let end = used + words.len() as u64;
-    let record_end = recorded + record.0.len() as u64;
+    let record_end = recorded + journal.0.len() as u64;
     if end + record_end > memory.length() {
         return None;
     }
     for (word, place) in words.iter().zip(used..) {
         memory.write(place, *word);
     }
-    for (word, index) in record.0.iter().zip(recorded..) {
+    for (word, index) in journal.0.iter().zip(recorded..) {
         memory.write(memory.length() - 1 - index, *word);
     }
     memory.write(header::USED, end);
@@ -277,99 +285,9 @@ fn rebuild<M: Memory + ?Sized>(
     Some(())
 }
 
-/// What stands in an array, as its record tells. `None` if it is damaged.
-#[must_use]
-pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeSet<Exemption>)> {
-    let (mut sources, mut exempt) = (Vec::new(), BTreeSet::new());
-    let count = memory.word(header::RECORD);
-    let mut words = (1..=count).map(|index| Some(memory.word(memory.length().checked_sub(index)?)));
-    while let Some(word) = words.next() {
-        let first = word?;
-        let mut next = || words.next().flatten();
-        let (number, length) = (first >> NUMBER_AT & MAX_NUMBER, u8::try_from(first >> LENGTH_AT & 0xff).ok()?);
-        let low = first as u32;
-        let (is_source, address) = match first >> KIND_AT {
-            SOURCE_V4 => (true, IpAddr::V4(Ipv4Addr::from_bits(low))),
-            EXEMPT_V4 => (false, IpAddr::V4(Ipv4Addr::from_bits(next()? as u32))),
-            kind @ (SOURCE_V6 | EXEMPT_V6) => {
-                let high = next()?;
-                let low = if length > 64 { next()? } else { 0 };
-                (kind == SOURCE_V6, IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))))
-            }
-            _ => return None,
-        };
-        let prefix = IpNet::new(address, length).ok()?;
-        match (is_source, number) {
-            (true, 0) => sources.push((prefix, None)),
-            (true, _) => {
-                sources.push((prefix, Some(unpack(memory.word(memory.word(header::TABLE) + number))?)));
-            }
-            (false, 0) => drop(exempt.remove(&Exemption { set: low, prefix })),
-            (false, _) => drop(exempt.insert(Exemption { set: low, prefix })),
-        }
-    }
-    let mut read = PrefixMap::default();
-    read.change(sources);
-    Some((read, exempt))
-}
-
 /// As many words of an array as are used.
 pub fn used<M: Memory + ?Sized>(memory: &M) -> u64 {
     memory.word(header::USED) + memory.word(header::RECORD)
-}
-
-/// The kinds of a record's entries, in the highest bits of their first word.
-const SOURCE_V4: u64 = 1;
-const SOURCE_V6: u64 = 2;
-const EXEMPT_V4: u64 = 3;
-const EXEMPT_V6: u64 = 4;
-const KIND_AT: u32 = 61;
-const LENGTH_AT: u32 = 53;
-const NUMBER_AT: u32 = 32;
-const MAX_NUMBER: u64 = (1 << Entry::NUMBER_BITS) - 1;
-
-/// Words of the record: kind, prefix length, number (0: removed) and 32 bits (an address or a set), then the address's other
-/// words, but none of zeros behind the prefix.
-#[derive(Default)]
-struct Record(Vec<u64>);
-
-impl Record {
-    fn source(&mut self, prefix: &IpNet, number: u32) {
-        match prefix {
-            IpNet::V4(prefix) => {
-                self.first(SOURCE_V4, prefix.prefix_len(), number, prefix.addr().to_bits());
-            }
-            IpNet::V6(prefix) => {
-                self.first(SOURCE_V6, prefix.prefix_len(), number, 0);
-                self.v6(prefix);
-            }
-        }
-    }
-
-    fn exemption(&mut self, Exemption { set, prefix }: &Exemption, present: bool) {
-        match prefix {
-            IpNet::V4(prefix) => {
-                self.first(EXEMPT_V4, prefix.prefix_len(), present.into(), *set);
-                self.0.push(prefix.addr().to_bits().into());
-            }
-            IpNet::V6(prefix) => {
-                self.first(EXEMPT_V6, prefix.prefix_len(), present.into(), *set);
-                self.v6(prefix);
-            }
-        }
-    }
-
-    fn first(&mut self, kind: u64, length: u8, number: u32, low: u32) {
-        self.0.push(kind << KIND_AT | u64::from(length) << LENGTH_AT | u64::from(number) << NUMBER_AT | u64::from(low));
-    }
-
-    fn v6(&mut self, prefix: &Ipv6Net) {
-        let Key { high, low } = crate::trie::key(prefix.addr().to_bits());
-        self.0.push(high);
-        if prefix.prefix_len() > 64 {
-            self.0.push(low);
-        }
-    }
 }
 
 fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
@@ -380,15 +298,14 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 
 /// The number of a source in the table, which it is added to if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
-    let table = memory.word(header::TABLE);
     let end = memory.word(header::SETS) & 0xffff_ffff;
-    for place in table + 1..end {
+    for place in header::TABLE + FIRST_SOURCE..end {
         let word = memory.word(place);
         if word == 0 {
             memory.write(place, pack(source));
         }
         if word == 0 || word == pack(source) {
-            return u32::try_from(place - table).ok();
+            return u32::try_from(place - header::TABLE).ok();
         }
     }
     None

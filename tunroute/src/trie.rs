@@ -1,19 +1,27 @@
 //! Builds the trie that [`tunroute_common::trie::find`] looks up in, whole or the parts that a change concerns.
 
-use std::ops::Range;
-
-use tunroute_common::trie::{CHUNK, Entry, Key, Kind, Words};
+use tunroute_common::trie::{CHUNK, Entry, Key, Kind, Leaf, STRIDE, Words};
 
 use crate::net::Family;
 
-/// From as many prefixes on, a table leads to them: it costs a word for each of its entries, and saves steps.
+/// From as many prefixes on, a table leads to them: it costs [`STRIDE`] words for each of its entries, and saves steps.
 const TABLE_FROM: usize = 64;
-/// A table has at most so many bits: 2 MiB, which a processor's caches hold.
+/// A table has at most so many bits: 4 MiB, of which a processor's caches hold what is in use.
 const TABLE_BITS: u32 = 18;
 /// Passing over so many bits that all prefixes share is worth an entry of its own.
 const SKIP_FROM: u32 = 2 * CHUNK;
 /// Bits of a half of a key.
 const HALF: u32 = u64::BITS;
+
+/// So many bits choose at most among a table's entries: two entries for each prefix, or up to four.
+fn table_bits(prefixes: usize) -> u32 {
+    prefixes.checked_ilog2().map_or(0, |bits| TABLE_BITS.min(bits + 2))
+}
+
+/// As many words as the first table has at most for so many prefixes.
+pub fn table_words(prefixes: usize) -> u64 {
+    if prefixes < TABLE_FROM { 0 } else { STRIDE << table_bits(prefixes) }
+}
 
 /// A prefix and what it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +84,7 @@ impl Builder {
     /// have been taken for its cover already.
     pub fn build(&mut self, family: Family, part: Part, prefixes: &[Prefix]) -> Entry {
         self.end = if family == Family::V4 { 32 } else { 128 };
-        self.entry(part, prefixes)
+        self.entry(part, prefixes, None)
     }
 
     /// Room for so many words.
@@ -96,15 +104,22 @@ impl Builder {
         if depth < HALF { self.end.min(HALF) } else { self.end }
     }
 
-    fn entry(&mut self, part: Part, prefixes: &[Prefix]) -> Entry {
+    /// An entry, and all that it leads to. What belongs beside it is put there, if it has such a word.
+    fn entry(&mut self, part: Part, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
         let Part { depth, around, cover } = part;
         let [first, .., last] = prefixes else {
             return match prefixes {
                 [only] if cover == around => self.single(part, only),
                 [only] => self.skip(part, only.start, only.length.min(self.half_end(depth)), prefixes),
-                _ => Entry::new(Kind::Number, 0, 0, cover, 0),
+                _ => Entry::new(Kind::Near, 0, 0, cover, 0),
             };
         };
+        if let ([one, other], Some(place)) = (prefixes, beside)
+            && cover == around
+            && let Some(entry) = self.two(part, one, other, place)
+        {
+            return entry;
+        }
         // Sorted: if any is as short as what all share, the first is.
         let shared = (first.start ^ last.start).leading_zeros().min(first.length).min(self.half_end(depth));
         if shared >= depth + SKIP_FROM {
@@ -113,30 +128,49 @@ impl Builder {
         // Near the end of a half, a node looks at bits again that have led to it.
         let position = depth.min(self.half_end(depth) - CHUNK);
         if prefixes.iter().all(|prefix| prefix.length <= position + CHUNK) {
-            return self.runs(position, cover, prefixes);
+            return self.runs(position, cover, prefixes, beside);
         }
-        let bits = TABLE_BITS.min(prefixes.len().ilog2() + 2).min(self.half_end(depth) - depth);
+        let bits = enough_bits(depth, table_bits(prefixes.len()).min(self.half_end(depth) - depth), prefixes);
         if prefixes.len() >= TABLE_FROM && bits > CHUNK {
             return self.table(part, bits, prefixes);
         }
-        self.sparse(position, cover, prefixes)
+        self.sparse(position, cover, prefixes, beside)
     }
 
     /// One prefix, in a part in which nothing else is but what is around.
     fn single(&mut self, part: Part, prefix: &Prefix) -> Entry {
+        if let Some(entry) = self.near(Kind::Near, part, prefix) {
+            return entry;
+        }
         let Prefix { start, length, number } = *prefix;
-        let depth = part.depth;
-        let width = length - depth;
-        if length > self.half_end(depth) {
-            return self.skip(part, start, HALF, &[*prefix]);
+        let both = length > self.half_end(part.depth);
+        let at = self.words.len();
+        self.words.push(half(start, length - 1));
+        if both {
+            self.words.push(half(start, part.depth));
         }
-        if width <= Entry::PLACE_BITS {
-            let value = Entry::new(Kind::Near, depth, width, number, 0);
-            return Entry(value.0 | bits(start, depth, width) as u64);
-        }
-        let at = self.reserve(1);
-        self.words[at] = half(start, depth);
-        Entry::new(Kind::Path, length - 1, 0, number, self.place(at))
+        Entry::new(Kind::Path, length - 1, both.into(), number, self.place(at))
+    }
+
+    /// One prefix whose bits have room in an entry.
+    fn near(&self, kind: Kind, Part { depth, .. }: Part, prefix: &Prefix) -> Option<Entry> {
+        let width = prefix.length - depth;
+        let fits = width <= Entry::PLACE_BITS && prefix.length <= self.half_end(depth);
+        let value = Entry::new(kind, depth, width, prefix.number, 0).0;
+        fits.then(|| Entry(value | bits(prefix.start, depth, width) as u64))
+    }
+
+    /// Two prefixes, the second one's entry beside that of the first.
+    fn two(&mut self, part: Part, one: &Prefix, other: &Prefix, beside: usize) -> Option<Entry> {
+        let nested = (one.start ^ other.start).leading_zeros() >= one.length;
+        // What is nested in the other is looked at first. Sorted: it is the second of them.
+        let (entry, last) = match (self.near(Kind::Two, part, other), self.near(Kind::Two, part, one)) {
+            (Some(entry), _) => (entry, one),
+            (None, Some(entry)) if !nested => (entry, other),
+            _ => return None,
+        };
+        self.words[beside] = self.single(part, last).0;
+        Some(entry)
     }
 
     /// Passes over the bits that all prefixes share.
@@ -145,57 +179,77 @@ impl Builder {
         self.words[at] = half(start, depth);
         let (whole, deeper) = prefixes.split_at(prefixes.partition_point(|prefix| prefix.length <= shared));
         let inner = Part { depth: shared, around: cover, cover: whole.last().map_or(cover, |prefix| prefix.number) };
-        self.words[at + 1] = self.entry(inner, deeper).0;
+        self.words[at + 1] = self.entry(inner, deeper, None).0;
         Entry::new(Kind::Skip, shared - 1, 0, cover, self.place(at))
     }
 
     fn table(&mut self, Part { depth, cover, .. }: Part, bits: u32, prefixes: &[Prefix]) -> Entry {
-        let at = self.reserve(1 << bits);
+        let at = self.reserve((STRIDE as usize) << bits);
         self.cells(depth, bits, cover, prefixes, |builder, cell, part, deeper| {
-            let entry = builder.entry(part, deeper);
-            builder.words[at + cell] = entry.0;
+            let at = at + cell * STRIDE as usize;
+            let entry = builder.entry(part, deeper, Some(at + 1));
+            builder.words[at] = entry.0;
         });
         Entry::new(Kind::Table, depth, bits, cover, self.place(at))
     }
 
-    fn sparse(&mut self, position: u32, cover: u32, prefixes: &[Prefix]) -> Entry {
-        let mut bitmap = 0u64;
-        self.cells(position, CHUNK, cover, prefixes, |_, cell, part, deeper| {
-            bitmap |= u64::from(part.cover != cover || !deeper.is_empty()) << cell;
-        });
-        let at = self.reserve(1 + bitmap.count_ones() as usize);
-        self.words[at] = bitmap;
-        let mut next = at;
+    fn sparse(&mut self, position: u32, cover: u32, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
+        let (mut bitmap, mut entries) = (0u64, Vec::new());
         self.cells(position, CHUNK, cover, prefixes, |builder, cell, part, deeper| {
-            if bitmap >> cell & 1 == 1 {
-                next += 1;
-                let entry = builder.entry(part, deeper);
-                builder.words[next] = entry.0;
+            if part.cover != cover || !deeper.is_empty() {
+                bitmap |= 1 << cell;
+                entries.push(builder.entry(part, deeper, None));
             }
         });
-        Entry::new(Kind::Sparse, position, 0, cover, self.place(at))
+        let leaves: Option<Vec<u64>> = entries.iter().map(|entry| Some(Leaf::of(*entry)?.0)).collect();
+        let (kind, rest) = match leaves {
+            Some(leaves) => (Kind::Leaves, packed(u32::BITS.ilog2(), &leaves)),
+            None => (Kind::Sparse, entries.iter().map(|entry| entry.0).collect()),
+        };
+        self.node(kind, position, 0, cover, bitmap, &rest, beside)
     }
 
     /// Nothing here is deeper than a cell.
-    fn runs(&mut self, position: u32, cover: u32, prefixes: &[Prefix]) -> Entry {
+    fn runs(&mut self, position: u32, cover: u32, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
         let numbers = covers(position, CHUNK, cover, prefixes);
         let mut bitmap = 0u64;
-        let mut runs = vec![numbers[0]];
+        let mut runs = vec![u64::from(numbers[0])];
         for (cell, pair) in numbers.windows(2).enumerate() {
             if pair[0] != pair[1] {
                 bitmap |= 1 << (cell + 1);
-                runs.push(pair[1]);
+                runs.push(pair[1].into());
             }
         }
-        let needed = runs.iter().map(|number| u32::BITS - number.leading_zeros()).max().unwrap_or(1).max(1);
+        let needed = runs.iter().map(|number| u64::BITS - number.leading_zeros()).max().unwrap_or(1).max(1);
         let width = needed.next_power_of_two().ilog2();
-        let per_word = (u64::BITS >> width) as usize;
-        let at = self.reserve(1 + runs.len().div_ceil(per_word));
-        self.words[at] = bitmap;
-        for (index, number) in runs.iter().enumerate() {
-            self.words[at + 1 + index / per_word] |= u64::from(*number) << ((index % per_word) << width);
-        }
-        Entry::new(Kind::Runs, position, width, 0, self.place(at))
+        self.node(Kind::Runs, position, width, 0, bitmap, &packed(width, &runs), beside)
+    }
+
+    /// A bitmap of cells, and what belongs to them.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one entry")]
+    fn node(
+        &mut self,
+        kind: Kind,
+        position: u32,
+        width: u32,
+        number: u32,
+        bitmap: u64,
+        rest: &[u64],
+        beside: Option<usize>,
+    ) -> Entry {
+        let at = self.words.len();
+        let width = match beside {
+            Some(place) => {
+                self.words[place] = bitmap;
+                width + Entry::BESIDE
+            }
+            None => {
+                self.words.push(bitmap);
+                width
+            }
+        };
+        self.words.extend(rest);
+        Entry::new(kind, position, width, number, self.place(at))
     }
 
     /// Goes through the cells that the bits from a position on make, with what holds each and what is in it.
@@ -218,6 +272,33 @@ impl Builder {
             visit(self, cell, Part { depth: position + width, around: cover, cover: held_by }, deeper);
         }
     }
+}
+
+/// Numbers of 2 to the power of the width bits, in words.
+fn packed(width: u32, numbers: &[u64]) -> Vec<u64> {
+    let in_word = |numbers: &[u64]| numbers.iter().rev().fold(0, |word, number| word << (1 << width) % 64 | number);
+    numbers.chunks((u64::BITS >> width) as usize).map(in_word).collect()
+}
+
+/// The fewest bits of a table with which two or three prefixes have two of its entries, where at most so many are allowed:
+/// two have room in one, and what is not touched for nothing stays in a processor's caches.
+fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
+    // Of those in a row, how many differ first in each bit.
+    let mut differ = [0; TABLE_BITS as usize];
+    for pair in prefixes.windows(2) {
+        let at = (pair[0].start ^ pair[1].start).leading_zeros() - depth;
+        if let Some(count) = differ.get_mut(at as usize) {
+            *count += 1;
+        }
+    }
+    let mut used = 1;
+    for (bits, more) in (1..most).zip(differ) {
+        used += more;
+        if prefixes.len() * 2 <= used * 3 {
+            return bits;
+        }
+    }
+    most
 }
 
 /// The number of the longest prefix that holds each cell.
@@ -245,8 +326,10 @@ const fn half(address: u128, depth: u32) -> u64 {
 /// Entries that a change of one prefix concerns: the part of each is to be built anew, and nothing else.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sites {
-    /// The places of the entries.
-    pub places: Range<u64>,
+    /// The place of the first one. The others stand [`STRIDE`] words apart.
+    first: u64,
+    /// As many as they are.
+    pub count: u64,
     /// So many bits lead to each.
     pub depth: u32,
     /// The number of the part around them.
@@ -256,9 +339,9 @@ pub struct Sites {
 impl Sites {
     /// Looks for those of a prefix below the entry at a place.
     pub fn find<W: Words + ?Sized>(words: &W, root: u64, start: u128, length: u32) -> Option<Self> {
-        let mut sites = Self { places: root..root + 1, depth: 0, around: 0 };
+        let mut sites = Self { first: root, count: 1, depth: 0, around: 0 };
         loop {
-            let entry = Entry(words.word(sites.places.start));
+            let entry = Entry(words.word(sites.first));
             let (position, width) = (u32::try_from(entry.position()).ok()?, u32::try_from(entry.width()).ok()?);
             let around = u32::try_from(entry.number()).ok()?;
             match entry.kind() {
@@ -266,15 +349,14 @@ impl Sites {
                     if length > position
                         && (half(start, position) ^ words.word(entry.place())) >> (63 - position % HALF) == 0 =>
                 {
-                    let inner = entry.place() + 1;
-                    sites = Self { places: inner..inner + 1, depth: position + 1, around };
+                    sites = Self { first: entry.place() + 1, count: 1, depth: position + 1, around };
                 }
                 // What holds the whole table changes its number, too.
                 Kind::Table if length > position => {
-                    let first = entry.place() + bits(start, position, width) as u64;
+                    let first = entry.place() + bits(start, position, width) as u64 * STRIDE;
                     let depth = position + width;
                     let count = 1 << depth.saturating_sub(length);
-                    sites = Self { places: first..first + count, depth, around };
+                    sites = Self { first, count, depth, around };
                     if count > 1 {
                         return Some(sites);
                     }
@@ -282,6 +364,11 @@ impl Sites {
                 _ => return Some(sites),
             }
         }
+    }
+
+    /// The places of the entries.
+    pub fn places(&self) -> impl Iterator<Item = u64> {
+        (0..self.count).map(|index| self.first + index * STRIDE)
     }
 }
 

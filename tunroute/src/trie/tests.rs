@@ -46,7 +46,7 @@ fn build(family: Family, prefixes: &Prefixes) -> Vec<u64> {
 fn change(family: Family, words: &mut Vec<u64>, prefixes: &Prefixes, (start, length): (u128, u32)) {
     let sites = Sites::find(words.as_slice(), 0, start, length).expect("well-formed");
     let first = start & mask(sites.depth.min(length));
-    for (index, place) in sites.places.clone().enumerate() {
+    for (index, place) in sites.places().enumerate() {
         let start = if sites.depth == 0 { 0 } else { first + ((index as u128) << (128 - sites.depth)) };
         let part = Part { depth: sites.depth, around: sites.around, cover: longest(prefixes, start, sites.depth) };
         let mut builder = Builder::new(words.len());
