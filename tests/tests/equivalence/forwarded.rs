@@ -14,7 +14,7 @@ use nix::{
 };
 use tunroute::{compile::Desired, config::Unmatched, fast::Hook, net::Family};
 use tunroute_common::maps::Outcome;
-use tunroute_tests::{Capture, Direction, Injector, Seen};
+use tunroute_tests::{Capture, Direction, Injector, Seen, snapshot::can_ask_main};
 
 use crate::{
     expect::{Fate, Situation},
@@ -70,7 +70,8 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
         Ok(sum)
     })?;
     println!("{left} frames left, {fast} of them by the programs, and {unmatched} that no policy was about");
-    ensure!(seeds.seeds.clone().count() < 40 || (fast > 200 && unmatched > 20), "too few to prove anything");
+    let few = fast <= 200 || (unmatched <= 20 && can_ask_main());
+    ensure!(seeds.seeds.clone().count() < 40 || !few, "too few to prove anything");
     Ok(())
 }
 

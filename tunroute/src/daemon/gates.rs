@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use crate::{
     compile::{FastInputs, matching},
     config::{Config, Unmatched},
+    datapath::features,
     fast::Open,
     gates::{Gate, GateInput, Probes, gates, main_decides},
     kernel::sysctl::{self, RpFilter},
@@ -112,6 +113,9 @@ impl Gates {
                 return false;
             }
             let why = match family {
+                _ if !features::asks_main() => {
+                    "before Linux 6.3 programs cannot ask for a route of the main table alone"
+                }
                 Family::V4 if reverse_path => "rp_filter looks at their way back",
                 _ if main_decides(kernel, family) => return true,
                 _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
