@@ -114,20 +114,24 @@ fn bpffs_is_unmounted() -> Result<()> {
 /// Where no bpf file system can be mounted again, everything goes on unpinned.
 #[test]
 fn bpffs_is_unmounted_for_good() -> Result<()> {
-    Setting::new("both").lossless().run("bpffs unmounted for good", |scene| {
-        let log = scene.log_end();
-        let pins = scene.world.pin_dir();
-        let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
-        let pid = scene.daemon.pid()?.to_string();
-        scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
-        scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
-        std::thread::sleep(Duration::from_millis(700));
-        ensure!(scene.said(log, "pinned maps") == 1, "said again");
-        ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
-        ensure!(open(scene, "v6")?, "closed");
-        scene.daemon.reload()?;
-        scene.flows_again("carried", SECOND)
-    })
+    for attach in [None, Some("clsact")] {
+        let options = DaemonOptions { attach, ..DaemonOptions::default() };
+        Setting { options, ..Setting::new("both") }.lossless().run("bpffs unmounted for good", |scene| {
+            let log = scene.log_end();
+            let pins = scene.world.pin_dir();
+            let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
+            let pid = scene.daemon.pid()?.to_string();
+            scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
+            scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
+            std::thread::sleep(Duration::from_millis(700));
+            ensure!(scene.said(log, "pinned maps") == 1, "said again");
+            ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
+            ensure!(open(scene, "v6")?, "closed");
+            scene.daemon.reload()?;
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
 }
 
 /// With TCX the qdisc has nothing of tunroute's.

@@ -12,7 +12,6 @@ use tunroute_tests::{
     pace::patience,
     ping,
     plan::{REMOTE, REMOTE_ISP_DEVICE},
-    snapshot::has_tcx,
     traffic::Answer,
 };
 
@@ -224,18 +223,18 @@ impl Scene<'_> {
         self.host(&rename).or_else(|_| self.host(&format!("link set {from} down\n{rename}\nlink set {to} up")))
     }
 
-    /// Programs of this project on a hook of a device: before Linux 6.6 they are filters. They run before everybody else's.
+    /// Programs of this project on a hook of a device, attached in one way or the other. They run before everybody else's.
     pub fn programs(&self, device: &str, hook: &str) -> Result<usize> {
-        let programs: Vec<String> = if has_tcx() {
-            self.world.host.tcx(device, hook)?
-        } else {
-            // tc fails where there is no clsact to ask.
-            let filters = self.world.host.query("tc", &format!("filter show dev {device} {hook}")).unwrap_or_default();
-            filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect()
-        };
-        let ours = programs.iter().take_while(|name| is_ours(name)).count();
-        ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
-        Ok(ours)
+        // tc fails where there is no clsact to ask.
+        let filters = self.world.host.query("tc", &format!("filter show dev {device} {hook}")).unwrap_or_default();
+        let filters = filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect();
+        let mut all = 0;
+        for programs in [self.world.host.tcx(device, hook)?, filters] {
+            let ours = programs.iter().take_while(|name| is_ours(name)).count();
+            ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
+            all += ours;
+        }
+        Ok(all)
     }
 
     /// The state of tunnel 0 in `status`.
@@ -258,7 +257,7 @@ impl Scene<'_> {
     }
 }
 
-/// What is said of this project's filters where there is no TCX.
+/// What is said of this project's filters, where it is attached by them.
 pub const OUR_FILTERS: &str = "pref 2 ";
 
 /// Is this program this project's?

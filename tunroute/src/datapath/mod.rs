@@ -222,17 +222,21 @@ impl Datapath {
         let mut pinned = BTreeSet::new();
         self.pins.forget_missing(links);
         self.links.retain(|(_, _, ifindex), _| links.contains_key(ifindex));
-        // Where nothing can be pinned, an unpinned link is the best there is.
+        // Where nothing can be pinned, an unpinned link is the best there is, and a filter is known by its program.
         let pins_wanted = self.maps_pinned();
         for link in links.values() {
             for attachment in attachments(link) {
                 let hook = attachment.hook;
                 let is_pinned = self.pins.is_pinned(self.method, &attachment);
-                if !is_pinned && !self.links.contains_key(&key(&attachment)) {
+                let known = is_pinned || self.links.contains_key(&key(&attachment));
+                if !known && (pins_wanted || self.method == Method::Tcx) {
+                    continue;
+                }
+                let id = self.program_id(attachment.program())?;
+                if !known && !filters.contains(&(hook, link.index, id)) {
                     continue;
                 }
                 pinned.insert(attachment.clone());
-                let id = self.program_id(attachment.program())?;
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
                 let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
