@@ -21,7 +21,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
         links::FdLink,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -241,7 +241,9 @@ impl Datapath {
                 let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
                         Method::Tcx => self.runs(&attachment, id) && self.hold(&attachment),
-                        Method::Clsact => filters.contains(&(hook, link.index, id)),
+                        Method::Clsact => {
+                            filters.contains(&(hook, link.index, id)) || self.is_filter(&attachment, filters)
+                        }
                     };
                 if in_place {
                     attached.insert(attachment);
@@ -273,6 +275,15 @@ impl Datapath {
         // This takes CAP_SYS_ADMIN: see `adopt`.
         SchedClassifier::query_tcx(&attachment.device, attach_type(attachment.hook))
             .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
+    }
+
+    /// Is an earlier daemon's program, which is as good as this daemon's, the filter? It is pinned.
+    fn is_filter(&self, attachment: &Attachment, filters: &BTreeSet<(Hook, IfIndex, u32)>) -> bool {
+        let info = ProgramInfo::from_pin(self.pins.path(Method::Clsact, attachment));
+        info.is_ok_and(|info| {
+            filters.contains(&(attachment.hook, attachment.ifindex, info.id()))
+                && self.loaded.is(attachment.program(), &info)
+        })
     }
 
     fn program_id(&mut self, program: &'static str) -> Result<u32> {
