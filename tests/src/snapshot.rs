@@ -80,6 +80,12 @@ pub fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
+/// Whether programs can forward by the main table (`unmatched = "fast"`): since Linux 6.3.
+#[must_use]
+pub fn can_ask_main() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 3, 0))
+}
+
 impl Snapshot {
     /// Without the lines for which `ours` says so, of which it gets the section's name (`ip -6 rule`) and the text.
     #[must_use]

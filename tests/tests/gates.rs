@@ -1,13 +1,15 @@
 //! Gates of a running daemon: each closes and opens without a restart, and `status` says what to do.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, nft, plan::REMOTE};
+use tunroute_tests::{Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, inject::udp, nft, plan::REMOTE};
 
 /// A look at the gates is due twice a second.
 const SOON: Duration = Duration::from_secs(3);
+/// What is not to come does not come within this.
+const A_WHILE: Duration = Duration::from_millis(100);
 
 struct Case {
     name: &'static str,
@@ -115,19 +117,63 @@ fn each_closes_and_opens_while_the_daemon_runs() -> Result<()> {
 #[test]
 fn a_device_of_another_kind_is_left_out_and_the_others_decide() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;
-    let config = world.config();
+    let config = world.config().replace("ingress = [\"lan0\"]", "ingress = [\"lan0\", \"odd*\"]");
     let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
-    daemon.write_config(&config.replace("ingress = [\"lan0\"]", "ingress = [\"lan0\", \"lo\"]"))?;
-    daemon.reload()?;
-    let status = daemon.wait_status(|status| status["fast_path"]["state"] == "partly", SOON)?;
+    let is = |state: &'static str| move |status: &Value| status["fast_path"]["state"] == state;
+    daemon.wait_status(is("on"), SOON)?;
+    world.host.ip("link set lo down\nlink set lo name odd0\nlink set odd0 up")?;
+    let status = daemon.wait_status(is("partly"), SOON)?;
     let reasons = status["fast_path"]["reasons"].to_string();
     ensure!(
-        reasons.contains("lo carries neither Ethernet nor bare IP") && reasons.contains("out of `ingress`"),
+        reasons.contains("odd0 carries neither Ethernet nor bare IP") && reasons.contains("out of `ingress`"),
         "{reasons}"
     );
     assert_eq!(carried_by(&status, "v6"), "fast path");
-    daemon.write_config(&config)?;
-    daemon.reload()?;
-    daemon.wait_status(|status| status["fast_path"]["state"] == "on", SOON)?;
+    world.host.ip("link set odd0 down\nlink set odd0 name lo\nlink set lo up")?;
+    daemon.wait_status(is("on"), SOON)?;
+    Ok(())
+}
+
+/// What rp_filter does not believe, the kernel drops, whoever decides afterwards: it is told where that is a policy's.
+#[test]
+fn rp_filter_is_told_where_it_bites() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let (source, destination) = ("10.77.0.2".parse()?, REMOTE.v4.into());
+    let packet = udp(SocketAddr::new(source, 1), SocketAddr::new(destination, 2), 64, b"from afar")?;
+    let config = world.config().replace("\"10.0.0.0/16\"", "\"10.0.0.0/16\", \"10.77.0.0/24\"");
+    let hint = "policy \\\"tunnel0\\\": rp_filter of lan0 drops what comes from 10.77.0.0/24: the main table's way back is \
+                net0 (sysctl -w net.ipv4.conf.lan0.rp_filter=2; or make a route back by lan0)";
+    let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;
+    let (client, mut broker) = (world.client_injector()?, Capture::on(&world.brokers[0], TUNNELS[0].device)?);
+    // Whether it bites then, and whether the program forwards it.
+    for (step, bites, by_program) in [
+        ("filter 0", false, true),
+        ("filter 1", true, false),
+        // The uplink will do for a way back, which the program does not know.
+        ("filter 2", false, false),
+        ("filter 1", true, false),
+        ("route add", false, true),
+        ("route del", true, false),
+        ("filter 0", false, true),
+    ] {
+        match step.split_once(' ') {
+            Some(("filter", value)) => world.host.sysctl(&[("ipv4/conf/lan0/rp_filter", value)])?,
+            _ => world.host.ip(&format!("{step} 10.77.0.0/24 via {} dev lan0", TUNNELS[0].client.v4))?,
+        }
+        let told = |status: &Value| status["hints"].to_string().contains(hint);
+        let status = daemon.wait_status(|status| told(status) == bites, SOON).context(step)?;
+        ensure!(status["fast_path"]["gates"]["reverse-path"] == u64::from(bites), "{step}: {:#}", status["fast_path"]);
+        ensure!(status["fast_path"]["state"] == "on", "{step}: {:#}", status["fast_path"]);
+        let before = daemon.counters()?;
+        client.send(&packet)?;
+        if bites {
+            broker.ensure_none(|seen| seen.is(source, destination), A_WHILE).context(step)?;
+        } else {
+            broker.wait_for(|seen| seen.is(source, destination), SOON).context(step)?;
+        }
+        let outcome = if by_program { "forwarded" } else { "source_check" };
+        let counted = daemon.counters()?.since(&before);
+        ensure!(counted == [(("tunnel0".to_owned(), outcome.to_owned()), 1)].into(), "{step}: {counted:?}");
+    }
     Ok(())
 }

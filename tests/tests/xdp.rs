@@ -198,10 +198,8 @@ fn devices_take_part_as_long_as_nothing_is_passed_over() -> Result<()> {
 fn the_other_end_is_looked_at_where_it_can_be() -> Result<()> {
     let world = World::with(TunnelKind::Veth).build()?;
     world.as_on_a_wire()?;
-    world.host.ip(
-        "link add lan9 type veth peer name peer9\nlink set lan9 up\nlink set peer9 up\n\
-         tuntap add dev tap9 mode tap\ntuntap add dev tun9 mode tun",
-    )?;
+    world.host.ip("link add lan9 type veth peer name peer9\nlink set lan9 up\nlink set peer9 up\n\
+         tuntap add dev tap9 mode tap\ntuntap add dev tun9 mode tun")?;
     let config = world.config().replacen("ingress = [", "ingress = [\"lan9\", ", 1);
     let config = format!("{config}\n[tunnel.tap9]\n[tunnel.tun9]\n");
     let daemon = Daemon::start(&world, &config, &DaemonOptions::default())?;

@@ -9,6 +9,8 @@ use tunroute::{
     compile::{Desired, FastInputs, Inputs, compile, follow, probes},
     config::{Config, Unmatched},
     fast::{FastOp, FastState, Open},
+    gates::kept_out,
+    kernel::sysctl::RpFilter,
     net::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
     },
@@ -287,6 +289,49 @@ fn reverse_paths_split_the_sources() {
             "2a02:578:85a0:1::/64 by 0",
         ]
     );
+}
+
+#[test]
+fn the_reverse_path_filter_keeps_out_what_has_its_way_back_by_an_uplink() {
+    const DEFAULT: (&str, Option<u32>) = ("0.0.0.0/0", Some(2));
+    let lan = |dst| (dst, Some(3));
+    let (strict, loose) = (RpFilter::Strict, RpFilter::Loose);
+    let by_uplink = "policy \"tunnel0\": rp_filter of lan0 drops what comes from 10.0.0.0/8: the main table's way back is \
+                     net0 (sysctl -w net.ipv4.conf.lan0.rp_filter=2; or make a route back by lan0)";
+    let no_way = "policy \"tunnel0\": rp_filter of lan0 drops what comes from 10.0.0.0/8: the main table has no way back \
+                  (make a route back by lan0)";
+    let and_more = no_way.replace("0/8:", "0/8 and 2 other prefixes:");
+    for (from, main, own, filter, expected) in [
+        ("\"10.0.0.0/8\"", &[DEFAULT][..], None, strict, Some(by_uplink)),
+        ("\"10.0.0.0/8\"", &[DEFAULT], None, loose, None),
+        ("\"10.0.0.0/8\"", &[DEFAULT], None, RpFilter::Off, None),
+        ("\"10.0.0.0/8\"", &[], None, strict, Some(no_way)),
+        ("\"10.0.0.0/8\"", &[], None, loose, Some(no_way)),
+        // It comes in as it should, at least a part of it.
+        ("\"10.0.0.0/8\"", &[DEFAULT, lan("10.0.0.0/8")], None, strict, None),
+        ("\"10.0.0.0/8\"", &[DEFAULT, lan("10.5.0.0/16")], None, strict, None),
+        ("\"10.0.0.0/8\"", &[DEFAULT], Some("10.0.0.1/32"), strict, None),
+        // It comes by a tunnel, or by one of several ways.
+        ("\"10.0.0.0/8\"", &[DEFAULT, ("10.0.0.0/8", Some(4))], None, strict, None),
+        ("\"10.0.0.0/8\"", &[("0.0.0.0/0", None)], None, strict, None),
+        ("\"10.0.0.0/8\"", &[DEFAULT, DEFAULT], None, strict, None),
+        ("\"10.0.0.0/8\", \"10.6.0.0/16\", \"11.0.0.0/8\"", &[], None, strict, Some(&and_more)),
+        // It is IPv4's.
+        ("\"2a02:578:85a0::/48\"", &[], None, strict, None),
+    ] {
+        let text = format!(
+            "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n[tunnel.sixxs0]\n[[policy]]\nname = \"tunnel0\"\n\
+             from = [{from}]\nvia = \"sixxs0\""
+        );
+        let config = Config::parse("filtered", &text).unwrap();
+        let main = main.iter().map(|(dst, oif)| MainRoute { dst: dst.parse().unwrap(), oif: *oif, on_link: false });
+        let local = own.into_iter().map(|own| own.parse().unwrap());
+        let kernel = KernelState { main: main.collect(), local: local.collect(), ..host() };
+        let sources = desired(&config, &kernel, true, filter.is_on()).fast.unwrap().sources;
+        let kept = kept_out(&config, &kernel, &sources, &[(3, filter)].into());
+        let words: Vec<String> = kept.iter().map(|kept| format!("{kept} ({})", kept.advice())).collect();
+        assert_eq!(words, Vec::from_iter(expected), "{from} by {main:?}, {own:?}, {filter:?}", main = kernel.main);
+    }
 }
 
 #[test]

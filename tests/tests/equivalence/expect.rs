@@ -22,7 +22,10 @@ use tunroute_common::{
     decide::{Arrival, Verdict},
     maps::{Outcome, Slot, flags},
 };
-use tunroute_tests::rule_walk::{self, Decision, Host};
+use tunroute_tests::{
+    rule_walk::{self, Decision, Host},
+    snapshot::has_tcx,
+};
 
 use crate::{
     packet::Packet,
@@ -46,7 +49,8 @@ pub enum Fate {
 /// Who takes part in XDP on a router, where that is on.
 fn early(scenario: &Scenario, kernel: &KernelState) -> Chosen {
     let mut chosen = Chosen::default();
-    if scenario.config.xdp != Xdp::On {
+    // It takes Linux 6.5; the next one that is tested has TCX, too.
+    if scenario.config.xdp != Xdp::On || !has_tcx() {
         return chosen;
     }
     for (device, _) in DEVICES.iter().filter(|(_, layer)| *layer == LinkLayer::Ethernet) {

@@ -19,7 +19,10 @@ use tunroute::{
     net::Family,
 };
 use tunroute_common::maps::Outcome;
-use tunroute_tests::{Capture, Direction, Injector, Seen};
+use tunroute_tests::{
+    Capture, Direction, Injector, Seen,
+    snapshot::{can_ask_main, has_tcx},
+};
 
 use crate::{
     expect::{Fate, Situation},
@@ -83,8 +86,8 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
     println!(
         "{left} frames left, {fast} of them by the programs, {early} by XDP, {unmatched} that no policy was about"
     );
-    let enough = fast > 200 && early > 20 && unmatched > 20;
-    ensure!(seeds.seeds.clone().count() < 40 || enough, "too few to prove anything");
+    let few = fast <= 200 || (unmatched <= 20 && can_ask_main()) || (early <= 20 && has_tcx());
+    ensure!(seeds.seeds.clone().count() < 40 || !few, "too few to prove anything");
     Ok(())
 }
 

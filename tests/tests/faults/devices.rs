@@ -65,10 +65,10 @@ fn tunnel_comes_late() -> Result<()> {
 #[test]
 fn tunnel_is_renamed() -> Result<()> {
     Setting::new("both").run("tunnel is renamed", |scene| {
-        scene.host(&format!("link set {DEVICE} name other0"))?;
+        scene.rename(DEVICE, "other0")?;
         scene.within("given up", SECOND, |scene| scene.tunnel_is("pending"))?;
         scene.ensure_silence(Duration::from_millis(300))?;
-        scene.host(&format!("link set other0 name {DEVICE}"))?;
+        scene.rename("other0", DEVICE)?;
         scene.flows_again("carried again", SECOND)
     })
 }
@@ -223,7 +223,7 @@ fn wildcard_ingress_follows_new_devices() -> Result<()> {
             let table = scene.table()?;
             let exempt = |scene: &Scene<'_>| scene.exempt(table, "2001:db8:9::/64");
             scene.within("exempt", SECOND, exempt)?;
-            scene.host("link set br-guests name other")?;
+            scene.rename("br-guests", "other")?;
             scene.within("detached from what is renamed", SECOND, |scene| {
                 Ok(scene.programs("other", "ingress")? == 0)
             })?;

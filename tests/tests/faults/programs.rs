@@ -5,10 +5,10 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tunroute::net::Family;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
-use tunroute_tests::{DaemonOptions, Netns, nft, offload::programs};
+use tunroute_tests::{DaemonOptions, nft, offload::programs, snapshot::has_tcx};
 
 use crate::{
-    scene::{SECOND, Scene, Setting},
+    scene::{OUR_FILTERS, SECOND, Scene, Setting},
     tools,
 };
 
@@ -40,14 +40,20 @@ fn restored(name: &str, words: &str, remove: impl Fn(&Scene<'_>) -> Result<()>) 
     Ok(())
 }
 
-fn link_pin(netns: &Netns, pins: &std::path::Path, hook: &str, device: &str) -> Result<std::path::PathBuf> {
-    Ok(pins.join("links").join(format!("{hook}-{}", netns.ifindex(device)?)))
+/// Takes a program off its hook by force: its link, or its filter where there is no TCX.
+fn detach(scene: &Scene<'_>, device: &str, hook: &str) -> Result<()> {
+    let host = &scene.world.host;
+    if has_tcx() {
+        let name = format!("{hook}-{}", host.ifindex(device)?);
+        return tools::detach_link(&scene.world.pin_dir().join("links").join(name));
+    }
+    host.query("tc", &format!("filter del dev {device} {hook} {OUR_FILTERS}")).map(drop)
 }
 
 #[test]
 fn ingress_link_is_detached() -> Result<()> {
     restored("ingress link detached", "somebody has detached ingress dev lan0", |scene| {
-        tools::detach_link(&link_pin(&scene.world.host, &scene.world.pin_dir(), "ingress", "lan0")?)
+        detach(scene, "lan0", "ingress")
     })
 }
 
@@ -55,7 +61,7 @@ fn ingress_link_is_detached() -> Result<()> {
 fn egress_link_is_detached() -> Result<()> {
     // In `ebpf` mode the host's own packets would have nothing left: that is in the README.
     Setting::new("both").lossless().run("egress link detached", |scene| {
-        tools::detach_link(&link_pin(&scene.world.host, &scene.world.pin_dir(), "egress", "net0")?)?;
+        detach(scene, "net0", "egress")?;
         scene.within("restored", SECOND, in_place)
     })
 }
@@ -108,24 +114,32 @@ fn bpffs_is_unmounted() -> Result<()> {
 /// Where no bpf file system can be mounted again, everything goes on unpinned.
 #[test]
 fn bpffs_is_unmounted_for_good() -> Result<()> {
-    Setting::new("both").lossless().run("bpffs unmounted for good", |scene| {
-        let log = scene.log_end();
-        let pins = scene.world.pin_dir();
-        let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
-        let pid = scene.daemon.pid()?.to_string();
-        scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
-        scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
-        std::thread::sleep(Duration::from_millis(700));
-        ensure!(scene.said(log, "pinned maps") == 1, "said again");
-        ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
-        ensure!(open(scene, "v6")?, "closed");
-        scene.daemon.reload()?;
-        scene.flows_again("carried", SECOND)
-    })
+    for attach in [None, Some("clsact")] {
+        let options = DaemonOptions { attach, ..DaemonOptions::default() };
+        Setting { options, ..Setting::new("both") }.lossless().run("bpffs unmounted for good", |scene| {
+            let log = scene.log_end();
+            let pins = scene.world.pin_dir();
+            let mount = pins.parent().context("no parent")?.to_string_lossy().into_owned();
+            let pid = scene.daemon.pid()?.to_string();
+            scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
+            scene.within("said", SECOND, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
+            std::thread::sleep(Duration::from_millis(700));
+            ensure!(scene.said(log, "pinned maps") == 1, "said again");
+            ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
+            ensure!(open(scene, "v6")?, "closed");
+            scene.daemon.reload()?;
+            scene.flows_again("carried", SECOND)
+        })?;
+    }
+    Ok(())
 }
 
+/// With TCX the qdisc has nothing of tunroute's.
 #[test]
 fn clsact_is_deleted_and_added() -> Result<()> {
+    if !has_tcx() {
+        return Ok(());
+    }
     for mode in ["both", "ebpf"] {
         let setting = Setting { changed: &["clsact", "filter"], ..Setting::new(mode) };
         setting.lossless().run("clsact deleted and added", |scene| {

@@ -217,12 +217,24 @@ impl Scene<'_> {
         self.daemon.log().len()
     }
 
-    /// Programs of this project on a hook of a device. They run before everybody else's.
+    /// Renames a device, which before Linux 6.2 must be down for that.
+    pub fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let rename = format!("link set {from} name {to}");
+        self.host(&rename).or_else(|_| self.host(&format!("link set {from} down\n{rename}\nlink set {to} up")))
+    }
+
+    /// Programs of this project on a hook of a device, attached in one way or the other. They run before everybody else's.
     pub fn programs(&self, device: &str, hook: &str) -> Result<usize> {
-        let programs = self.world.host.tcx(device, hook)?;
-        let ours = programs.iter().take_while(|name| is_ours(name)).count();
-        ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
-        Ok(ours)
+        // tc fails where there is no clsact to ask.
+        let filters = self.world.host.query("tc", &format!("filter show dev {device} {hook}")).unwrap_or_default();
+        let filters = filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect();
+        let mut all = 0;
+        for programs in [self.world.host.tcx(device, hook)?, filters] {
+            let ours = programs.iter().take_while(|name| is_ours(name)).count();
+            ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
+            all += ours;
+        }
+        Ok(all)
     }
 
     /// The state of tunnel 0 in `status`.
@@ -238,13 +250,17 @@ impl Scene<'_> {
                 || section.ends_with("addr")
                 || line.contains(&own)
                 || line.starts_with("tcx ") && is_ours(line)
+                || section.starts_with("tc filter") && line.contains(OUR_FILTERS)
                 || TUNNELS.iter().any(|plan| line.contains(plan.device))
                 || changed.iter().any(|part| line.contains(part) || section.contains(part))
         }))
     }
 }
 
-/// Is this TCX program this project's?
+/// What is said of this project's filters, where it is attached by them.
+pub const OUR_FILTERS: &str = "pref 2 ";
+
+/// Is this program this project's?
 fn is_ours(program: &str) -> bool {
     program.contains("gress_l")
 }

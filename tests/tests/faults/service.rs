@@ -12,7 +12,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use tunroute_tests::{Daemon, DaemonOptions, Earlier, TUNNELS};
+use tunroute_tests::{Daemon, DaemonOptions, Earlier, TUNNELS, snapshot::has_tcx};
 
 use crate::scene::{SECOND, Scene, Setting};
 
@@ -27,13 +27,14 @@ fn restart(scene: &mut Scene<'_>, options: &DaemonOptions) -> Result<()> {
 /// A daemon that died leaves everything working; the next one adopts it and has nothing to change.
 #[test]
 fn killed_and_restarted() -> Result<()> {
-    for mode in ["kernel", "both", "ebpf"] {
-        Setting::new(mode).lossless().run("kill -9 and restart", |scene| {
+    for (mode, attach) in [("kernel", None), ("both", None), ("ebpf", None), ("both", Some("clsact"))] {
+        let options = DaemonOptions { attach, ..DaemonOptions::default() };
+        Setting { options: options.clone(), ..Setting::new(mode) }.lossless().run("kill -9 and restart", |scene| {
             for _ in 0..3 {
                 scene.daemon.kill9()?;
                 std::thread::sleep(Duration::from_millis(50));
                 let log = scene.log_end();
-                restart(scene, &DaemonOptions::default())?;
+                restart(scene, &options)?;
                 let said: usize = CHANGES.iter().map(|change| scene.said(log, change)).sum();
                 ensure!(said == 0, "the restarted daemon changed something");
             }
@@ -74,9 +75,13 @@ fn changed_while_dead() -> Result<()> {
     })
 }
 
-/// Maps of another layout give way to new ones, and programs are exchanged in the links that are there.
+/// Maps of another layout give way to new ones, and programs are exchanged in the links that are there. (Without TCX there
+/// are none.)
 #[test]
 fn another_layout_is_replaced() -> Result<()> {
+    if !has_tcx() {
+        return Ok(());
+    }
     for mode in ["both", "ebpf"] {
         Setting::new(mode).lossless().run("upgrade from another layout", |scene| {
             scene.daemon.kill9()?;

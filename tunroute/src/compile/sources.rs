@@ -1,7 +1,7 @@
 //! Which policies each source prefix leads to, one around the other, and by which device its packets arrive.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -51,11 +51,30 @@ pub struct Lead {
     pub arrives_by: u32,
 }
 
+/// Where the main table would send what goes back to a policy's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WayBack {
+    /// The policy, as an index in the configuration.
+    pub policy: usize,
+    /// The device; none if there is no way back.
+    pub device: Option<IfIndex>,
+}
+
+/// One of some prefixes, and how many others there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Several {
+    /// The first.
+    pub first: IpNet,
+    /// The number of the others.
+    pub others: usize,
+}
+
 /// All source prefixes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     prefixes: PrefixMap<Lead>,
     chains: Vec<Chain>,
+    ways_back: BTreeMap<WayBack, Several>,
     origin: Origin,
 }
 
@@ -90,6 +109,13 @@ impl Sources {
         self.chains.get(usize::try_from(*chain).ok()?)
     }
 
+    /// Where the ways back lead, if the reverse path is asked for. Left out is a prefix of which a part has a way back of its
+    /// own or is this host, and one whose way back is not certain.
+    #[must_use]
+    pub const fn ways_back(&self) -> &BTreeMap<WayBack, Several> {
+        &self.ways_back
+    }
+
     /// Compiles them, unless they would be those before.
     pub(super) fn compile(inputs: &Inputs<'_>, reverse_path: bool) -> Arc<Self> {
         let main = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == Family::V4);
@@ -118,24 +144,37 @@ impl Sources {
 
         let mut chains = Chains { config, chains: Vec::new(), known: HashMap::new() };
         let mut entries: Vec<(IpNet, Lead)> = Vec::with_capacity(prefixes.len());
-        let mut around: Vec<(IpNet, u32)> = Vec::new();
+        let mut ways_back: BTreeMap<WayBack, Several> = BTreeMap::new();
+        let mut around: Vec<Around> = Vec::new();
         let mut paths: Vec<(IpNet, Option<IfIndex>)> = Vec::new();
         for (prefix, event) in prefixes {
-            while around.pop_if(|(outer, _)| !outer.contains(&prefix)).is_some() {}
+            while let Some(left) = around.pop_if(|outer| !outer.prefix.contains(&prefix)) {
+                left.note_way_back(&mut ways_back);
+            }
             while paths.pop_if(|(outer, _)| !outer.contains(&prefix)).is_some() {}
             match event {
                 Event::Policy(policy) => {
-                    let outer = around.last().map(|(_, chain)| *chain);
-                    around.push((prefix, chains.inside(outer, policy, Family::of(&prefix))));
+                    let outer = around.last().map(|outer| outer.chain);
+                    let chain = chains.inside(outer, policy, Family::of(&prefix));
+                    let asked = origin.reverse.is_some() && Family::of(&prefix) == Family::V4;
+                    let device = match paths.last() {
+                        _ if !asked => None,
+                        None => Some(None),
+                        Some((_, device)) => device.map(Some),
+                    };
+                    around.push(Around { prefix, chain, back: device.map(|device| WayBack { policy, device }) });
                 }
-                Event::Reverse(oif) => match paths.last_mut() {
-                    // Two routes to one prefix: whichever the kernel prefers, neither is certain.
-                    Some((same, device)) if *same == prefix => *device = None,
-                    _ => paths.push((prefix, oif)),
-                },
-                Event::Own => {}
+                Event::Reverse(oif) => {
+                    around.iter_mut().for_each(|outer| outer.back = None);
+                    match paths.last_mut() {
+                        // Two routes to one prefix: whichever the kernel prefers, neither is certain.
+                        Some((same, device)) if *same == prefix => *device = None,
+                        _ => paths.push((prefix, oif)),
+                    }
+                }
+                Event::Own => around.iter_mut().for_each(|outer| outer.back = None),
             }
-            let Some((_, chain)) = around.last() else { continue };
+            let Some(Around { chain, .. }) = around.last() else { continue };
             let arrives_by = match event {
                 Event::Own => Source::OWN_ADDRESS,
                 _ if origin.reverse.is_none() || Family::of(&prefix) == Family::V6 => Source::ANY_DEVICE,
@@ -148,8 +187,28 @@ impl Sources {
                 _ => entries.push((prefix, lead)),
             }
         }
+        around.into_iter().for_each(|left| left.note_way_back(&mut ways_back));
         let chains = chains.chains;
-        Self { prefixes: entries.into_iter().collect(), chains, origin }
+        Self { prefixes: entries.into_iter().collect(), chains, ways_back, origin }
+    }
+}
+
+/// A policy's prefix around the one that is looked at.
+struct Around {
+    prefix: IpNet,
+    chain: u32,
+    /// The way back to all of it, if it is certain.
+    back: Option<WayBack>,
+}
+
+impl Around {
+    fn note_way_back(self, ways_back: &mut BTreeMap<WayBack, Several>) {
+        if let Some(back) = self.back {
+            let more = |several: &mut Several| {
+                *several = Several { first: several.first.min(self.prefix), others: several.others + 1 };
+            };
+            ways_back.entry(back).and_modify(more).or_insert(Several { first: self.prefix, others: 0 });
+        }
     }
 }
 

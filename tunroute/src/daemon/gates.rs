@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::{
-    compile::{FastInputs, matching},
+    compile::{FastInputs, Sources, matching},
     config::{Config, Unmatched},
+    datapath::features,
     fast::Open,
-    gates::{Gate, GateInput, Probes, gates, main_decides},
+    gates::{Gate, GateInput, Probes, gates, kept_out, main_decides},
     kernel::sysctl::{self, RpFilter},
     net::{Family, IfIndex, KernelState, Link, LinkLayer},
     xdp::Chosen,
@@ -23,7 +24,8 @@ pub(super) struct Gates {
     open: Open,
     complete: bool,
     closed_devices: BTreeSet<IfIndex>,
-    reverse_path: bool,
+    /// How IPv4 ingress devices check the way back.
+    filters: BTreeMap<IfIndex, RpFilter>,
     unmatched: Open,
     returning: BTreeSet<IfIndex>,
     reasons: Vec<Reason>,
@@ -43,6 +45,8 @@ struct Reason {
 /// Gates that are not an ingress device's.
 const FOREIGN_ROUTES: &str = "foreign-routes";
 const UNGUARDED_UPLINK: &str = "unguarded-uplink";
+/// Not closed, but the kernel drops what comes from some sources, and the fast path leaves it to the kernel.
+const REVERSE_PATH: &str = "reverse-path";
 /// Closed by policies that the datapaths disagree about.
 const DISAGREEMENT: &str = "disagreement";
 
@@ -105,14 +109,18 @@ impl Gates {
         let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
         reasons.extend(unguarded);
         let open = Open { v4: agreed && open(Family::V4), v6: agreed && open(Family::V6) };
-        let filters = |link: &Link| sysctl::rp_filter(&link.name) != RpFilter::Off;
-        let reverse_path = ingress.values().any(filters);
+        let filters: BTreeMap<IfIndex, RpFilter> =
+            ingress.iter().map(|(index, link)| (*index, sysctl::rp_filter(&link.name))).collect();
+        let reverse_path = filters.values().any(|filter| filter.is_on());
         let mut hints = Vec::new();
         let mut unmatched = |family: Family| {
             if config.unmatched == Unmatched::Kernel || !open.family(family) {
                 return false;
             }
             let why = match family {
+                _ if !features::asks_main() => {
+                    "before Linux 6.3 programs cannot ask for a route of the main table alone"
+                }
                 Family::V4 if reverse_path => "rp_filter looks at their way back",
                 _ if main_decides(kernel, family) => return true,
                 _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
@@ -122,18 +130,19 @@ impl Gates {
         };
         let unmatched = Open { v4: unmatched(Family::V4), v6: unmatched(Family::V6) };
         // A tunnel at which not all is certain is left out, which closes nothing for the ingress devices.
-        let certain =
-            |link: &&Link| Family::ALL.into_iter().all(|family| is_open(link.index, family)) && !filters(link);
+        let certain = |link: &&Link| {
+            Family::ALL.into_iter().all(|family| is_open(link.index, family)) && !sysctl::rp_filter(&link.name).is_on()
+        };
         let returning = tunnels.into_iter().filter(certain).map(|link| link.index).collect();
-        Self { open, complete, closed_devices, reverse_path, unmatched, returning, reasons, hints }
+        Self { open, complete, closed_devices, filters, unmatched, returning, reasons, hints }
     }
 
     /// What the fast path's desired state depends on.
-    pub(super) const fn inputs<'a>(&'a self, xdp: &'a Chosen) -> FastInputs<'a> {
+    pub(super) fn inputs<'a>(&'a self, xdp: &'a Chosen) -> FastInputs<'a> {
         FastInputs {
             open: self.open,
             closed: &self.closed_devices,
-            reverse_path: self.reverse_path,
+            reverse_path: self.filters.values().any(|filter| filter.is_on()),
             unmatched: self.unmatched,
             returning: &self.returning,
             xdp,
@@ -148,6 +157,12 @@ impl Gates {
     /// What the operator should know of packets that no policy is about.
     pub(super) fn hints(&self) -> &[String] {
         &self.hints
+    }
+
+    /// Sources of policies that rp_filter keeps from coming in, in words, with what to do about it.
+    pub(super) fn kept_out(&self, config: &Config, kernel: &KernelState, sources: &Sources) -> Vec<String> {
+        let all = kept_out(config, kernel, sources, &self.filters);
+        all.iter().map(|kept| format!("{kept} ({})", kept.advice())).collect()
     }
 
     /// The families that the ingress program may decide.
@@ -176,11 +191,12 @@ impl Gates {
         self.reasons.iter().map(|reason| reason.text.as_str())
     }
 
-    /// All gates by name, with how many of each are closed, if so many policies are left to the kernel.
-    pub(super) fn by_name(&self, disputed: usize) -> BTreeMap<String, usize> {
+    /// All gates by name, with how many of each are closed, if so many policies are left to the kernel and so many parts of
+    /// them are kept out.
+    pub(super) fn by_name(&self, disputed: usize, kept_out: usize) -> BTreeMap<String, usize> {
         let names = Gate::NAMES.into_iter().chain([FOREIGN_ROUTES, UNGUARDED_UPLINK]);
         let closed = |name| self.reasons.iter().filter(|reason| reason.gate == name).count();
-        let all = names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed)]);
+        let all = names.map(|name| (name, closed(name))).chain([(DISAGREEMENT, disputed), (REVERSE_PATH, kept_out)]);
         all.map(|(name, number)| (name.to_owned(), number)).collect()
     }
 }

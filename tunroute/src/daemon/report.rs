@@ -47,6 +47,7 @@ impl Daemon {
                 .trial_hint()
                 .into_iter()
                 .chain(self.gates.hints().iter().cloned())
+                .chain(self.kept_out())
                 .chain(self.endpoint_error.clone())
                 .chain(self.lists())
                 .chain(self.config.policies.iter().filter_map(without_sources))
@@ -66,6 +67,12 @@ impl Daemon {
                  for a tree; write a lower `band`, such as 1002"
             )
         })
+    }
+
+    /// Sources of policies that rp_filter keeps from coming in.
+    fn kept_out(&self) -> Vec<String> {
+        let Some((snapshot, sources)) = self.snapshot.as_ref().zip(self.sources.as_ref()) else { return Vec::new() };
+        self.gates.kept_out(&self.config, &snapshot.state, sources)
     }
 
     /// Tunnels whose segment size is to be limited, and is not.
@@ -239,7 +246,7 @@ impl Daemon {
             }
             .to_owned(),
             reasons,
-            gates: self.gates.by_name(self.checker.reasons().count()),
+            gates: self.gates.by_name(self.checker.reasons().count(), self.kept_out().len()),
             attached: fast.state().attached.iter().map(ToString::to_string).collect(),
             method: Some(method.to_owned()),
             maps: maps(fast),

@@ -4,7 +4,15 @@ use aya::{
     maps::MapType,
     programs::ProgramType,
     sys::{is_map_supported, is_program_supported},
+    util::KernelVersion,
 };
+
+/// Can a program ask the main table alone, and leave the neighbour to whoever sends the packet? Since Linux 6.3
+/// (`BPF_FIB_LOOKUP_SKIP_NEIGH`).
+#[must_use]
+pub fn asks_main() -> bool {
+    !KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 3, 0))
+}
 
 /// What this kernel lacks, in words; empty if nothing, or if it cannot be told.
 #[must_use]

@@ -240,23 +240,29 @@ impl Datapath {
         let mut pinned = BTreeSet::new();
         self.pins.forget_missing(links);
         self.links.retain(|(_, _, ifindex), _| links.contains_key(ifindex));
-        // Where nothing can be pinned, an unpinned link is the best there is.
+        // Where nothing can be pinned, an unpinned link is the best there is, and a filter is known by its program.
         let pins_wanted = self.maps_pinned();
         for link in links.values() {
             for attachment in attachments(link) {
                 let hook = attachment.hook;
                 let is_pinned = self.pins.is_pinned(self.method, &attachment);
-                if !is_pinned && !self.links.contains_key(&key(&attachment)) {
+                let known = is_pinned || self.links.contains_key(&key(&attachment));
+                if !known && (pins_wanted || self.method == Method::Tcx) {
+                    continue;
+                }
+                let id = self.info(attachment.program())?.id();
+                if !known && !filters.contains(&(hook, link.index, id)) {
                     continue;
                 }
                 pinned.insert(attachment.clone());
-                let id = self.info(attachment.program())?.id();
                 // A link without its pin would not outlive this daemon: it is attached again, which pins it.
                 let in_place = (!pins_wanted || is_pinned)
                     && match self.method {
                         _ if attachment.part == Part::Xdp => self.hold(&attachment) && self.runs_xdp(&attachment, id),
                         Method::Tcx => self.runs(&attachment, id) && self.hold(&attachment),
-                        Method::Clsact => filters.contains(&(hook, link.index, id)),
+                        Method::Clsact => {
+                            filters.contains(&(hook, link.index, id)) || self.is_filter(&attachment, filters)
+                        }
                     };
                 if in_place {
                     attached.insert(attachment);
@@ -292,6 +298,15 @@ impl Datapath {
 
     fn info(&self, program: &'static str) -> Result<ProgramInfo> {
         info(&self.ebpf, program)
+    }
+
+    /// Is an earlier daemon's program, which is as good as this daemon's, the filter? It is pinned.
+    fn is_filter(&self, attachment: &Attachment, filters: &BTreeSet<(Hook, IfIndex, u32)>) -> bool {
+        let info = ProgramInfo::from_pin(self.pins.path(Method::Clsact, attachment));
+        info.is_ok_and(|info| {
+            filters.contains(&(attachment.hook, attachment.ifindex, info.id()))
+                && self.loaded.is(attachment.program(), &info)
+        })
     }
 
     /// The programs with the number of instructions that the verifier has gone through for each.

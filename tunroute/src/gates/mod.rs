@@ -4,10 +4,14 @@
 //! netfilter, the rule walk, xfrm, the VRF. [`gates()`] is pure; [`Probes::read`] asks the kernel.
 
 mod probe;
+mod reverse_path;
 
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
-pub use self::probe::{Hook, HookPoint, Probes};
+pub use self::{
+    probe::{Hook, HookPoint, Probes},
+    reverse_path::{KeptOut, kept_out},
+};
 use crate::net::{Family, IfIndex, KernelState, Link, LinkLayer, ObservedRule};
 
 /// A reason for which the fast path must leave an ingress device and family to the kernel.

@@ -32,6 +32,14 @@ pub enum RpFilter {
     Loose,
 }
 
+impl RpFilter {
+    /// Is there any check?
+    #[must_use]
+    pub const fn is_on(self) -> bool {
+        !matches!(self, Self::Off)
+    }
+}
+
 /// The reverse path filter in force on a device: the larger of its own and that of `all` (`IN_DEV_RPFILTER()` in
 /// `include/linux/inetdevice.h`).
 #[must_use]

@@ -84,7 +84,8 @@ pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> 
     let programs = programs(&suites)?;
     let series: Vec<&str> =
         if series.is_empty() { SERIES.to_vec() } else { series.iter().map(String::as_str).collect() };
-    let mut all = Vec::new();
+    // What the guests get is there before the first one runs, so that whatever is built meanwhile, all test the same.
+    let mut guests = Vec::new();
     for series in series {
         let kernel = Kernel::fetch(series, &dir)?;
         let console = dir.join(format!("console-{}", kernel.release));
@@ -92,6 +93,10 @@ pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> 
         let accelerator = Accelerator::choose(&kernel, &base, &console);
         let run = script(&suites, smoke, accelerator, args)?;
         let initramfs = initramfs::with_payload(&base, &programs, &run)?;
+        guests.push((kernel, console, accelerator, initramfs));
+    }
+    let mut all = Vec::new();
+    for (kernel, console, accelerator, initramfs) in guests {
         say(format_args!("testing on Linux {} ({accelerator})", kernel.release));
         let limit = if smoke { SMOKE_LIMIT } else { SUITE_LIMIT * u32::try_from(suites.len())? };
         let mut results = Results::default();
