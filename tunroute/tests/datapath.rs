@@ -73,7 +73,7 @@ fn note(about: &str, note: &str) {
 fn the_verifier_has_room_to_spare() {
     isolated(|pins| {
         let start = Instant::now();
-        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        let datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         note("all programs and maps loaded in", &format!("{} ms", start.elapsed().as_millis()));
         for (program, instructions) in datapath.verified_instructions().unwrap() {
             note(&format!("instructions that the verifier goes through in `{program}`"), &instructions.to_string());

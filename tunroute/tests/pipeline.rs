@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
     compile::{Desired, FastInputs, Inputs, compile, follow, probes},
-    config::{Config, Unmatched},
-    fast::{FastOp, FastState, Open},
+    config::{Config, Unmatched, Xdp},
+    fast::{FastOp, FastState, Open, Part},
     gates::kept_out,
     kernel::sysctl::RpFilter,
     net::{
@@ -71,6 +71,12 @@ fn tables(config: &Config) -> BTreeMap<String, u32> {
     policies.chain(probed.map(|tunnel| probes::table_name(&tunnel.name)).zip(300..)).collect()
 }
 
+/// Who takes part in XDP, where that is asked for.
+fn early(config: &Config) -> Chosen {
+    let all = Chosen { stations: [(3, [2; 6])].into(), targets: [5].into(), devices: Vec::new() };
+    if config.xdp == Xdp::On { all } else { Chosen::default() }
+}
+
 /// The desired state, with or without rules.
 fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: bool) -> Desired {
     compile(&Inputs {
@@ -85,7 +91,7 @@ fn desired(config: &Config, kernel: &KernelState, rules: bool, reverse_path: boo
             reverse_path,
             unmatched: if config.unmatched == Unmatched::Fast { Open { v4: true, v6: true } } else { Open::default() },
             returning: &BTreeSet::new(),
-            xdp: &Chosen::default(),
+            xdp: &early(config),
         }),
         before: None,
     })
@@ -177,7 +183,13 @@ impl World {
             FastOp::Attach(attachment) => {
                 assert!(!fast.attached.contains(attachment));
                 assert!(fast.shadow || !shadow, "{attachment} acts before it is told to watch");
+                let ready = fast.stations.contains_key(&attachment.ifindex) && !fast.targets.is_empty();
+                assert!(attachment.part != Part::Xdp || ready, "{attachment} has nothing to do");
             }
+            FastOp::SetStation(ifindex, station) => assert_ne!(fast.stations.get(ifindex), Some(station)),
+            FastOp::RemoveStation(ifindex) => assert!(fast.stations.contains_key(ifindex)),
+            FastOp::AddTarget(ifindex) => assert!(!fast.targets.contains(ifindex)),
+            FastOp::RemoveTarget(ifindex) => assert!(fast.targets.contains(ifindex)),
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
             FastOp::WriteSlot(..)
@@ -204,6 +216,19 @@ fn the_story_from_nothing() {
     let config = Config::parse("story", STORY).unwrap();
     let operations = World::default().reach(&config, &host(), true);
     insta::assert_snapshot!(operations.join("\n"));
+}
+
+/// Where a policy's frames go XDP asks its table, which is there without rules, too; and what it no longer does, it stops
+/// doing at once.
+#[test]
+fn xdp_comes_and_goes() {
+    let without = Config::parse("story", STORY).unwrap();
+    let with = Config::parse("story", &format!("xdp = \"on\"\n{STORY}")).unwrap();
+    let mut world = World::default();
+    world.reach(&without, &host(), false);
+    let came = world.reach(&with, &host(), false);
+    let went = world.reach(&without, &host(), false);
+    insta::assert_snapshot!(format!("on:\n{}\n\noff:\n{}", came.join("\n"), went.join("\n")));
 }
 
 #[test]

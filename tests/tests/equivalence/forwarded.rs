@@ -150,6 +150,9 @@ fn forwarded(product: &Product) -> Result<u64> {
     Ok(counters.values().map(|stats| stats.outcomes[Outcome::Forwarded as usize].packets).sum())
 }
 
+/// What left: the device and the frame.
+type Left = (String, Vec<u8>);
+
 /// The other ends of the router's Ethernet devices.
 struct Wires {
     by_device: Vec<(&'static str, Injector)>,
@@ -179,12 +182,7 @@ impl Wires {
 
     /// Sends packets to the router and returns what leaves it, in no particular order: the device and the frame. What
     /// arrives at the other end of such a device counts as having left by it, which XDP lets nobody see; and how much XDP did.
-    fn send(
-        &self,
-        router: &Router,
-        scenario: &Scenario,
-        packets: &[Packet],
-    ) -> Result<(Vec<(String, Vec<u8>)>, usize)> {
+    fn send(&self, router: &Router, scenario: &Scenario, packets: &[Packet]) -> Result<(Vec<Left>, usize)> {
         let (mut capture, mut beyond) = (Capture::everywhere(&router.host)?, Capture::everywhere(&router.far)?);
         let (mut left, mut seen_leaving, mut arrived) = (Vec::new(), 0, 0);
         for batch in packets.chunks(BATCH) {
@@ -240,7 +238,7 @@ fn frame(packet: &Packet) -> Vec<u8> {
 }
 
 /// What leaves, without what differs from one time to the next.
-fn comparable(scenario: &Scenario, seen: Seen) -> Option<(String, Vec<u8>)> {
+fn comparable(scenario: &Scenario, seen: Seen) -> Option<Left> {
     let own = seen.src.is_some_and(|src| is_own(scenario, src) || src == DUMMY);
     // What the host says on the link by itself, IPv6 redirects among it, which it sends once a second.
     let link_local = |src: IpAddr| matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
