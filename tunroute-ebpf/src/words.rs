@@ -14,7 +14,7 @@ static INDEX: Array<u32> = Array::pinned(1, 0);
 #[unsafe(no_mangle)]
 static WORD_COUNT: Global<u64> = Global::new(0);
 
-/// The words as they are for one packet: publishing others in its course does not change them.
+/// The words as they are for one lookup: publishing others in its course does not change them.
 #[derive(Clone, Copy)]
 pub struct MapWords {
     words: *const u64,

@@ -352,8 +352,8 @@ fn mask(length: u32) -> u128 {
 #[must_use]
 pub fn key(address: IpAddr) -> (Root, Key) {
     match address {
-        IpAddr::V4(address) => (Root::V4, crate::trie::key(u128::from(address.to_bits()) << 96)),
-        IpAddr::V6(address) => (Root::V6, crate::trie::key(address.to_bits())),
+        IpAddr::V4(address) => (Root::V4, trie::key(u128::from(address.to_bits()) << 96)),
+        IpAddr::V6(address) => (Root::V6, trie::key(address.to_bits())),
     }
 }
 

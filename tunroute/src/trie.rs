@@ -13,9 +13,14 @@ const SKIP_FROM: u32 = 2 * CHUNK;
 /// Bits of a half of a key.
 const HALF: u32 = u64::BITS;
 
-/// So many bits choose at most among a table's entries: two entries for each prefix, or up to four.
+/// A table of so many bits, 256 KiB, is in the caches that are near in any case.
+const SMALL_TABLE_BITS: u32 = 14;
+
+/// So many bits choose at most among a table's entries: two entries for each prefix, or up to four; four times as many in a
+/// small one.
 fn table_bits(prefixes: usize) -> u32 {
-    prefixes.checked_ilog2().map_or(0, |bits| TABLE_BITS.min(bits + 2))
+    let bits = prefixes.checked_ilog2().unwrap_or_default();
+    (bits + 2).max(SMALL_TABLE_BITS.min(bits + 4)).min(TABLE_BITS)
 }
 
 /// As many words as the first table has at most for so many prefixes.
@@ -183,10 +188,12 @@ impl Builder {
         Entry::new(Kind::Skip, shared - 1, 0, cover, self.place(at))
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "a small constant")]
     fn table(&mut self, Part { depth, cover, .. }: Part, bits: u32, prefixes: &[Prefix]) -> Entry {
-        let at = self.reserve((STRIDE as usize) << bits);
+        let stride = STRIDE as usize;
+        let at = self.reserve(stride << bits);
         self.cells(depth, bits, cover, prefixes, |builder, cell, part, deeper| {
-            let at = at + cell * STRIDE as usize;
+            let at = at + cell * stride;
             let entry = builder.entry(part, deeper, Some(at + 1));
             builder.words[at] = entry.0;
         });
@@ -276,12 +283,14 @@ impl Builder {
 
 /// Numbers of 2 to the power of the width bits, in words.
 fn packed(width: u32, numbers: &[u64]) -> Vec<u64> {
-    let in_word = |numbers: &[u64]| numbers.iter().rev().fold(0, |word, number| word << (1 << width) % 64 | number);
+    let in_word =
+        |numbers: &[u64]| numbers.iter().rev().fold(0, |word, number| (word << ((1 << width) % u64::BITS)) | number);
     numbers.chunks((u64::BITS >> width) as usize).map(in_word).collect()
 }
 
-/// The fewest bits of a table with which two or three prefixes have two of its entries, where at most so many are allowed:
-/// two have room in one, and what is not touched for nothing stays in a processor's caches.
+/// The fewest bits of a table that are enough, where at most so many are allowed. In a small one, nearly every prefix is to
+/// have an entry for itself: the programs' next instructions are always the same then. Else two have room in one, and what
+/// is not touched for nothing stays in a processor's caches: two or three are to have two entries.
 fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     // Of those in a row, how many differ first in each bit.
     let mut differ = [0; TABLE_BITS as usize];
@@ -294,7 +303,9 @@ fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     let mut used = 1;
     for (bits, more) in (1..most).zip(differ) {
         used += more;
-        if prefixes.len() * 2 <= used * 3 {
+        let enough =
+            if bits > SMALL_TABLE_BITS { prefixes.len() - prefixes.len() / 3 } else { prefixes.len() / 16 * 15 };
+        if used >= enough {
             return bits;
         }
     }

@@ -111,7 +111,9 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeS
     }
     for _ in 0..pull(&mut bytes)? {
         let set = u32::try_from(pull(&mut bytes)?).ok()?;
-        pull_prefixes(&mut bytes, |prefix, _| drop(exempt.insert(Exemption { set, prefix })))?;
+        pull_prefixes(&mut bytes, |prefix, _| {
+            exempt.insert(Exemption { set, prefix });
+        })?;
     }
 
     let mut words = (listed.checked_add(1)?..=count).map(word);
