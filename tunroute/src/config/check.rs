@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Config, DevicePattern, Policy,
+    Config, Datapath, DevicePattern, Policy,
     parse::Spans,
     report::{Finding, Findings, Span, quote},
     section::nearest,
@@ -19,6 +19,9 @@ use crate::net::Family;
 const MOST_POLICIES: usize = 1024;
 /// The fast path falls through at most this many policies, one around the other.
 const MOST_LEVELS: u32 = 8;
+/// With more prefixes of a family than this, rules are hardly bearable: as many of each are made in 16 s and removed in 43 s
+/// (`ARCHITECTURE.md`).
+const RULES_WITHIN_A_MINUTE: usize = 100_000;
 /// The last priority of a band: there is one for each prefix length, from 128 down to 0. The one before it is the probes'.
 const LAST_OF_BAND: u32 = 128;
 /// The priorities of the kernel's own rules: `local`, VRF (`FIB_RULE_PREF_L3MDEV` is 1000 in
@@ -34,6 +37,7 @@ pub(super) fn check(config: &Config, spans: &Spans, findings: &mut Findings) {
     references(config, spans, findings);
     tables(config, spans, findings);
     prefixes(config, spans, findings);
+    many_rules(config, spans, findings);
 }
 
 fn band(config: &Config, spans: &Spans, findings: &mut Findings) {
@@ -50,6 +54,25 @@ fn band(config: &Config, spans: &Spans, findings: &mut Findings) {
     } else if first > MAIN_RULE {
         let message = format!("priority {first} is asked after the main table, so a default route there always wins");
         findings.warning(Finding::new(span, message, "write a band from 1002 to 32637, such as 20000"));
+    }
+}
+
+/// Rules are made one by one, and each takes longer the more there are.
+fn many_rules(config: &Config, spans: &Spans, findings: &mut Findings) {
+    if config.datapath == Datapath::Ebpf {
+        return;
+    }
+    for family in Family::ALL {
+        let of_family = |policy: &Policy| policy.from.iter().filter(|prefix| Family::of(prefix) == family).count();
+        let counts = || config.policies.iter().map(of_family);
+        let count: usize = counts().sum();
+        let most = counts().zip(&spans.policies).max_by_key(|(count, _)| *count);
+        if let Some((_, at)) = most.filter(|_| count > RULES_WITHIN_A_MINUTE) {
+            let message =
+                format!("{count} {family} prefixes as rules take minutes to be made, and longer to be removed");
+            let help = "write `datapath = \"ebpf\"`, which has no rules";
+            findings.warning(Finding::new(&at.header, message, help));
+        }
     }
 }
 

@@ -219,7 +219,16 @@ fn many_prefixes() {
     }
     let text = from(&format!("[{list}]"), "");
     let start = Instant::now();
-    assert_eq!(take(&text).config.policies[0].from.len(), 100_000);
+    let taken = take(&text);
+    assert_eq!((taken.config.policies[0].from.len(), taken.warnings.len()), (100_000, 0));
+    // One more, and the rules are too many to be comfortable.
+    let more = text.replace("[\"2a02:0:0::/48\",", "[\"2a02:0:0::/48\", \"2a03::/48\",");
+    let warnings = take(&more).warnings;
+    assert_eq!(
+        warnings.iter().map(|warning| warning.message()).collect::<Vec<_>>(),
+        ["100001 IPv6 prefixes as rules take minutes to be made, and longer to be removed"]
+    );
+    assert!(take(&format!("datapath = \"ebpf\"\n{more}")).warnings.is_empty());
     let last = text.replace("\"2a02:1:869f::/48\",", "\"2a02:1:869f::/48\", \"2a02:0:0::/48\"");
     assert_eq!(super::only_error(&super::refuse(&last)).underlined().count(), 2);
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
