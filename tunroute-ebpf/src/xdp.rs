@@ -70,6 +70,7 @@ pub struct Frame {
 
 impl Frame {
     /// Looks at a frame.
+    #[allow(clippy::cast_possible_truncation, reason = "a register has 64 bits")]
     #[inline(always)]
     pub fn new(context: *mut xdp_md) -> Self {
         // SAFETY: the context that the kernel gave; the verifier knows these two for packet pointers.

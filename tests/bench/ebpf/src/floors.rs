@@ -2,7 +2,11 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
-#![expect(clippy::cast_possible_truncation, reason = "a helper that returns a small number in a wide register")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a helper that returns a small number in a wide register"
+)]
 
 mod licence;
 

@@ -3,7 +3,11 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the functions are seen by the kernel only")]
-#![expect(clippy::cast_possible_truncation, reason = "the halves of words that are wanted")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the halves of words that are wanted, and a helper that returns a small number in a wide register"
+)]
 
 mod layout;
 mod licence;
