@@ -290,7 +290,7 @@ fn packed(width: u32, numbers: &[u64]) -> Vec<u64> {
 
 /// The fewest bits of a table that are enough, where at most so many are allowed. In a small one, nearly every prefix is to
 /// have an entry for itself: the programs' next instructions are always the same then. Else two have room in one, and what
-/// is not touched for nothing stays in a processor's caches: two or three are to have two entries.
+/// is not touched for nothing stays in a processor's caches.
 fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     // Of those in a row, how many differ first in each bit.
     let mut differ = [0; TABLE_BITS as usize];
@@ -303,8 +303,7 @@ fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     let mut used = 1;
     for (bits, more) in (1..most).zip(differ) {
         used += more;
-        let enough =
-            if bits > SMALL_TABLE_BITS { prefixes.len() - prefixes.len() / 3 } else { prefixes.len() / 16 * 15 };
+        let enough = if bits > SMALL_TABLE_BITS { prefixes.len() / 2 } else { prefixes.len() / 16 * 15 };
         if used >= enough {
             return bits;
         }
