@@ -14,7 +14,7 @@ use tunroute::{
     fast::FastState,
     kernel::{Answer, Oracle, Question, Refused},
     model::Model,
-    net::{Family, TABLE_LOCAL, TABLE_MAIN},
+    net::{Family, TABLE_MAIN},
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
@@ -176,11 +176,6 @@ fn ask(oracle: &mut Oracle, situation: &Situation<'_>, packet: &Packet) -> Resul
     };
     let expected = match (refused, walk.decision, walk.table, answer) {
         (Some(refused), ..) => Answer::Refused(refused),
-        // Until somebody adds the first rule, the local and the main table are one, and IPv4 says that it is the main
-        // table (`fib_trie_unmerge()` in `net/ipv4/fib_trie.c`).
-        (_, Decision::Local, Some(TABLE_LOCAL), Answer::Local { table: TABLE_MAIN }) => {
-            Answer::Local { table: TABLE_MAIN }
-        }
         (_, Decision::Local, Some(table), _) => Answer::Local { table },
         // The model does not know the main table's gateways, nor which of several next hops is taken.
         (_, Decision::Leaves { device, .. }, Some(TABLE_MAIN), Answer::Leaves { device: taken, gateway, .. }) => {

@@ -56,6 +56,10 @@ impl Router {
         let lab = Lab::new(Share::Others)?;
         let [host, far] = lab.netns(["host", "far"])?;
         host.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        // Until somebody has added a rule, IPv4 has one table for the local and the main one, and believes sources that
+        // are broadcast addresses (`fib_trie_unmerge()` in `net/ipv4/fib_trie.c`, `fib_validate_source()` in
+        // `net/ipv4/fib_frontend.c`). A host with policies is past that.
+        host.ip("rule add pref 32000 lookup main\nrule del pref 32000")?;
         let ethernet = DEVICES.into_iter().filter(|(_, layer)| *layer == LinkLayer::Ethernet);
         for (device, _) in ethernet {
             let [near, other] = macs(device);
