@@ -55,9 +55,12 @@ impl Gates {
     pub(super) async fn look(config: &Config, kernel: &KernelState, tables: &BTreeMap<String, u32>) -> Self {
         let ingress: BTreeMap<IfIndex, Link> =
             matching(&config.interfaces.ingress, kernel).map(|link| (link.index, link.clone())).collect();
+        let asks_main = features::asks_main();
         let tunnels: Vec<&Link> = match config.unmatched {
-            Unmatched::Fast => config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).collect(),
-            Unmatched::Kernel => Vec::new(),
+            Unmatched::Fast if asks_main => {
+                config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).collect()
+            }
+            Unmatched::Fast | Unmatched::Kernel => Vec::new(),
         };
         let probes = Probes::read(ingress.values().chain(tunnels.iter().copied())).await;
         let report = gates(&GateInput {
@@ -118,9 +121,7 @@ impl Gates {
                 return false;
             }
             let why = match family {
-                _ if !features::asks_main() => {
-                    "before Linux 6.3 programs cannot ask for a route of the main table alone"
-                }
+                _ if !asks_main => "before Linux 6.3 programs cannot ask for a route of the main table alone",
                 Family::V4 if reverse_path => "rp_filter looks at their way back",
                 _ if main_decides(kernel, family) => return true,
                 _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
