@@ -1,6 +1,6 @@
 //! The maps, and the decision's view of them.
 
-use core::{ffi::c_void, ptr};
+use core::{arch::asm, ffi::c_void, ptr};
 
 use aya_ebpf::{
     Global,
@@ -14,7 +14,7 @@ use aya_ebpf::{
 use tunroute_common::{
     decide::{Arrival, Lookup, NextHop},
     index::{self, Root},
-    maps::{Clamp, Control, MAX_CLAMPS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source, Station, Stats},
+    maps::{Clamp, Control, Ipv6, MAX_CLAMPS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source, Station, Stats},
     packet::{Addresses, Header},
     trie::Key,
 };
@@ -90,10 +90,7 @@ impl Maps {
 impl Lookup for Maps {
     #[inline(always)]
     fn source(&self, addresses: &Addresses) -> Option<Source> {
-        let (family, source) = match *addresses {
-            Addresses::V4 { source, .. } => (Root::V4, Key::v4(source)),
-            Addresses::V6 { source, .. } => (Root::V6, Key::v6(source)),
-        };
+        let (family, source) = source(addresses);
         source_of(family, source)
     }
 
@@ -122,11 +119,7 @@ impl Lookup for Maps {
 
     #[inline(always)]
     fn touches_host(&self, addresses: &Addresses) -> bool {
-        let (family, destination) = destination(addresses);
-        let source = match *addresses {
-            Addresses::V4 { source, .. } => Key::v4(source),
-            Addresses::V6 { source, .. } => Key::v6(source),
-        };
+        let ((family, source), (_, destination)) = (source(addresses), destination(addresses));
         is_exempt(OWN_SET, family, source) || is_exempt(OWN_SET, family, destination)
     }
 
@@ -184,11 +177,43 @@ impl Lookup for Maps {
     }
 }
 
+/// An IPv6 address, to be computed with here and not ahead of the question whether it is one: what the compiler may do for
+/// numbers the verifier forbids for what another branch has in the same register.
+#[inline(always)]
+fn here(address: Ipv6) -> Ipv6 {
+    let mut words = address.map(u64::from);
+    let [a, b, c, d] = &mut words;
+    // SAFETY: changes nothing.
+    unsafe {
+        asm!(
+            "{a} = {a}",
+            "{b} = {b}",
+            "{c} = {c}",
+            "{d} = {d}",
+            a = inout(reg) * a,
+            b = inout(reg) * b,
+            c = inout(reg) * c,
+            d = inout(reg) * d,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "as they were")]
+    words.map(|word| word as u32)
+}
+
+#[inline(always)]
+fn source(addresses: &Addresses) -> (Root, Key) {
+    match *addresses {
+        Addresses::V4 { source, .. } => (Root::V4, Key::v4(source)),
+        Addresses::V6 { source, .. } => (Root::V6, Key::v6(here(source))),
+    }
+}
+
 #[inline(always)]
 fn destination(addresses: &Addresses) -> (Root, Key) {
     match *addresses {
         Addresses::V4 { destination, .. } => (Root::V4, Key::v4(destination)),
-        Addresses::V6 { destination, .. } => (Root::V6, Key::v6(destination)),
+        Addresses::V6 { destination, .. } => (Root::V6, Key::v6(here(destination))),
     }
 }
 

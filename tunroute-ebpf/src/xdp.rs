@@ -24,7 +24,7 @@ use crate::lookup::{self, AF_INET, AF_INET6};
 #[map]
 static TARGET: DevMapHash = DevMapHash::pinned(MAX_XDP_DEVICES, 0);
 
-/// The next hops of slots with a gateway, as the kernel has told them last, on each CPU.
+/// The slots' gateways, as the kernel has told them last, on each CPU.
 #[map]
 static NEXT_HOP: PerCpuArray<NextHop> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 /// For so many nanoseconds the kernel is not asked again: some ticks. To ask takes longer than all the rest.
@@ -100,7 +100,8 @@ impl Frame {
     }
 
     /// Has the frame sent out of the slot's device, addressed to the next hop and with one hop less to go. Where that cannot
-    /// be, nothing is changed: the device takes no frames, these are in several buffers, or an address must be asked for.
+    /// be, nothing is changed: the device takes no frames, these are in several buffers, there is no gateway, or its address is
+    /// not known.
     #[inline(always)]
     pub fn redirect(&self, arrival: &Arrival, index: u32, slot: &Slot) -> Option<()> {
         // Bounded, as the verifier will have it.
@@ -130,11 +131,12 @@ impl Frame {
         Some(())
     }
 
-    /// The addresses of the next hop: as they were a moment ago, if it is the same for all packets.
+    /// The addresses of the gateway, as they were a moment ago.
     #[inline(always)]
     fn next_hop(&self, arrival: &Arrival, index: u32, slot: &Slot) -> Option<Addresses> {
+        // Without one, each destination is a neighbour, and nobody would have the kernel ask for them again.
         if !slot.egress.has(flags::GATEWAY) {
-            return self.ask(arrival, slot);
+            return None;
         }
         let known = NEXT_HOP.get_ptr_mut(index)?;
         // SAFETY: the map's value of this CPU; programs on one CPU do not interrupt one another here.

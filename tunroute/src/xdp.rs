@@ -29,7 +29,7 @@ const PLAIN_QUEUES: [&str; 6] = ["noqueue", "mq", "pfifo_fast", "fq_codel", "fq"
 pub struct Device {
     /// Its link-layer address: frames to it are for this host.
     pub address: [u8; 6],
-    /// `NETDEV_XDP_ACT_…`: what its driver can. None before Linux 6.3, which does not tell.
+    /// `NETDEV_XDP_ACT_…`: what its driver can. None where the kernel is too old for the program.
     pub features: Option<u64>,
     /// The XDP program at it.
     pub program: Option<u32>,
@@ -66,7 +66,7 @@ pub enum Origin {
 /// What keeps a device from taking part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// The kernel does not say what drivers can.
+    /// The kernel is too old: it does not say what drivers can, or lacks what the program asks for.
     Untold,
     /// Its driver has no native XDP.
     NoDriver,
@@ -95,7 +95,7 @@ pub enum Obstacle {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Untold => f.write_str("the kernel does not tell what drivers can do (it takes Linux 6.3)"),
+            Self::Untold => f.write_str("it takes Linux 6.5"),
             Self::NoDriver => f.write_str("its driver has no XDP"),
             Self::OtherProgram(id) => {
                 write!(f, "it has an XDP program of somebody else (`bpftool prog show id {id}`), which is left alone")

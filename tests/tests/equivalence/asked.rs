@@ -264,7 +264,7 @@ fn early(fate: Fate, situation: &Situation<'_>, packet: &Packet, state: &FastSta
     let frame = frame(packet);
     match fate {
         Fate::Drop(..) => (XDP_DROP, frame),
-        // The other end of the other one is asked for its address, and does not answer.
+        // Without a gateway, it is left to the program behind.
         Fate::Redirect(_, _, device, Some(_)) if state.targets.contains(&device) => {
             let name = &situation.kernel.links[&device].name;
             let [near, far] = macs(name);

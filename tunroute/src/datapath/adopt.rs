@@ -9,7 +9,7 @@ use std::{
 use aya::{Ebpf, maps::MapData, programs::ProgramInfo};
 use tunroute_common::maps::names;
 
-use super::{DatapathError, PROGRAMS, Result, info, map_error};
+use super::{DatapathError, Result, info, map_error, programs};
 
 /// What the loaded programs are.
 pub(super) struct Loaded {
@@ -34,7 +34,7 @@ impl Loaded {
             let id = map.info().map_err(map_error(name))?.id();
             loaded.maps.insert(id, (name, map));
         }
-        for program in PROGRAMS {
+        for program in programs() {
             let info = info(ebpf, program)?;
             // aya opens the program by its number for this, which takes CAP_SYS_ADMIN. Without it nobody else's program can
             // be looked into either: an earlier daemon's is then replaced in its link, at once.

@@ -10,7 +10,7 @@ mod pins;
 pub(crate) mod tcx;
 mod trial;
 mod words;
-mod xdp;
+pub(crate) mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -53,9 +53,13 @@ pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 /// The eBPF object, built by the build script; public for who loads it in another way, as tests do. Empty if it was built with `AYA_BUILD_SKIP=1`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
-/// The programs, in the object's terms.
-const PROGRAMS: [&str; 7] =
-    ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3", "clamp_l2", "clamp_l3", xdp::PROGRAM];
+/// The programs on skbs, in the object's terms.
+const CLASSIFIERS: [&str; 6] = ["ingress_l2", "ingress_l3", "egress_l2", "egress_l3", "clamp_l2", "clamp_l3"];
+
+/// All programs that are loaded on this kernel.
+fn programs() -> impl Iterator<Item = &'static str> {
+    CLASSIFIERS.into_iter().chain(xdp::is_usable().then_some(xdp::PROGRAM))
+}
 
 /// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
 pub const WORD_COUNT: &str = "WORD_COUNT";
@@ -134,7 +138,7 @@ impl Datapath {
             .default_map_pin_directory(&pins.maps)
             .override_global(WORD_COUNT, &index.length(), true)
             .load(OBJECT)?;
-        for program in PROGRAMS {
+        for program in programs() {
             let error = |source| DatapathError::Program { program, source };
             if program == xdp::PROGRAM {
                 xdp::program(&mut ebpf)?.load().map_err(error)?;
@@ -316,7 +320,7 @@ impl Datapath {
     /// If the kernel does not tell.
     pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>> {
         let mut instructions = Vec::new();
-        for program in PROGRAMS {
+        for program in programs() {
             instructions.push((program, self.info(program)?.verified_instruction_count().unwrap_or(0)));
         }
         Ok(instructions)

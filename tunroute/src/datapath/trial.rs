@@ -116,7 +116,8 @@ impl Trial {
         let loaded = loader.load(OBJECT);
         forget();
         let mut ebpf = loaded?;
-        for program in TWINS.map(|(_, program)| program).into_iter().chain([xdp::PROGRAM]) {
+        let early = xdp::is_usable().then_some(xdp::PROGRAM);
+        for program in TWINS.map(|(_, program)| program).into_iter().chain(early) {
             let error = |source| DatapathError::Program { program, source };
             if program == xdp::PROGRAM {
                 xdp::program(&mut ebpf)?.load().map_err(error)?;

@@ -12,6 +12,7 @@ use aya::{
         loaded_programs,
         xdp::XdpLink,
     },
+    util::KernelVersion,
 };
 use tracing::debug;
 use tunroute_common::maps::names;
@@ -21,6 +22,12 @@ use crate::{fast::Attachment, net::IfIndex};
 
 /// Its name in the object.
 pub(super) const PROGRAM: &str = "ingress_xdp";
+
+/// Can the program do anything on this kernel? It asks for link-layer addresses by a policy's table, which takes Linux 6.5
+/// (`BPF_FIB_LOOKUP_TBID`, commit 8ad77e72caae).
+pub(crate) fn is_usable() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 5, 0))
+}
 
 pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     let program = ebpf.program_mut(PROGRAM).ok_or(DatapathError::Missing(PROGRAM))?;

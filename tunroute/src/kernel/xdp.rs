@@ -9,7 +9,7 @@ use super::{
     socket::{Request, Socket, attributes, push_attribute, string_of, u32_of, value},
 };
 use crate::{
-    datapath::tcx,
+    datapath::{tcx, xdp::is_usable},
     fast::Hook,
     net::{IfIndex, Link},
     xdp::{Device, Origin},
@@ -115,7 +115,7 @@ impl Sockets {
 
     /// `NETDEV_XDP_ACT_…`, where the kernel tells.
     fn xdp_features(&mut self, device: IfIndex) -> io::Result<Option<u64>> {
-        let Some(family) = self.netdev else { return Ok(None) };
+        let Some(family) = self.netdev.filter(|_| is_usable()) else { return Ok(None) };
         let mut payload = vec![DEVICE_GET, 1, 0, 0];
         push_attribute(&mut payload, DEVICE_IFINDEX, &device.to_ne_bytes())?;
         let Ok(answer) = self.generic.ask(&Request { kind: family, flags: 0, payload })? else { return Ok(Some(0)) };
