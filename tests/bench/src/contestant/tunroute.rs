@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 use super::{Contestant, Installed, Task, TooSlow, tunnel_after};
 use crate::{
@@ -81,7 +82,8 @@ impl Contestant for Tunroute {
 
     fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
         self.configure(site, task, 0)?;
-        Ok(Box::new(Daemon::start(site, &self.binary)?))
+        let wants = Wants { programs: self.name != super::TUNROUTE_KERNEL, xdp: self.name == super::TUNROUTE_XDP };
+        Ok(Box::new(Daemon::start(site, &self.binary, wants)?))
     }
 
     fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
@@ -136,11 +138,18 @@ fn configuration(site: &Site, task: &Task, settings: &str, changed: u32) -> Resu
     Ok(text)
 }
 
+/// What must be attached once a daemon is ready.
+#[derive(Clone, Copy)]
+struct Wants {
+    programs: bool,
+    xdp: bool,
+}
+
 /// A running daemon; killed when dropped.
 struct Daemon(Child);
 
 impl Daemon {
-    fn start(site: &Site, binary: &Path) -> Result<Self> {
+    fn start(site: &Site, binary: &Path, wants: Wants) -> Result<Self> {
         let dir = site.dir();
         let (log, runtime) = (dir.join("log"), runtime(site));
         let writer = fs::File::create(&log).context("cannot make the daemon's log")?;
@@ -161,6 +170,12 @@ impl Daemon {
             question.args(["status", "--json", "--runtime-dir"]).arg(&runtime);
             let answer = question.output().context("cannot ask the daemon for its status")?;
             if answer.status.success() {
+                let status: Value = serde_json::from_slice(&answer.stdout).context("the status is no JSON")?;
+                let fast = &status["fast_path"];
+                // Rules that stand in for programs must not be taken for them.
+                let runs = fast["state"] == if wants.programs { "on" } else { "off" };
+                let early = fast["attached"].to_string().contains("xdp") == wants.xdp;
+                ensure!(runs && early, "the fast path is not as it should be: {fast:#}");
                 return Ok(daemon);
             }
             if Instant::now() > deadline {
