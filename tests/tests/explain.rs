@@ -23,6 +23,8 @@ use tunroute_tests::{
 };
 
 const SOON: Duration = Duration::from_secs(5);
+/// How often a disagreement that is mended meanwhile is made again.
+const ATTEMPTS: u32 = 10;
 
 fn start<'a>(world: &'a World, datapath: &str) -> Result<Daemon<'a>> {
     Daemon::start(world, &format!("datapath = \"{datapath}\"\n{}", world.config()), &DaemonOptions::default())
@@ -288,15 +290,33 @@ fn while_they_disagree_the_kernel_decides() -> Result<()> {
                 (0..2).all(|policy| status["policies"][policy]["carried_by"]["v6"] == "kernel")
                     && status["fast_path"]["state"] == "partly"
             };
-            let status = daemon.wait_status(closed, SOON)?;
+            // What the meddler has done the daemon puts right, and opens the policies again if it looks at that moment: on a
+            // busy machine that may come about before anybody asks. Then it is to be found once more.
+            let verify = || daemon.client(&["verify", "--samples", "500"]).ok();
+            let seen = |attempt| {
+                let _found_again = if attempt > 0 { verify() } else { None };
+                daemon.wait_status(closed, Duration::from_secs(1)).ok()
+            };
+            let status = (0..ATTEMPTS).find_map(seen);
+            let status = status.with_context(|| format!("never closed; log:\n{}", daemon.log()))?;
             let reasons = status["fast_path"]["reasons"].to_string();
             ensure!(reasons.contains("disagreement") && reasons.contains("tunroute explain"), "{reasons}");
             println!("{}", text(&daemon.client(&["status"])?));
             // What enters is left to the kernel now, so that it is right although the maps are not.
-            let (code, said) = asked(&daemon, &["explain", &client.to_string(), &lan.to_string()])?;
-            assert_eq!((code, &said["program"]["outcome"]), (Some(0), &json!("closed")), "{said:#}");
-            assert_eq!(ping(&world.client, client.into(), REMOTE.v6.into())?, Answer::Reply);
-            ensure!(daemon.counters()?.packets("tunnel0", "closed")? > 0, "not counted as closed");
+            let (client_text, lan_text) = (client.to_string(), lan.to_string());
+            let left = |attempt| {
+                let _found_again = if attempt > 0 { verify() } else { None };
+                let (code, said) = asked(&daemon, &["explain", &client_text, &lan_text]).ok()?;
+                (said["program"]["outcome"] == "closed").then_some(code)
+            };
+            assert_eq!((0..ATTEMPTS).find_map(left), Some(Some(0)), "log:\n{}", daemon.log());
+            let counted = |attempt| {
+                let _found_again = if attempt > 0 { verify() } else { None };
+                let answer = ping(&world.client, client.into(), REMOTE.v6.into()).ok();
+                let closed = daemon.counters().and_then(|counters| counters.packets("tunnel0", "closed")).ok();
+                answer == Some(Answer::Reply) && closed.is_some_and(|closed| closed > 0)
+            };
+            ensure!((0..ATTEMPTS).any(counted), "not counted as closed; log:\n{}", daemon.log());
             // The uplink stays guarded.
             let own = TUNNELS[0].host.v6.to_string();
             let (_, said) = asked(&daemon, &["explain", &own, &REMOTE.v6.to_string()])?;
