@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
-    TestRun as _, TestRunOptions,
+    TestRun, TestRunOptions, TestRunResult,
     programs::{SchedClassifier, Xdp},
 };
 use tunroute::{
@@ -223,20 +223,12 @@ fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet
     context[40..44].copy_from_slice(&situation.ifindex(packet.device).to_ne_bytes());
     context[176..180].copy_from_slice(&packet.gso.to_ne_bytes());
     let frame = frame(packet);
-    let mut out = vec![0; frame.len() + 64];
     let program: &mut SchedClassifier =
         datapath.ebpf().program_mut(&format!("{program}_l2")).context("no such program")?.try_into()?;
-    let result = program.test_run(TestRunOptions {
-        data_in: Some(&frame),
-        data_out: Some(&mut out),
-        ctx_in: Some(&context),
-        repeat: 1,
-        ..TestRunOptions::default()
-    })?;
+    let (result, mut out) = tried(program, &frame, &context)?;
     ensure!(out[..14] == frame[..14], "the link-layer header was changed");
-    out.truncate(usize::try_from(result.data_size_out)?);
     out.drain(..14);
-    Ok((result.return_value.cast_signed(), out))
+    Ok((result.cast_signed(), out))
 }
 
 /// What XDP did with a packet: its result, and the frame afterwards.
@@ -246,12 +238,20 @@ fn run_early(datapath: &mut Datapath, situation: &Situation<'_>, packet: &Packet
     let mut context = [0u8; 24];
     context[4..8].copy_from_slice(&u32::try_from(frame.len())?.to_ne_bytes());
     context[12..16].copy_from_slice(&situation.ifindex(packet.device).to_ne_bytes());
-    let mut out = vec![0; frame.len() + 64];
     let program: &mut Xdp = datapath.ebpf().program_mut("ingress_xdp").context("no such program")?.try_into()?;
+    tried(program, &frame, &context)
+}
+
+/// Runs a frame through a program: its result, and the frame afterwards.
+fn tried<P>(program: &P, frame: &[u8], context: &[u8]) -> Result<(u32, Vec<u8>)>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len() + 64];
     let result = program.test_run(TestRunOptions {
-        data_in: Some(&frame),
+        data_in: Some(frame),
         data_out: Some(&mut out),
-        ctx_in: Some(&context),
+        ctx_in: Some(context),
         repeat: 1,
         ..TestRunOptions::default()
     })?;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
 };
 
@@ -27,13 +28,21 @@ pub(super) struct Xdp {
     devices: BTreeMap<IfIndex, Device>,
     /// Devices at which the kernel has refused the program, as they are.
     refused: BTreeMap<IfIndex, String>,
+    /// Why the kernel could not be asked, if it could not.
+    error: Option<String>,
 }
 
 impl Daemon {
     /// Looks who could take part now. Returns whether that has changed.
     pub(super) async fn look_for_xdp(&mut self, kernel: &KernelState) -> bool {
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
-        let devices = devices(&self.config, kernel, fast).await;
+        let looked = devices(&self.config, kernel, fast).await;
+        let error = looked.as_ref().err().map(ToString::to_string);
+        if let Some(error) = error.as_ref().filter(|error| self.xdp.error.as_ref() != Some(error)) {
+            warn!("cannot look for XDP, the programs behind it decide: {error}");
+        }
+        self.xdp.error = error;
+        let devices = looked.unwrap_or_default();
         // One that has changed is tried again. That the program is there or not is no change.
         let same = |index: &IfIndex| match (devices.get(index), self.xdp.devices.get(index)) {
             (Some(now), Some(before)) => {
@@ -107,27 +116,26 @@ impl Daemon {
 
 /// Who would take part with this configuration.
 pub(super) async fn would_take_part(config: &Config, kernel: &KernelState, fast: Option<&FastState>) -> Chosen {
-    let devices = devices(config, kernel, fast).await;
+    let devices = devices(config, kernel, fast).await.unwrap_or_default();
     choose(config, kernel, &devices, &ours(fast), &BTreeMap::new())
 }
 
 /// The devices that could take part; none where none is to.
-async fn devices(config: &Config, kernel: &KernelState, fast: Option<&FastState>) -> BTreeMap<IfIndex, Device> {
+async fn devices(
+    config: &Config,
+    kernel: &KernelState,
+    fast: Option<&FastState>,
+) -> io::Result<BTreeMap<IfIndex, Device>> {
     if fast.is_none() || config.xdp == config::Xdp::Off || config_wants_no_fast_path(config) {
-        return BTreeMap::new();
+        return Ok(BTreeMap::new());
     }
     let is_ethernet = |link: &&Link| link.layer == LinkLayer::Ethernet;
     let tunnels = config.tunnels.iter().filter_map(|tunnel| kernel.link(&tunnel.name)).filter(is_ethernet);
     let tunnels: Vec<&Link> = tunnels.collect();
     if tunnels.is_empty() {
-        return BTreeMap::new();
+        return Ok(BTreeMap::new());
     }
-    look(matching(&config.interfaces.ingress, kernel).filter(is_ethernet).chain(tunnels)).await.unwrap_or_else(
-        |error| {
-            warn!("cannot look for XDP: {error}");
-            BTreeMap::new()
-        },
-    )
+    look(matching(&config.interfaces.ingress, kernel).filter(is_ethernet).chain(tunnels)).await
 }
 
 /// Where there are programs of this project's.

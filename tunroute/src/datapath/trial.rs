@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    Ebpf, EbpfLoader, TestRun, TestRunOptions, TestRunResult,
     maps::{Array, MapData, PerCpuArray},
     programs::ProgramError,
 };
@@ -162,10 +162,7 @@ impl Trial {
         let length = u32::try_from(frame.len()).unwrap_or_default();
         context[XDP_END..XDP_END + 4].copy_from_slice(&length.to_ne_bytes());
         context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
-        let result = xdp::program(&mut self.ebpf)?.test_run(options).map_err(error)?;
-        match result.return_value.cast_signed() {
+        match result_of(xdp::program(&mut self.ebpf)?, frame, &context).map_err(error)? {
             XDP_PASS => Ok(false),
             XDP_DROP | XDP_REDIRECT => Ok(true),
             other => Err(error(odd_result(other))),
@@ -178,10 +175,7 @@ impl Trial {
         let error = |source| DatapathError::Program { program, source };
         let mut context = [0; CONTEXT];
         context[CONTEXT_IFINDEX..CONTEXT_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat: 1, ..TestRunOptions::default() };
-        let result = classifier(&mut self.ebpf, program)?.test_run(options).map_err(error)?;
-        match result.return_value.cast_signed() {
+        match result_of(classifier(&mut self.ebpf, program)?, frame, &context).map_err(error)? {
             UNSPEC => Ok(true),
             SHOT | REDIRECT => Ok(false),
             other => Err(error(odd_result(other))),
@@ -232,6 +226,16 @@ impl Trial {
         }
         Ok(state)
     }
+}
+
+/// What a program returns for a frame.
+fn result_of<P>(program: &P, frame: &[u8], context: &[u8]) -> Result<i32, ProgramError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let options =
+        TestRunOptions { data_in: Some(frame), ctx_in: Some(context), repeat: 1, ..TestRunOptions::default() };
+    Ok(program.test_run(options)?.return_value.cast_signed())
 }
 
 fn odd_result(code: i32) -> ProgramError {

@@ -6,7 +6,7 @@ use super::socket::{Request, attributes, push_attribute, string_of, u32_of, valu
 use crate::net::{Link, LinkLayer};
 
 /// The length of `struct ifinfomsg`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// Attributes in `include/uapi/linux/if_link.h`.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;

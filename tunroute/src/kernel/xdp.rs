@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io};
 use rtnetlink::sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
 use super::{
-    filter,
+    filter, link,
     socket::{Request, Socket, attributes, push_attribute, string_of, u32_of, value},
 };
 use crate::{
@@ -15,8 +15,7 @@ use crate::{
     xdp::{Device, Origin},
 };
 
-/// The length of `struct ifinfomsg`, and of `struct genlmsghdr`.
-const LINK_HEADER: usize = 16;
+/// The length of `struct genlmsghdr`.
 const GENERIC_HEADER: usize = 4;
 /// Attributes in `include/uapi/linux/if_link.h`.
 const IFLA_ADDRESS: u16 = 1;
@@ -75,14 +74,14 @@ impl Sockets {
         Ok(Self { route, generic, netdev, ethtool })
     }
 
-    async fn device(&mut self, link: &Link) -> io::Result<Option<Device>> {
-        let mut header = vec![0; LINK_HEADER];
-        header[4..8].copy_from_slice(&link.index.to_ne_bytes());
+    async fn device(&mut self, of: &Link) -> io::Result<Option<Device>> {
+        let mut header = vec![0; link::HEADER];
+        header[4..8].copy_from_slice(&of.index.to_ne_bytes());
         let request = Request { kind: libc::RTM_GETLINK, flags: 0, payload: header };
         let Ok(answer) = self.route.ask(&request)? else { return Ok(None) };
         let mut device = Device::default();
         let (mut peer, mut elsewhere) = (None, false);
-        for attribute in attributes(&answer, LINK_HEADER) {
+        for attribute in attributes(&answer, link::HEADER) {
             let value = value(&attribute);
             match attribute.kind() {
                 IFLA_ADDRESS => device.address = value.try_into().unwrap_or_default(),
@@ -93,23 +92,23 @@ impl Sockets {
                 _ => {}
             }
         }
-        device.features = self.xdp_features(link.index)?;
-        device.origin = match (link.kind.as_deref(), peer) {
-            (Some("veth"), Some(peer)) if !elsewhere => {
-                let features = self.features(peer)?;
-                let has = |part: &str| features.iter().any(|feature| feature.starts_with(part));
+        device.features = self.xdp_features(of.index)?;
+        device.origin = match (of.kind.as_deref(), peer) {
+            (Some("veth"), Some(peer)) if !elsewhere => self.offloads(peer)?.map_or(Origin::Elsewhere, |offloads| {
+                let has = |part: &str| offloads.iter().any(|offload| offload.starts_with(part));
                 Origin::Peer { checksums: has("tx-checksum-"), tags: has("tx-vlan-") }
-            }
+            }),
             (Some("veth"), _) => Origin::Elsewhere,
             (Some("tun"), _) => Origin::Tap,
             _ => {
-                let tags = |feature: &String| feature.starts_with("rx-vlan-") && feature.ends_with("-parse");
-                Origin::Card { tags: self.features(link.index)?.iter().any(tags) }
+                let takes = |offload: &String| offload.starts_with("rx-vlan-") && offload.ends_with("-parse");
+                // One that does not say might.
+                Origin::Card { tags: self.offloads(of.index)?.is_none_or(|offloads| offloads.iter().any(takes)) }
             }
         };
         // Kernels before 6.6 have no TCX.
-        device.filters = tcx::programs(Hook::Egress, link.index).map_or(0, |programs| programs.len());
-        device.filters += self.filters(link.index).await?;
+        device.filters = tcx::programs(Hook::Egress, of.index).map_or(0, |programs| programs.len());
+        device.filters += self.filters(of.index).await?;
         Ok(Some(device))
     }
 
@@ -123,17 +122,17 @@ impl Sockets {
         Ok(Some(features.and_then(|value| value.try_into().ok()).map_or(0, u64::from_ne_bytes)))
     }
 
-    /// The names of the offloads that a device has switched on.
-    fn features(&mut self, device: IfIndex) -> io::Result<Vec<String>> {
-        let Some(family) = self.ethtool else { return Ok(Vec::new()) };
+    /// The names of the offloads that a device has switched on; none if the kernel does not tell.
+    fn offloads(&mut self, device: IfIndex) -> io::Result<Option<Vec<String>>> {
+        let Some(family) = self.ethtool else { return Ok(None) };
         let (mut header, mut payload) = (Vec::new(), vec![FEATURES_GET, 1, 0, 0]);
         push_attribute(&mut header, HEADER_DEVICE, &device.to_ne_bytes())?;
         push_attribute(&mut payload, FEATURES_HEADER | NESTED, &header)?;
-        let Ok(answer) = self.generic.ask(&Request { kind: family, flags: 0, payload })? else { return Ok(Vec::new()) };
-        let active = find(&answer, GENERIC_HEADER, FEATURES_ACTIVE).unwrap_or_default();
+        let Ok(answer) = self.generic.ask(&Request { kind: family, flags: 0, payload })? else { return Ok(None) };
+        let Some(active) = find(&answer, GENERIC_HEADER, FEATURES_ACTIVE) else { return Ok(None) };
         let bits = attributes(find(active, 0, BITSET_BITS).unwrap_or_default(), 0);
         // A set without a mask lists what is set.
-        Ok(bits.filter_map(|bit| find(value(&bit), 0, BIT_NAME).map(string_of)).collect())
+        Ok(Some(bits.filter_map(|bit| find(value(&bit), 0, BIT_NAME).map(string_of)).collect()))
     }
 
     /// How many filters see what leaves by a device.
