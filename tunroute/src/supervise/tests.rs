@@ -153,7 +153,8 @@ async fn the_limit_holds_across_daemons_and_gives_up() {
 
     let times: Vec<u64> = std::fs::read_to_string(&file).unwrap().lines().map(|line| line.parse().unwrap()).collect();
     assert!(times.len() >= 2, "{times:?}");
-    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 3_000_000_000), "{times:?}");
+    // The script may come to look at the clock only some time after its start: without the limit it is 1 s, at most.
+    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 2_000_000_000), "{times:?}");
 
     let daemon = Daemon::start(&path, &tunnel).await;
     daemon.device(false);
