@@ -99,19 +99,20 @@ fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 /// decide they count.
 #[inline(always)]
 fn early(context: *mut xdp_md) -> u32 {
-    let (shadow, tracing) = lookup::modes();
     let frame = Frame::new(context);
     let maps = Maps::new(ptr::null_mut());
-    let Some(arrival) = frame.arrival().filter(|_| !shadow) else { return XDP_PASS };
+    let Some(arrival) = frame.arrival() else { return XDP_PASS };
+    // Most packets need neither.
+    let acts = || !lookup::shadow() && frame.is_for_this_host(&arrival);
     let (index, outcome, action) = match decide_ingress(&arrival, &frame, &maps) {
-        Verdict::Redirect(index, slot, outcome) if frame.redirect(&arrival, index, slot).is_some() => {
+        Verdict::Redirect(index, slot, outcome) if acts() && frame.redirect(&arrival, index, slot).is_some() => {
             (index, outcome, XDP_REDIRECT)
         }
-        Verdict::Drop(index, outcome) => (index, outcome, XDP_DROP),
+        Verdict::Drop(index, outcome) if acts() => (index, outcome, XDP_DROP),
         _ => return XDP_PASS,
     };
     count(index, outcome, frame.length());
-    if tracing {
+    if lookup::modes().1 {
         trace::tell(&frame, &arrival, index, outcome);
     }
     action

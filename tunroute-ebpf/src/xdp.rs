@@ -14,7 +14,7 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use tunroute_common::{
     decide::Arrival,
-    maps::{Ipv6, MAX_SLOTS, MAX_XDP_DEVICES, Slot, Station, flags},
+    maps::{Ipv6, MAX_SLOTS, MAX_XDP_DEVICES, Slot, flags},
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
@@ -58,26 +58,20 @@ struct Ethernet {
     ethertype: u16,
 }
 
-/// A frame of an Ethernet device. What is in further buffers (`xdp_buff_has_frags()`) counts for its length and is not
-/// read.
+/// A frame of an Ethernet device: its first buffer, which is all of it for whoever is handed on.
 pub struct Frame {
     context: *mut xdp_md,
     data: usize,
     data_end: usize,
-    /// Of all of it, in bytes.
-    length: usize,
 }
 
 impl Frame {
     /// Looks at a frame.
-    #[allow(clippy::cast_possible_truncation, reason = "a register has 64 bits")]
     #[inline(always)]
     pub fn new(context: *mut xdp_md) -> Self {
         // SAFETY: the context that the kernel gave; the verifier knows these two for packet pointers.
         let (data, data_end) = unsafe { ((*context).data as usize, (*context).data_end as usize) };
-        // SAFETY: the context that the kernel gave.
-        let length = unsafe { bpf_xdp_get_buff_len(context) } as usize;
-        Self { context, data, data_end, length }
+        Self { context, data, data_end }
     }
 
     #[inline(always)]
@@ -86,17 +80,25 @@ impl Frame {
         (start + size_of::<T>() <= self.data_end).then_some(start as *mut T)
     }
 
-    /// What the kernel would know of the packet. `None` at a device where nothing is to be decided.
+    /// What the kernel would know of the packet, if it is for this host: [`Frame::is_for_this_host`] says whether, and is asked
+    /// of the few that something is to be done to.
     #[inline(always)]
     pub fn arrival(&self) -> Option<Arrival> {
-        // SAFETY: the context that the kernel gave.
-        let ifindex = unsafe { (*self.context).ingress_ifindex };
-        let Station { address, .. } = lookup::station(ifindex)?;
         let header = self.pointer::<Ethernet>(0)?;
-        // SAFETY: within the frame, as just checked.
-        let (destination, ethertype) = unsafe { ((*header).destination, u16::from_be((*header).ethertype)) };
+        // SAFETY: within the frame, as just checked; and the context that the kernel gave.
+        let (ethertype, ifindex) = unsafe { (u16::from_be((*header).ethertype), (*self.context).ingress_ifindex) };
         // A VLAN's tag stands in the place of the ethertype.
-        Some(Arrival { ethertype, ifindex, to_this_host: destination == address, tagged: false })
+        Some(Arrival { ethertype, ifindex, to_this_host: true, tagged: false })
+    }
+
+    /// The frame is addressed to this host, at a device where something may be decided.
+    #[inline(always)]
+    pub fn is_for_this_host(&self, arrival: &Arrival) -> bool {
+        // SAFETY: within the frame, as is checked.
+        let destination = self.pointer::<Ethernet>(0).map(|header| unsafe { (*header).destination });
+        destination
+            .zip(lookup::station(arrival.ifindex))
+            .is_some_and(|(destination, station)| destination == station.address)
     }
 
     /// Has the frame sent out of the slot's device, addressed to the next hop and with one hop less to go. Where that cannot
@@ -104,8 +106,9 @@ impl Frame {
     /// not known.
     #[inline(always)]
     pub fn redirect(&self, arrival: &Arrival, index: u32, slot: &Slot) -> Option<()> {
-        // Bounded, as the verifier will have it.
-        if self.data + (self.length & 0xffff) > self.data_end {
+        // SAFETY: the context that the kernel gave.
+        let length = unsafe { bpf_xdp_get_buff_len(self.context) };
+        if length != (self.data_end - self.data) as u64 {
             return None;
         }
         let header = self.pointer::<Ethernet>(0)?;
@@ -207,7 +210,7 @@ impl Packet for Frame {
     #[expect(clippy::cast_possible_truncation, reason = "the length of a frame")]
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.length.saturating_sub(size_of::<Ethernet>()) as u32
+        (self.data_end - self.data).saturating_sub(size_of::<Ethernet>()) as u32
     }
 
     #[inline(always)]
