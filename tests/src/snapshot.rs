@@ -86,6 +86,12 @@ pub fn can_ask_main() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 3, 0))
 }
 
+/// Whether XDP can be used: since Linux 6.5.
+#[must_use]
+pub fn can_use_xdp() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 5, 0))
+}
+
 impl Snapshot {
     /// Without the lines for which `ours` says so, of which it gets the section's name (`ip -6 rule`) and the text.
     #[must_use]

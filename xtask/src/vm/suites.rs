@@ -28,7 +28,7 @@ impl Suite {
 /// All of them, the longest first. Not here: `failover` and `survival` are about milliseconds, `lab` is about the lab, `demo`,
 /// `planning`, `operator`, `conventions` and `top` about what a person reads, `metrics` and `prometheus` about what a program
 /// does, `import` about files, `service` and `dist` about an installed system, `pipeline` and `tree` about plans.
-pub const SUITES: [Suite; 16] = [
+pub const SUITES: [Suite; 17] = [
     Suite::whole("faults").without(&[("the_clock_jumps", "it takes a C compiler")]),
     Suite::whole("semantics"),
     Suite::whole("lifecycle"),
@@ -48,4 +48,5 @@ pub const SUITES: [Suite; 16] = [
     Suite::whole("mss"),
     Suite::whole("trace"),
     Suite::whole("unmatched"),
+    Suite::whole("xdp"),
 ];
