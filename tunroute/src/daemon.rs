@@ -10,6 +10,7 @@ mod gates;
 mod messages;
 mod preview;
 mod read;
+mod reload;
 mod report;
 mod requests;
 mod tables;
@@ -38,7 +39,7 @@ use self::{
 pub use self::{down::down_without_daemon, preview::preview_without_daemon};
 use crate::{
     compile::{Desired, Inputs, Sources, compile, follow, matching},
-    config::{Config, ConfigError, Datapath},
+    config::{Config, Datapath},
     control::{self, Answer, Call},
     datapath::{self, Method},
     fast::{FastOp, Hook, Part},
@@ -333,62 +334,6 @@ impl Daemon {
             Ok(_) => self.reconcile(Kinds::RULES).await,
             Err(error) => warn!("{error}"),
         }
-    }
-
-    /// Applies a configuration that has been read again, in full or not at all.
-    async fn reload(&mut self, config: Result<Config, ConfigError>) -> anyhow::Result<()> {
-        let result = match self.check_no_trial().and_then(|()| Ok(config?)) {
-            Ok(config) => self.try_reload(config).await,
-            Err(error) => Err(error),
-        };
-        self.service.ready();
-        match &result {
-            Ok(()) => info!("the new configuration is in force"),
-            Err(error) => error!("the old configuration stays in force: {error:#}"),
-        }
-        result
-    }
-
-    async fn try_reload(&mut self, mut config: Config) -> anyhow::Result<()> {
-        self.reconcile(Kinds::ALL).await;
-        let sources = self.check_applicable(&mut config)?;
-        // What cannot be done anyway says nothing about the new configuration.
-        let before = self.problems.clone();
-        let old = std::mem::replace(&mut self.config, config);
-        (self.desired, self.sources) = (None, sources);
-        let tables = self.tables.clone();
-        self.reconcile(Kinds::NONE).await;
-        let new: Vec<&str> =
-            self.problems.iter().filter(|problem| !before.contains(problem)).map(String::as_str).collect();
-        if new.is_empty() {
-            self.configure_tunnels();
-            self.update_endpoint().await;
-            self.undone = false;
-            self.checker.forgive();
-            return Ok(());
-        }
-        let problems = new.join("; ");
-        self.go_back(old, tables).await;
-        anyhow::bail!("the new configuration cannot be applied in full: {problems}")
-    }
-
-    /// Puts an earlier configuration in force again.
-    async fn go_back(&mut self, config: Config, tables: tables::Tables) {
-        self.config = config;
-        (self.desired, self.sources) = (None, None);
-        self.tables.restore(tables, &self.state);
-        self.reconcile(Kinds::ALL).await;
-    }
-
-    /// Refuses what is known to fail, before anything is changed for it. Returns the prefixes, which need not be compiled
-    /// twice.
-    fn check_applicable(&self, config: &mut Config) -> anyhow::Result<Option<Arc<Sources>>> {
-        let Some(snapshot) = &self.snapshot else { return Ok(None) };
-        follow(config, &snapshot.state);
-        self.tables.check_free(config, &snapshot.state)?;
-        let desired = self.desired_of(config, snapshot);
-        plan(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
-        Ok(desired.fast.map(|fast| fast.sources))
     }
 
     /// Tells the supervisor and the probes which tunnels there are.
