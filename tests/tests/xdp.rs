@@ -7,10 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Seen, TUNNELS, TunnelKind, Watch, World, bulk,
+    Capture, Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Seen, TUNNELS, TunnelKind, TunnelPlan, Watch,
+    World, bulk,
     inject::udp,
     offload::{AS_ON_A_WIRE, switch},
     ping,
@@ -279,4 +281,37 @@ fn a_neighbour_that_has_changed_is_found() -> Result<()> {
         flow.stop()?;
     }
     Ok(())
+}
+
+/// Whose address is asked for and who sends the frame is one device, also where somebody has changed the table and the
+/// daemon has not seen it yet: such packets take the way behind.
+#[test]
+fn a_table_that_says_otherwise_is_not_believed() -> Result<()> {
+    if !can_use_xdp() {
+        return Ok(());
+    }
+    let world = World::with(TunnelKind::Veth).build()?;
+    world.as_on_a_wire()?;
+    let daemon = start(&world, "both", "xdp = \"on\"")?;
+    for family in Family::ALL {
+        // Both neighbours are known.
+        for plan in &TUNNELS {
+            let (src, dst) = (plan.client.of(family), REMOTE.of(family));
+            ensure!(ping(&world.client, src, dst)? == Answer::Reply, "{family} by {}", plan.device);
+        }
+        assert_eq!(send(&world, family, 0)?, 0, "{family}: not by XDP");
+    }
+    daemon.signal(Signal::SIGSTOP)?;
+    for (family, option) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+        let TunnelPlan { device, gateway, .. } = TUNNELS[1];
+        let gateway = gateway.of(family);
+        world.host.ip(&format!("{option} route replace default via {gateway} dev {device} onlink table 20000"))?;
+    }
+    // What has been asked before is believed a little longer.
+    std::thread::sleep(Duration::from_millis(100));
+    for family in Family::ALL {
+        let seen = send(&world, family, 0)?;
+        assert_eq!(seen as u64, PACKETS, "{family}: by XDP, to the other tunnel's neighbour");
+    }
+    daemon.signal(Signal::SIGCONT)
 }
