@@ -16,10 +16,13 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{netns::Netns, offload::xdp_forced, pace::patience, world::World};
+use crate::{
+    netns::Netns,
+    offload::xdp_forced,
+    pace::{SOON, patience, until},
+    world::World,
+};
 
-/// How long the daemon may take to start, to stop and to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two questions whether it is ready.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -152,7 +155,7 @@ impl<'a> Daemon<'a> {
     /// Starts the daemon in the world's host and waits until `status` answers.
     ///
     /// # Errors
-    /// It was not built, exits, or does not answer in 10 s; the error has its log.
+    /// It was not built, exits, or does not answer soon; the error has its log.
     pub fn start(world: &'a World, config: &str, options: &DaemonOptions) -> Result<Self> {
         let mut daemon = Self::spawn(world, config, options)?;
         daemon.wait_ready()?;
@@ -203,9 +206,9 @@ impl<'a> Daemon<'a> {
     /// Waits until `status` answers.
     ///
     /// # Errors
-    /// The daemon exits, or does not answer in 10 s; the error has its log.
+    /// The daemon exits, or does not answer soon; the error has its log.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + patience(PATIENCE);
+        let deadline = Instant::now() + patience(SOON);
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
                 bail!("the daemon ended with {status}; its log:\n{}", self.log());
@@ -216,7 +219,7 @@ impl<'a> Daemon<'a> {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the daemon is not ready after {PATIENCE:?}: {}\nits log:\n{}",
+                "the daemon is not ready after {SOON:?}: {}\nits log:\n{}",
                 String::from_utf8_lossy(&answer.stderr),
                 self.log()
             );
@@ -343,6 +346,23 @@ impl<'a> Daemon<'a> {
         kill(self.pid()?, signal).with_context(|| format!("cannot send {signal} to the daemon"))
     }
 
+    /// Stops the daemon in its tracks (SIGSTOP), until SIGCONT, and waits until no thread of it runs.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.child.id());
+        until("the daemon stands still", || {
+            let mut tasks = fs::read_dir(&tasks).context("the daemon is gone")?.flatten();
+            // A thread that has ended meanwhile does not run either.
+            Ok(tasks.all(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.is_empty() || stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
+            }))
+        })
+    }
+
     /// Kills the daemon as if it had crashed.
     ///
     /// # Errors
@@ -364,14 +384,14 @@ impl<'a> Daemon<'a> {
     /// Waits for the daemon to end by itself.
     ///
     /// # Errors
-    /// It does not in 10 s; the error has its log.
+    /// It does not; the error has its log.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + patience(PATIENCE);
+        let deadline = Instant::now() + patience(SOON);
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for the daemon")? {
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "the daemon has not ended in {PATIENCE:?}; its log:\n{}", self.log());
+            ensure!(Instant::now() < deadline, "the daemon has not ended in {SOON:?}; its log:\n{}", self.log());
             std::thread::sleep(patience(POLL));
         }
     }
@@ -382,6 +402,15 @@ impl<'a> Daemon<'a> {
     /// Its number does not fit, which cannot be.
     pub fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Waits until something is said in the log, behind its first `from` bytes.
+    ///
+    /// # Errors
+    /// It is not; the error has the log.
+    pub fn wait_said(&self, from: usize, words: &str) -> Result<()> {
+        let said = || Ok(self.log().get(from..).is_some_and(|log| log.contains(words)));
+        until(words, said).with_context(|| format!("the daemon's log:\n{}", self.log()))
     }
 
     /// All that the daemons of this world have said so far.

@@ -25,7 +25,7 @@ use nix::{
 
 use crate::{
     netns::Netns,
-    pace::{patience, slowdown},
+    pace::{patience, slowdown, until},
     packet_socket::PacketSocket,
     seen::Direction,
 };
@@ -38,6 +38,11 @@ const TICK: Duration = Duration::from_micros(250);
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// Between two looks at what was seen.
 const LOOK: Duration = Duration::from_millis(2);
+/// A packet that has not arrived after this is lost. Until then it may be in a queue, or in the hands of a tun pair's thread
+/// that waits for a processor.
+const UNDER_WAY: Duration = Duration::from_secs(2);
+/// A tail of what was seen at a place that has the last packet, even if some have overtaken others.
+const TAIL: usize = 2 * BURST;
 /// Enough of a frame for its headers and the number.
 const SNAPLEN: usize = 128;
 /// Starts the payload of every packet; the flow's own number and the packet's follow.
@@ -206,6 +211,14 @@ impl Flow {
         }
     }
 
+    /// Waits until the kernel has seen so many packets at a place at or after a time.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub fn wait_for_many(&self, place: &str, since: SystemTime, count: usize) -> Result<()> {
+        until(&format!("{count} packets of the flow at {place}"), || Ok(self.count_since(place, since) >= count))
+    }
+
     /// Stops sending, lets what is under way arrive, and tells what was seen.
     ///
     /// # Errors
@@ -228,12 +241,25 @@ impl Flow {
         let sent = self.sender.take().map_or(Ok(()), join);
         let elapsed = self.started.elapsed();
         if !std::thread::panicking() {
-            // What is in a queue, or in the hands of a tun pair's thread.
-            std::thread::sleep(Duration::from_millis(100));
+            self.let_arrive();
         }
         self.shared.stop_watching.store(true, Ordering::Release);
         let watched = self.watcher.take().map_or(Ok(0), join);
         (sent, elapsed, watched)
+    }
+
+    /// Waits for what is under way: until each place where packets pass has seen the last one, or none for long.
+    fn let_arrive(&self) {
+        std::thread::sleep(Duration::from_millis(100));
+        let last = self.shared.sent.load(Ordering::Relaxed).saturating_sub(1);
+        let is_through = |seen: &Vec<Arrival>| {
+            let tail = seen.iter().rev().take(TAIL);
+            tail.clone().any(|arrival| arrival.number == last)
+                || !tail.clone().any(|arrival| arrival.at.elapsed().is_ok_and(|past| past < patience(UNDER_WAY)))
+        };
+        while !self.shared.arrivals().values().all(is_through) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

@@ -44,7 +44,7 @@ pub use plan::{Dual, TUNNELS, TunnelPlan};
 pub use seen::{Direction, Seen};
 pub use snapshot::Snapshot;
 pub use terminal::Terminal;
-pub use traffic::{Sender, bulk, ping};
+pub use traffic::{Sender, bulk, ping, ping_briefly, reach};
 pub use tun::{TunOptions, TunPair};
 pub use tunnel::TunnelKind;
 pub use world::{World, WorldBuilder};

@@ -19,7 +19,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::lab::{Lab, NETNS_DIR, remove_netns};
+use crate::{
+    lab::{Lab, NETNS_DIR, remove_netns},
+    pace::{SOON, patience, until},
+};
 
 /// Sysctls of every namespace, below `/proc/sys/net`: addresses are usable at once and survive a link that goes down,
 /// nothing is filtered by its reverse path, no router is asked, and ICMP errors are not held back.
@@ -174,6 +177,27 @@ impl Netns {
         })
     }
 
+    /// Waits until the IPv6 addresses of a device, or of all, are in use, with their routes in the local table: new ones are
+    /// when a work queue has seen to them (`addrconf_dad_work()` in `net/ipv6/addrconf.c`). The devices must be up.
+    ///
+    /// # Errors
+    /// They do not come into use.
+    pub fn wait_for_addresses(&self, device: Option<&str>) -> Result<()> {
+        until(&format!("the addresses of {} are in use", self.label), || {
+            self.run_in(|| {
+                // What is the process's own is of its main thread's namespace.
+                let read = |table| fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+                // A host without IPv6 has none.
+                let (addresses, routes) =
+                    (read("if_inet6").unwrap_or_default(), read("ipv6_route").unwrap_or_default());
+                Ok(addresses.lines().filter_map(own_address).all(|(address, owner, tentative)| {
+                    device.is_some_and(|device| device != owner)
+                        || !tentative && routes.lines().any(|route| is_local(route, address))
+                }))
+            })
+        })
+    }
+
     /// The number of a device in this namespace.
     ///
     /// # Errors
@@ -192,6 +216,26 @@ impl Netns {
     pub fn kill_all(&self) -> Result<()> {
         kill_processes_in(&self.handle)
     }
+}
+
+/// The address, its device and whether it is not in use yet, from a line of `/proc/net/if_inet6`; none if it is of a kind
+/// that nobody has asked for.
+fn own_address(line: &str) -> Option<(&str, &str, bool)> {
+    /// `IFA_F_TENTATIVE`
+    const TENTATIVE: u8 = 0x40;
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [address, _, _, scope, flags, device] = fields[..] else { return None };
+    let flags = u8::from_str_radix(flags, 16).ok()?;
+    matches!(scope, "00" | "20").then_some((address, device, flags & TENTATIVE != 0))
+}
+
+/// Does this line of `/proc/net/ipv6_route` say that packets to the address are for this host?
+fn is_local(route: &str, address: &str) -> bool {
+    /// `RTF_LOCAL`
+    const LOCAL: u32 = 0x8000_0000;
+    let flags = route.split_whitespace().nth(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+    route.strip_prefix(address).is_some_and(|rest| rest.starts_with(" 80 "))
+        && flags.is_some_and(|flags| flags & LOCAL != 0)
 }
 
 impl Drop for Netns {
@@ -264,7 +308,7 @@ fn processes_in(netns: &File) -> Result<Vec<Pid>> {
 
 /// Kills every process in a network namespace, and those that they start meanwhile.
 pub(crate) fn kill_processes_in(netns: &File) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + patience(SOON);
     loop {
         let alive = processes_in(netns)?;
         if alive.is_empty() {

@@ -18,8 +18,8 @@ use crate::netns::Netns;
 
 /// Frames asked for in one `recvmmsg`.
 const BATCH: usize = 32;
-/// Room for frames not yet read, in bytes as the kernel counts them: some 100,000 small ones.
-const RECEIVE_BUFFER: libc::c_int = 64 << 20;
+/// Room for frames not yet read, in bytes as the kernel counts them: some 400,000 small ones.
+const RECEIVE_BUFFER: libc::c_int = 256 << 20;
 /// Room for a timestamp and a `tpacket_auxdata` with their headers, aligned as a `cmsghdr` must be.
 type Control = [u64; 16];
 

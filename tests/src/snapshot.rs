@@ -1,6 +1,10 @@
 //! What a namespace looks like, to be compared: the proof that everything was left as it was.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -8,7 +12,10 @@ use aya::{
     util::KernelVersion,
 };
 
-use crate::netns::Netns;
+use crate::{
+    netns::Netns,
+    pace::{SOON, patience},
+};
 
 /// Rules, routes of all tables, links, queueing disciplines, filters and TCX programs of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +132,23 @@ impl Snapshot {
             }
         }
         text
+    }
+
+    /// Waits until what is looked at is the same again: the kernel lets go of a program a moment after its pin
+    /// (`bpf_link_put()` in `kernel/bpf/syscall.c`), and does more by work queues.
+    ///
+    /// # Errors
+    /// It stays another; the error has the last differences.
+    pub fn wait_same(&self, mut look: impl FnMut() -> Result<Self>) -> Result<()> {
+        let deadline = Instant::now() + patience(SOON);
+        loop {
+            // What is being removed may be gone before everything is asked about it.
+            let same = look().and_then(|after| self.ensure_same(&after));
+            if same.is_ok() || Instant::now() > deadline {
+                return same;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Fails with the differences if there are any.

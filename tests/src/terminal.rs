@@ -8,9 +8,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{daemon::binary, pace::patience, world::World};
+use crate::{
+    daemon::binary,
+    pace::{SOON, patience},
+    world::World,
+};
 
-const SOON: Duration = Duration::from_secs(10);
 /// What the shell says when a command has ended, with its exit status.
 pub const ENDED: &str = "ended with";
 
@@ -95,7 +98,7 @@ impl<'a> Terminal<'a> {
     /// Waits for a screen, and returns it.
     ///
     /// # Errors
-    /// It does not come in 10 s; the error has the last one.
+    /// It does not come; the error has the last one.
     pub fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + patience(SOON);
         loop {

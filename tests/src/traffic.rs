@@ -17,25 +17,52 @@ use nix::sys::{
     time::TimeVal,
 };
 
-use crate::{netns::Netns, pace::patience};
+use crate::{
+    netns::Netns,
+    pace::{SOON, patience, until},
+};
+
+/// How long is waited for an answer that is not to come.
+const BRIEFLY: Duration = Duration::from_millis(500);
 
 /// What became of an echo request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// An echo reply.
     Reply,
-    /// Nothing within half a second. `ping` does not tell it from its own kernel's refusal to send.
+    /// Nothing. `ping` does not tell it from its own kernel's refusal to send.
     Silence,
     /// An ICMP error; what `ping` said of it.
     Refused(String),
 }
 
-/// Sends one echo request with `ping`, from an address of the namespace, and waits half a second for the answer.
+/// Sends one echo request with `ping`, from an address of the namespace, and waits for the answer, which is to come.
 ///
 /// # Errors
 /// `ping` cannot be started, or the namespace has no such source address.
 pub fn ping(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<Answer> {
-    let wait = patience(Duration::from_millis(500)).as_secs_f64().to_string();
+    echo(netns, src, dst, SOON)
+}
+
+/// The same where no answer is expected: it waits half a second.
+///
+/// # Errors
+/// As [`ping`].
+pub fn ping_briefly(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<Answer> {
+    echo(netns, src, dst, BRIEFLY)
+}
+
+/// Sends echo requests until one is answered: from then on the neighbours on the way know each other, and no packet is lost
+/// for want of that.
+///
+/// # Errors
+/// None is.
+pub fn reach(netns: &Netns, src: IpAddr, dst: IpAddr) -> Result<()> {
+    until(&format!("{src} reaches {dst}"), || Ok(ping_briefly(netns, src, dst)? == Answer::Reply))
+}
+
+fn echo(netns: &Netns, src: IpAddr, dst: IpAddr, wait: Duration) -> Result<Answer> {
+    let wait = patience(wait).as_secs_f64().to_string();
     let output = netns
         .command("ping")
         .args(["-n", "-c", "1", "-W", &wait, "-I", &src.to_string(), &dst.to_string()])

@@ -38,10 +38,9 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tunroute::net::Family;
 
 use crate::{
@@ -51,6 +50,7 @@ use crate::{
     netkit::netkit,
     netns::{BpfFs, Netns},
     offload::{AS_ON_A_WIRE, switch},
+    pace::until,
     plan::{
         Addrs, HOST, ISP, MAC_CLIENT, MAC_HOST, MAC_ISP, MAC_LAN, Nets, PLAIN, PLAIN_CLIENT, PLAIN_LAN, REMOTE,
         REMOTE_ISP_DEVICE, TUNNELS, TunnelPlan, UPLINK, mac_broker, mac_tunnel, mac_wire,
@@ -61,8 +61,6 @@ use crate::{
 
 /// The MTU of all links but the tunnels, in bytes.
 pub const MTU: u32 = 1500;
-/// Carriers are noted within a second (`net/core/link_watch.c`); a loaded machine gets more.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// How a world shall be.
 #[derive(Clone, Copy, Debug)]
@@ -166,14 +164,13 @@ impl World {
         Ok(world)
     }
 
-    /// Waits until the kernel has taken note of every carrier in the host: only then it adds the prefix `fe80::/64`.
+    /// Waits until the kernel has taken note of every carrier in the host, within a second (`net/core/link_watch.c`): only
+    /// then it adds the prefix `fe80::/64`. And until all addresses are in use, everywhere.
     fn settle(&self) -> Result<()> {
-        let deadline = Instant::now() + SETTLED;
-        while self.host.query("ip", "-oneline link show up")?.contains("NO-CARRIER") {
-            ensure!(Instant::now() < deadline, "a device of the host has no carrier after {SETTLED:?}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        let noted = || Ok(!self.host.query("ip", "-oneline link show up")?.contains("NO-CARRIER"));
+        until("every device of the host has a carrier", noted)?;
+        let Self { client, host, isp, brokers: [broker0, broker1], remote, .. } = self;
+        [client, host, isp, broker0, broker1, remote].into_iter().try_for_each(|netns| netns.wait_for_addresses(None))
     }
 
     /// All links but the tunnels.
@@ -310,7 +307,8 @@ impl World {
             let via = if kind.needs_gateway() { format!("via {host}") } else { String::new() };
             writeln!(script, "route add {} {via} dev {device}", plan.prefix.of(family))?;
         }
-        broker.ip(&script)
+        broker.ip(&script)?;
+        [&self.host, broker].into_iter().try_for_each(|netns| netns.wait_for_addresses(Some(device)))
     }
 
     fn tuns(&self) -> MutexGuard<'_, [Option<TunPair>; 2]> {

@@ -12,9 +12,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tunroute::net::Family;
-use tunroute_tests::{TUNNELS, TunnelKind, World, ping, plan::REMOTE, traffic::Answer};
+use tunroute_tests::{
+    TUNNELS, TunnelKind, World,
+    pace::{SOON, until},
+    ping, ping_briefly,
+    plan::REMOTE,
+    traffic::Answer,
+};
 
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel's file systems, in a mount namespace that the process has to itself.
 const ENTER: &str = "root=$1; mount -t proc proc $root/proc && mount -t sysfs sysfs $root/sys && \
                      mount -t bpf bpf $root/sys/fs/bpf && exec chroot \"$@\"";
@@ -50,7 +55,7 @@ impl Installed<'_> {
         let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).context("the unit starts nothing")?;
         let words: Vec<&str> = line.split(' ').collect();
         let mut daemon = Daemon(self.command(&words).spawn().context("cannot start the daemon")?);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + SOON;
         while !self.run(&["tunroute", "status"])?.status.success() {
             if let Some(status) = daemon.0.try_wait()? {
                 bail!("the daemon ended with {status}");
@@ -66,12 +71,7 @@ struct Daemon(Child);
 
 impl Daemon {
     fn wait(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.0.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "the daemon does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        until("the daemon ends", || Ok(self.0.try_wait()?.is_some()))
     }
 }
 
@@ -100,6 +100,7 @@ fn the_package_runs_the_story_and_leaves_nothing_behind() -> Result<()> {
 
     let pings = |expected: &Answer| -> Result<()> {
         for (family, tunnel) in Family::ALL.into_iter().zip(TUNNELS) {
+            let ping = if *expected == Answer::Silence { ping_briefly } else { ping };
             let answer = ping(&world.host, tunnel.host.of(family), REMOTE.of(family))?;
             ensure!(answer == *expected, "{} from {}: {answer:?}", family, tunnel.host.of(family));
         }

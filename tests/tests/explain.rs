@@ -1,7 +1,7 @@
 //! `explain` and `verify`, the daemon's own sampling, and shadow mode, as an operator meets them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     process::Output,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -9,20 +9,26 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tunroute::{
     datapath::WordMap,
-    fast::FastOp,
+    fast::{Exemption, FastOp},
     index::{self, Content},
     net::Family,
 };
 use tunroute_common::maps::{Action, Egress, LAYOUT_VERSION, Slot, names};
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, TunnelKind, World, offload::programs, pace::patience, ping, plan::REMOTE,
+    Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
+    offload::programs,
+    pace::{SOON, patience, until},
+    ping,
+    plan::REMOTE,
     traffic::Answer,
 };
 
-const SOON: Duration = Duration::from_secs(5);
+/// The daemon comes across a disagreement by chance, a few packets at a time.
+const BY_CHANCE: Duration = Duration::from_secs(120);
 /// How often a disagreement that is mended meanwhile is made again.
 const ATTEMPTS: u32 = 10;
 
@@ -62,15 +68,54 @@ fn pinned(world: &World, name: &str) -> Result<MapData> {
     Ok(MapData::from_pin(world.pin_dir().join(format!("v{LAYOUT_VERSION}")).join(name))?)
 }
 
-/// Takes all IPv6 exemptions out of the map, behind the daemon's back.
-fn remove_exemptions(world: &World) -> Result<usize> {
-    let words = WordMap::pinned(&world.pin_dir().join(format!("v{LAYOUT_VERSION}")))?;
-    let (sources, mut exempt) = index::read(&words).context("the map of prefixes is damaged")?;
-    let removals: Vec<_> =
-        exempt.extract_if(.., |exemption| exemption.prefix.addr().is_ipv6()).map(FastOp::RemoveExemption).collect();
-    let content = Content { sources: &sources, exempt: &exempt };
-    ensure!(index::change(&words, content, &removals.iter().collect::<Vec<_>>()), "no room");
-    Ok(removals.len())
+/// Who writes to the map of prefixes behind the daemon's back.
+struct Meddler<'a> {
+    world: &'a World,
+    daemon: &'a Daemon<'a>,
+    /// The exemptions in the map of a daemon that has nothing to do.
+    all: BTreeSet<Exemption>,
+}
+
+impl<'a> Meddler<'a> {
+    fn new(world: &'a World, daemon: &'a Daemon<'a>) -> Result<Self> {
+        let (_, all) = index::read(&prefixes(world)?).context("the map of prefixes is damaged")?;
+        ensure!(all.iter().any(|exemption| exemption.prefix.addr().is_ipv6()), "there are no exemptions");
+        Ok(Self { world, daemon, all })
+    }
+
+    /// Takes all IPv6 exemptions out of the map, if all are there. Says whether it did.
+    ///
+    /// The daemon stands still meanwhile: of two that write at the same time, one undoes what the other builds on. If all are
+    /// there, it is not in the middle of writing either.
+    fn remove_exemptions(&self) -> Result<bool> {
+        if !self.is_whole() {
+            return Ok(false);
+        }
+        let removed = self.daemon.freeze().and_then(|()| {
+            if !self.is_whole() {
+                return Ok(false);
+            }
+            let words = prefixes(self.world)?;
+            let (sources, mut exempt) = index::read(&words).context("the map of prefixes is damaged")?;
+            let removals = exempt.extract_if(.., |exemption| exemption.prefix.addr().is_ipv6());
+            let removals: Vec<_> = removals.map(FastOp::RemoveExemption).collect();
+            let content = Content { sources: &sources, exempt: &exempt };
+            ensure!(index::change(&words, content, &removals.iter().collect::<Vec<_>>()), "no room");
+            Ok(true)
+        });
+        self.daemon.signal(Signal::SIGCONT)?;
+        removed
+    }
+
+    /// All exemptions are in the map. While the daemon writes, it may look as if there were no map.
+    fn is_whole(&self) -> bool {
+        let read = prefixes(self.world).ok().and_then(|words| index::read(&words));
+        read.is_some_and(|(_, exempt)| exempt == self.all)
+    }
+}
+
+fn prefixes(world: &World) -> Result<WordMap> {
+    Ok(WordMap::pinned(&world.pin_dir().join(format!("v{LAYOUT_VERSION}")))?)
 }
 
 /// Among many rules, which are a tree then, the one that decides is named.
@@ -248,22 +293,30 @@ fn a_foreign_hand_in_the_maps_is_found_told_and_undone() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;
     let daemon = start(&world, "both")?;
     let (client, lan) = (TUNNELS[0].client.v6.to_string(), TUNNELS[1].client.v6.to_string());
-    ensure!(remove_exemptions(&world)? > 0, "there were none");
-    let output = daemon.client(&["explain", &client, &lan])?;
-    println!("{}", text(&output));
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    ensure!(text(&output).contains("they DISAGREE: they send it by different devices"), "{}", text(&output));
+    let meddler = Meddler::new(&world, &daemon)?;
+    // On a busy machine the daemon may have put it right before anybody asks: then it is done again.
+    let mut log = 0;
+    until("they disagree", || {
+        log = daemon.log().len();
+        if !meddler.remove_exemptions()? {
+            return Ok(false);
+        }
+        let output = daemon.client(&["explain", &client, &lan])?;
+        println!("{}", text(&output));
+        Ok(output.status.code() == Some(1)
+            && text(&output).contains("they DISAGREE: they send it by different devices"))
+    })?;
     // The daemon samples, finds it, looks at the maps and puts them right. Nobody has to ask.
-    let deadline = std::time::Instant::now() + patience(Duration::from_secs(60));
-    while !daemon.log().contains("both datapaths agree again") {
+    let deadline = std::time::Instant::now() + patience(BY_CHANCE);
+    let said = || daemon.log().split_off(log);
+    while !said().contains("both datapaths agree again") {
         ensure!(std::time::Instant::now() < deadline, "not found; log:\n{}", daemon.log());
         std::thread::sleep(Duration::from_millis(50));
     }
-    ensure!(daemon.log().matches("disagreement: ").count() <= 2, "said too often:\n{}", daemon.log());
+    ensure!(said().matches("disagreement: ").count() <= 2, "said too often:\n{}", daemon.log());
+    daemon.wait_status(|status| status["fast_path"]["state"] == "on", SOON)?;
     let (code, said) = asked(&daemon, &["explain", &client, &lan])?;
     assert_eq!((code, &said["program"]["outcome"]), (Some(0), &json!("exempt")), "{said:#}");
-    let status = daemon.status()?;
-    assert_eq!(status["fast_path"]["state"], "on", "{status:#}");
     Ok(())
 }
 
@@ -273,19 +326,16 @@ fn while_they_disagree_the_kernel_decides() -> Result<()> {
     let daemon = start(&world, "both")?;
     let (client, lan) = (TUNNELS[0].client.v6, TUNNELS[1].client.v6);
     let stop = AtomicBool::new(false);
+    let meddler = Meddler::new(&world, &daemon)?;
     std::thread::scope(|scope| {
-        let meddler = scope.spawn(|| {
+        let meddling = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                remove_exemptions(&world)?;
+                meddler.remove_exemptions()?;
                 std::thread::sleep(patience(Duration::from_millis(2)));
             }
             anyhow::Ok(())
         });
         let outcome = (|| {
-            let output = daemon.client(&["verify", "--samples", "500"])?;
-            println!("$ tunroute verify --samples 500\n{}", text(&output));
-            assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-            ensure!(text(&output).contains("they DISAGREE on"), "{}", text(&output));
             let closed = |status: &Value| {
                 (0..2).all(|policy| status["policies"][policy]["carried_by"]["v6"] == "kernel")
                     && status["fast_path"]["state"] == "partly"
@@ -293,6 +343,12 @@ fn while_they_disagree_the_kernel_decides() -> Result<()> {
             // What the meddler has done the daemon puts right, and opens the policies again if it looks at that moment: on a
             // busy machine that may come about before anybody asks. Then it is to be found once more.
             let verify = || daemon.client(&["verify", "--samples", "500"]).ok();
+            let told = |_| {
+                let output = verify()?;
+                println!("$ tunroute verify --samples 500\n{}", text(&output));
+                (output.status.code() == Some(1) && text(&output).contains("they DISAGREE on")).then_some(())
+            };
+            (0..ATTEMPTS).find_map(told).with_context(|| format!("never told; log:\n{}", daemon.log()))?;
             let seen = |attempt| {
                 let _found_again = if attempt > 0 { verify() } else { None };
                 daemon.wait_status(closed, Duration::from_secs(1)).ok()
@@ -324,13 +380,14 @@ fn while_they_disagree_the_kernel_decides() -> Result<()> {
             Ok(())
         })();
         stop.store(true, Ordering::Relaxed);
-        meddler.join().map_err(|_| anyhow::anyhow!("the meddler panicked"))??;
+        meddling.join().map_err(|_| anyhow::anyhow!("the meddler panicked"))??;
         outcome
     })?;
-    daemon.wait_status(|status| status["fast_path"]["state"] == "on", Duration::from_secs(15))?;
-    let (code, said) = asked(&daemon, &["verify", "--samples", "100"])?;
-    assert_eq!(code, Some(0), "{said:#}");
-    Ok(())
+    // The policies may be open again although the last meddling is still to be found.
+    until("both datapaths agree, and the policies are open", || {
+        let (code, _) = asked(&daemon, &["verify", "--samples", "100"])?;
+        Ok(code == Some(0) && daemon.status()?["fast_path"]["state"] == "on")
+    })
 }
 
 #[test]
@@ -350,16 +407,19 @@ fn in_shadow_the_programs_only_watch() -> Result<()> {
     ensure!(pings(), "no way out; log:\n{}", daemon.log());
     ensure!(daemon.counters()?.packets("tunnel0", "forwarded")? >= 3, "they count what they would do");
 
-    // Whatever the programs decide, the rules do.
+    // Whatever the programs decide, the rules do. The daemon may have put it right before anybody asks.
     let mut policy = Array::<_, Slot>::try_from(Map::Array(pinned(&world, names::POLICY)?))?;
-    for index in 0..policy.len() {
-        let slot = policy.get(&index, 0)?;
-        if slot.id != 0 {
-            policy.set(index, Slot { egress: Egress::down(Action::Blackhole), ..slot }, 0)?;
+    until("they disagree", || {
+        for index in 0..policy.len() {
+            let slot = policy.get(&index, 0)?;
+            if slot.id != 0 {
+                policy.set(index, Slot { egress: Egress::down(Action::Blackhole), ..slot }, 0)?;
+            }
         }
-    }
-    let (code, said) = asked(&daemon, &["explain", &client.to_string(), &REMOTE.v6.to_string()])?;
-    assert_eq!((code, &said["program"]["acts"], &said["agree"]), (Some(1), &json!(false), &json!(false)), "{said:#}");
+        let (code, said) = asked(&daemon, &["explain", &client.to_string(), &REMOTE.v6.to_string()])?;
+        assert_eq!(said["program"]["acts"], false, "{said:#}");
+        Ok((code, &said["agree"]) == (Some(1), &json!(false)))
+    })?;
     ensure!(pings(), "a program acts; log:\n{}", daemon.log());
     let shown = screen(&daemon, &["explain", &client.to_string(), &REMOTE.v6.to_string()])?;
     ensure!(shown.contains("only watches (shadow)"), "{shown}");

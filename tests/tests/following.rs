@@ -1,14 +1,14 @@
 //! Sources that follow an interface, `from = ["@lan0"]`: it is renumbered under a flow.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tunroute::net::Family;
-use tunroute_tests::{Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, plan::REMOTE};
+use tunroute_tests::{
+    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, pace::SOON, plan::REMOTE,
+};
 
-/// Longer than anything here takes.
-const SOON: Duration = Duration::from_secs(3);
 /// The prefix that comes, and the client's address in it.
 const NEW: [(&str, &str); 2] = [("10.0.5.0/24", "10.0.5.2"), ("2a02:578:85a0:5::/64", "2a02:578:85a0:5::2")];
 
@@ -84,9 +84,7 @@ fn both_datapaths_follow_a_renumbered_interface() -> Result<()> {
             assert_eq!(rules(&world)?.contains(&format!("from {prefix} ")), datapath != "ebpf", "{}", what());
             // Nothing goes astray from now on, and the program decides where there is one.
             let since = SystemTime::now();
-            while flow.count_since("tunnel", since) < 200 {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            flow.wait_for_many("tunnel", since, 200).with_context(what)?;
             assert_eq!(flow.count_since("uplink", since), 0, "{}", what());
             let forwarded = daemon.counters()?.packets("lan", "forwarded")? - before.packets("lan", "forwarded")?;
             assert_eq!(forwarded >= 200, datapath != "kernel", "{}: {forwarded} forwarded", what());

@@ -4,10 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tunroute_tests::{Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, inject::udp, nft, plan::REMOTE};
+use tunroute_tests::{
+    Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, inject::udp, nft, pace::SOON, plan::REMOTE,
+};
 
-/// A look at the gates is due twice a second.
-const SOON: Duration = Duration::from_secs(3);
 /// What is not to come does not come within this.
 const A_WHILE: Duration = Duration::from_millis(100);
 

@@ -21,13 +21,12 @@ use tunroute_tests::{
     TunPair, TunnelKind, Watch, World, bulk,
     inject::{echo_request, tcp_syn, udp},
     lab::remove_stale,
-    ping,
+    pace::{SOON, until},
+    ping, ping_briefly,
     plan::{PLAIN_CLIENT, REMOTE},
     traffic::Answer,
 };
 
-/// A frame comes at once, or it is lost.
-const SOON: Duration = Duration::from_secs(3);
 /// Long enough for a frame that must not come.
 const A_WHILE: Duration = Duration::from_millis(50);
 
@@ -80,11 +79,12 @@ fn without_a_cure_nobody_can_ping_the_tunnels_and_the_isp_drops_the_replies() ->
         let remote = REMOTE.of(family);
         for plan in &TUNNELS {
             let tunnel = plan.host.of(family);
-            assert_eq!(ping(&world.remote, remote, tunnel)?, Answer::Silence, "remote > {tunnel}");
+            assert_eq!(ping_briefly(&world.remote, remote, tunnel)?, Answer::Silence, "remote > {tunnel}");
             let reply = isp.wait_for(|seen| seen.is(tunnel, remote), SOON)?;
             assert_eq!((reply.device.as_str(), reply.direction), ("net0", Direction::In), "{reply}");
             isp.ensure_none(|seen| seen.left() && seen.src == Some(tunnel), A_WHILE)?;
-            assert_eq!(ping(&world.client, plan.client.of(family), remote)?, Answer::Silence, "client's {family}");
+            let answer = ping_briefly(&world.client, plan.client.of(family), remote)?;
+            assert_eq!(answer, Answer::Silence, "client's {family}");
         }
         // The ISP's own addresses are served.
         assert_eq!(ping(&world.client, PLAIN_CLIENT.of(family), remote)?, Answer::Reply, "{family}");
@@ -133,7 +133,7 @@ fn a_broker_drops_sources_that_are_not_its_tunnels() -> Result<()> {
     for family in Family::ALL {
         let wrong = TUNNELS[1].host.of(family);
         world.host.ip(&format!("{} rule add from {wrong} lookup 200 pref 1", version(family)))?;
-        assert_eq!(ping(&world.host, wrong, REMOTE.of(family))?, Answer::Silence);
+        assert_eq!(ping_briefly(&world.host, wrong, REMOTE.of(family))?, Answer::Silence);
         broker.wait_for(|seen| !seen.left() && seen.src == Some(wrong), SOON)?;
         broker.ensure_none(|seen| seen.left() && seen.src == Some(wrong), A_WHILE)?;
     }
@@ -237,7 +237,7 @@ fn a_tun_pair_carries_packets_up_to_its_mtu_and_survives_its_ends() -> Result<()
     a.ip("link set tun0 up")?;
     assert_eq!(ping(&a, src, dst)?, Answer::Reply, "up again");
     b.ip("link set tun0 down")?;
-    assert_eq!(ping(&a, src, dst)?, Answer::Silence, "the other end is down");
+    assert_eq!(ping_briefly(&a, src, dst)?, Answer::Silence, "the other end is down");
     b.ip("link set tun0 up")?;
     assert_eq!(ping(&a, src, dst)?, Answer::Reply, "the other end is up again");
     // Deleted under the pair: it must end, and the name must be free.
@@ -294,13 +294,12 @@ fn a_flow_counts_what_arrives_and_notices_the_leak_of_the_story() -> Result<()> 
         ("remote", Watch::entering(&world.remote, "via-b0")),
     ];
     let options =
-        FlowOptions { from: &world.client, src, to: &world.remote, dst, rate: 20_000, payload: 64, watch: &watch };
+        FlowOptions { from: &world.client, src, to: &world.remote, dst, rate: 5000, payload: 64, watch: &watch };
 
     let flow = Flow::start(options)?;
-    std::thread::sleep(Duration::from_millis(500));
+    flow.wait_for_many("remote", SystemTime::UNIX_EPOCH, 1000)?;
     let report = flow.stop()?;
     eprintln!("{:.0} packets/s of {} asked for", report.rate(), options.rate);
-    assert!(report.sent > 1000, "{}", report.sent);
     for place in ["tunnel", "remote"] {
         assert_eq!((report.lost(&[place]), report.duplicated(&[place])), (0, 0), "{place}");
     }
@@ -339,7 +338,7 @@ fn a_tunnel_can_come_late_go_and_come_again() -> Result<()> {
             let addrs = world.host.query("ip", &format!("-6 addr show dev {device}"))?;
             assert!(addrs.contains(&format!("{src}/128")), "{kind:?}: the address stays");
             // The story again: after a flap nobody adds the route.
-            assert_eq!(ping(&world.host, src, dst)?, Answer::Silence, "{kind:?}, round {round}");
+            assert_eq!(ping_briefly(&world.host, src, dst)?, Answer::Silence, "{kind:?}, round {round}");
             cure_routes(&world, 0)?;
             assert_eq!(ping(&world.host, src, dst)?, Answer::Reply, "{kind:?}, round {round}");
             world.delete_tunnel(0)?;
@@ -395,7 +394,7 @@ fn snapshots_show_every_change_and_nothing_else() -> Result<()> {
         let diff = before.diff(&world.host.snapshot()?);
         assert!(diff.contains(expected), "{change}:\n{diff}");
         world.host.query(program, undo)?;
-        before.ensure_same(&world.host.snapshot()?).with_context(|| format!("after {undo}"))?;
+        before.wait_same(|| world.host.snapshot()).with_context(|| format!("after {undo}"))?;
     }
     Ok(())
 }
@@ -439,10 +438,7 @@ fn a_daemon_is_started_asked_and_ended_in_every_way() -> Result<()> {
     assert!(daemon.log().contains("started in lan0 lo net0 sixxs0 sixxs1"), "{}", daemon.log());
     assert!(daemon.log().contains("pins go to a bpffs"), "{}", daemon.log());
     daemon.reload()?;
-    let deadline = Instant::now() + SOON;
-    while !daemon.log().contains("reloaded") {
-        ensure!(Instant::now() < deadline, "the signal did not come: {}", daemon.log());
-    }
+    daemon.wait_said(0, "reloaded")?;
     assert!(daemon.wait_status(|status| status["state"] == "never", A_WHILE).is_err());
     assert!(daemon.down()?.success());
     assert!(daemon.status().is_err(), "stopped");
@@ -512,10 +508,8 @@ fn what_a_dead_run_left_is_removed_and_what_lives_is_not() -> Result<()> {
     fs::create_dir_all(&bpf)?;
     mount(Some("bpffs"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)?;
     // The program has entered the namespace when it is `sleep`.
-    let deadline = Instant::now() + SOON;
-    while fs::read_to_string(format!("/proc/{}/comm", orphan.id()))? != "sleep\n" {
-        ensure!(Instant::now() < deadline, "ip netns exec does not start sleep");
-    }
+    let comm = format!("/proc/{}/comm", orphan.id());
+    until("ip netns exec starts sleep", || Ok(fs::read_to_string(&comm)? == "sleep\n"))?;
     assert_eq!(remains(&id)?.len(), 4, "a name and its mount, a directory and its mount");
     let failures = remove_stale();
     assert!(failures.is_empty(), "{failures:?}");
@@ -534,6 +528,7 @@ fn a_world_is_made_and_gone_quickly() -> Result<()> {
         best = best.min(started.elapsed());
     }
     eprintln!("made and gone in {best:?}");
-    assert!(best < Duration::from_millis(1500), "{best:?}");
+    // Some hundred milliseconds on an idle machine. Hundreds of worlds are made in a run of all tests.
+    assert!(best < Duration::from_secs(10), "{best:?}");
     Ok(())
 }

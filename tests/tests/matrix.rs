@@ -97,7 +97,7 @@ fn clsact() -> Result<()> {
         ensure!(!daemon.log().contains("detached"), "it does not find its own filters:\n{}", daemon.log());
         drop(bench);
         daemon.down()?;
-        pristine.ensure_same(&world.host.snapshot()?)?;
+        pristine.wait_same(|| world.host.snapshot())?;
     }
     Ok(())
 }

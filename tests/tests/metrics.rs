@@ -5,16 +5,15 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use tunroute::net::Family;
-use tunroute_tests::{Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, ping, plan::REMOTE, traffic::Answer};
+use tunroute_tests::{
+    Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, pace::SOON, ping, plan::REMOTE, traffic::Answer,
+};
 
 const ADDRESS: &str = "127.0.0.1:9942";
-/// The daemon looks every half second whether it can have its address.
-const SOON: Duration = Duration::from_secs(10);
 
 /// What was asked for, and the answer.
 fn exchange(mut stream: impl Read + Write, request: &str) -> Result<String> {

@@ -1,9 +1,6 @@
 //! The segment size that TCP tells through a tunnel (`mss`): a real handshake, by every datapath, seen at both ends.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{PacketBuilder, TcpHeaderSlice, TcpOptionElement};
@@ -11,12 +8,12 @@ use serde_json::json;
 use tunroute::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject,
+    pace::SOON,
     plan::REMOTE,
     snapshot::{can_ask_main, has_tcx},
     traffic::bulk,
 };
 
-const SOON: Duration = Duration::from_secs(3);
 /// So many have to be cut into segments.
 const BYTES: usize = 100_000;
 /// SYN among TCP's flags.

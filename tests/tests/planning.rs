@@ -1,15 +1,13 @@
 //! `plan` says what `reload` then does; `apply --confirm` takes it back unless it is confirmed.
 
-use std::{process::Output, time::Duration};
+use std::process::Output;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use tunroute_tests::{Daemon, DaemonOptions, TunnelKind, World};
+use tunroute_tests::{Daemon, DaemonOptions, TunnelKind, World, pace::SOON};
 
 /// The shortest trial there is.
 const TRIAL: &str = "1s";
-/// Until the end of the trial has been noticed, on a busy machine too.
-const SOON: Duration = Duration::from_secs(10);
 
 fn plan(daemon: &Daemon<'_>, expected: i32) -> Result<(String, Vec<String>)> {
     let text = daemon.client(&["plan"])?;

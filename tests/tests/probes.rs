@@ -6,19 +6,24 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, ensure};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World, pace::patience, ping,
-    plan::REMOTE, traffic::Answer,
+    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World,
+    pace::{SOON, patience},
+    ping,
+    plan::REMOTE,
+    traffic::Answer,
 };
 
-const SOON: Duration = Duration::from_secs(3);
-/// Times as they are on a machine that is not slow.
-const INTERVAL: Duration = Duration::from_millis(100);
-const TIMEOUT: Duration = Duration::from_millis(80);
+/// Times as they are on a machine that is not slow. An answer may come late, as the tun pair's thread has to wait for a
+/// processor; three in a row do not.
+const INTERVAL: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_millis(190);
 const FAIL: u32 = 3;
 const RISE: u32 = 2;
-const HOLD_DOWN: Duration = Duration::from_millis(1000);
+const HOLD_DOWN: Duration = Duration::from_millis(2000);
 /// What a busy machine adds.
-const SLACK: Duration = Duration::from_millis(400);
+const SLACK: Duration = Duration::from_secs(5);
+/// What is under way when a way is closed has arrived after this.
+const UNDER_WAY: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug)]
 enum Ask {
@@ -122,7 +127,8 @@ fn fail_over_and_back(world: &World, daemon: &Daemon<'_>, what: &str) -> Result<
     let healed = set_broker(world, 0, true)?;
     let back = moved("0", healed + Duration::from_millis(1))?;
     // The hold-down is counted from the verdict, which was an instant before the first packet on the other tunnel.
-    let earliest = (broken + patience(HOLD_DOWN)).duration_since(healed)?;
+    // If it is over by now, nothing is to be waited for.
+    let earliest = (broken + patience(HOLD_DOWN)).duration_since(healed).unwrap_or_default();
     let latest = patience(HOLD_DOWN.max(INTERVAL * RISE) + INTERVAL + TIMEOUT + SLACK);
     ensure!(
         back.iter().all(|time| (earliest..latest).contains(time)),
@@ -135,8 +141,8 @@ fn fail_over_and_back(world: &World, daemon: &Daemon<'_>, what: &str) -> Result<
     }
     let down = serde_json::json!({ "v4": "(unreachable)", "v6": "(unreachable)" });
     daemon.wait_status(|status| status["policies"][0]["active"] == down, SOON)?;
-    let since = SystemTime::now();
-    std::thread::sleep(Duration::from_millis(200));
+    let since = SystemTime::now() + UNDER_WAY;
+    std::thread::sleep(UNDER_WAY + Duration::from_millis(200));
     let later = ["0", "1"].map(|place| flows.each_ref().map(|flow| flow.count_since(place, since)));
     assert_eq!(later, [[0; 2]; 2], "{what}: all are down");
     // The other one first: the probes of a policy that is down altogether find their way, too.

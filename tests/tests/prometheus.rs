@@ -20,7 +20,7 @@ use tunroute_tests::{
 const DAEMON: &str = "127.0.0.1:9942";
 const SERVER: &str = "127.0.0.1:9090";
 /// A server that starts, and a rate that takes some scrapes.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tunroute/dashboard/grafana.json");
 /// What Grafana writes in place of its variables, here.
 const VARIABLES: [(&str, &str); 5] =

@@ -20,13 +20,12 @@ use tunroute::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
     daemon::unit_capabilities,
+    pace::SOON,
     ping,
     plan::{PLAIN_CLIENT, REMOTE},
     traffic::Answer,
 };
 
-/// The daemon says what it has to say at once, or never.
-const SOON: Duration = Duration::from_secs(3);
 /// `WATCHDOG_USEC`: with the daemon's look every half second, it says that it is alive as often.
 const WATCHDOG: Duration = Duration::from_millis(1200);
 
@@ -86,12 +85,16 @@ fn the_service_manager_hears_how_the_daemon_is() -> Result<()> {
     let remote = REMOTE.of(Family::V6);
     assert_eq!(ping(&world.host, TUNNELS[0].host.of(Family::V6), remote)?, Answer::Reply);
 
-    let mut last = Instant::now();
-    for _ in 0..4 {
+    // On a busy machine one or the other may come, or be looked at, late.
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        let last = Instant::now();
         let (before, _) = manager.wait("WATCHDOG=1")?;
-        ensure!(before.is_empty() && last.elapsed() < WATCHDOG * 2 / 3, "{before:?} after {:?}", last.elapsed());
-        last = Instant::now();
+        ensure!(before.is_empty(), "{before:?}");
+        pauses.push(last.elapsed());
     }
+    let in_time = pauses.iter().filter(|pause| **pause < WATCHDOG * 2 / 3).count();
+    ensure!(in_time > pauses.len() / 2, "{pauses:?}");
 
     world.set_tunnel(1, false)?;
     let (_, status) = manager.wait("STATUS=")?;
@@ -109,8 +112,8 @@ fn the_service_manager_hears_how_the_daemon_is() -> Result<()> {
     }
 
     // A main loop that hangs is not said to be alive by anybody else.
-    daemon.signal(Signal::SIGSTOP)?;
-    while manager.next(Duration::from_millis(20))?.is_some() {}
+    daemon.freeze()?;
+    while manager.next(Duration::ZERO)?.is_some() {}
     assert_eq!(manager.next(WATCHDOG)?, None);
     daemon.signal(Signal::SIGCONT)?;
     manager.wait("WATCHDOG=1")?;
@@ -144,7 +147,7 @@ fn a_service_manager_that_hangs_does_not_hold_up_the_daemon() -> Result<()> {
     let daemon = Daemon::start(&world, &world.config(), &options)?;
     let room: usize = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen")?.trim().parse()?;
     let mut changes = 0;
-    while changes < room + 4 {
+    while changes < 2 * room + 4 {
         for up in [false, true] {
             world.set_tunnel(0, up)?;
             let state = if up { "up" } else { "down" };
@@ -199,7 +202,7 @@ fn the_journal_gets_priorities_and_everybody_else_gets_times() -> Result<()> {
 
 /// A configuration with probes, whose raw sockets need a capability of their own.
 fn probed(world: &World) -> String {
-    let probe = "probe = { target = \"2001:db8:ee::1\", interval = \"100ms\", timeout = \"90ms\" }";
+    let probe = "probe = { target = \"2001:db8:ee::1\", interval = \"200ms\", timeout = \"190ms\" }";
     world.config().replace("[tunnel.sixxs0]", &format!("[tunnel.sixxs0]\n{probe}"))
 }
 
@@ -211,7 +214,7 @@ fn the_units_capabilities_are_enough_and_none_is_too_many() -> Result<()> {
         let world = World::with(TunnelKind::Tun).build()?;
         let daemon = Daemon::start(&world, &probed(&world), &DaemonOptions::with_capabilities(capabilities))?;
         let probe = |status: &serde_json::Value| status["tunnels"][0]["probes"][0]["verdict"] == "up";
-        let status = match daemon.wait_status(probe, Duration::from_secs(1)) {
+        let status = match daemon.wait_status(probe, Duration::from_secs(10)) {
             Ok(status) => status,
             Err(error) => return Ok(format!("no probe is answered: {error:#}")),
         };

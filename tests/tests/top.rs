@@ -1,18 +1,17 @@
 //! `tunroute top` on a terminal: tmux runs it, types into it, and reads the screen.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World, pace::patience, ping, plan::REMOTE, terminal::ENDED,
+    Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World,
+    pace::{SOON, patience},
+    ping,
+    plan::REMOTE,
+    terminal::ENDED,
     traffic::Answer,
 };
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Starts `top`.
 fn top(terminal: &Terminal<'_>, variables: &str) -> Result<()> {
@@ -108,7 +107,8 @@ fn the_terminal_is_given_back_however_top_ends() -> Result<()> {
     // Ended by a signal, with colours and without.
     for (variables, colours) in [("", true), ("NO_COLOR=1", false)] {
         top(&terminal, variables)?;
-        terminal.wait("the view", |screen| screen.contains("PACKETS/s"))?;
+        // The screen may be looked at while it is being painted.
+        terminal.wait("the view", |screen| cells(screen, "sixxs1").get(1) == Some(&"up"))?;
         let painted = terminal.painted()?;
         // Of 256 colours, number 2 is green.
         assert_eq!(painted.contains("\x1b[38;5;2mup"), colours, "{painted:?}");

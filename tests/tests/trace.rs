@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     process::Child,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 use tunroute::net::Family;
 use tunroute_common::maps::{Control, LAYOUT_VERSION, names};
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, pace::patience, ping, plan::REMOTE,
+    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World,
+    pace::{SOON, until},
+    ping,
+    plan::REMOTE,
     traffic::Answer,
 };
-
-const SOON: Duration = Duration::from_secs(5);
 
 /// A running `tunroute trace`, and the lines that it has printed.
 struct Trace {
@@ -71,15 +72,6 @@ fn tells(world: &World) -> Result<bool> {
     Ok(control.get(&0, 0)?.tracing == 1)
 }
 
-fn wait(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + patience(SOON);
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not in {SOON:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
 #[test]
 fn decisions_are_shown_as_they_are_made() -> Result<()> {
     for datapath in ["both", "ebpf", "shadow"] {
@@ -88,7 +80,7 @@ fn decisions_are_shown_as_they_are_made() -> Result<()> {
         let daemon = Daemon::start(&world, &world.config(), &options)?;
         ensure!(!tells(&world)?, "{datapath}: nobody has asked");
         let trace = Trace::start(&daemon, &["--json", "--from", "10.0.0.0/16", "--to", "198.18.0.1"])?;
-        wait("the programs tell", || tells(&world))?;
+        until("the programs tell", || tells(&world))?;
         let before = daemon.counters()?;
         for round in 0..5 {
             for family in Family::ALL {
@@ -99,7 +91,7 @@ fn decisions_are_shown_as_they_are_made() -> Result<()> {
             }
         }
         // One of four flows is asked for, and all are counted.
-        wait("five decisions", || Ok(trace.lines().len() >= 5))?;
+        until("five decisions", || Ok(trace.lines().len() >= 5))?;
         let decisions = trace.json()?;
         assert_eq!(decisions.len(), 5, "{datapath}: {decisions:#?}");
         for decision in &decisions {
@@ -125,18 +117,18 @@ fn decisions_are_shown_as_they_are_made() -> Result<()> {
         let mut trace = trace;
         trace.signal(Signal::SIGINT)?;
         ensure!(trace.child.wait()?.success(), "{datapath}: interrupted");
-        wait("nobody listens any more", || Ok(!tells(&world)?))?;
+        until("nobody listens any more", || Ok(!tells(&world)?))?;
         let mut trace = Trace::start(&daemon, &[])?;
-        wait("the programs tell again", || tells(&world))?;
+        until("the programs tell again", || tells(&world))?;
         ping(&world.client, TUNNELS[1].client.v6.into(), REMOTE.v6.into())?;
-        wait("a line", || Ok(!trace.lines().is_empty()))?;
+        until("a line", || Ok(!trace.lines().is_empty()))?;
         let would = if datapath == "shadow" { "would be: " } else { "" };
         let end = format!(" bytes: tunnel1: {would}leaves by sixxs1");
         let line = trace.lines().swap_remove(0);
         ensure!(line.contains(" lan0: 2a02:578:85a1::2 → 2001:db8:ee::1 ICMPv6, ") && line.ends_with(&end), "{line}");
         trace.child.kill()?;
         trace.child.wait()?;
-        wait("nobody listens any more", || Ok(!tells(&world)?))?;
+        until("nobody listens any more", || Ok(!tells(&world)?))?;
     }
     Ok(())
 }
@@ -149,7 +141,7 @@ fn too_many_are_counted() -> Result<()> {
     let (src, dst) = (TUNNELS[0].client.of(Family::V6), REMOTE.of(Family::V6));
     ping(&world.client, src, dst)?;
     let trace = Trace::start(&daemon, &["--json", "--rate", "20", "--from", "2a02:578:85a0::/48"])?;
-    wait("the programs tell", || tells(&world))?;
+    until("the programs tell", || tells(&world))?;
     let before = daemon.counters()?;
     let watch = [("remote", Watch::entering(&world.remote, TUNNELS[0].remote_device))];
     let flow = Flow::start(FlowOptions {
@@ -169,7 +161,7 @@ fn too_many_are_counted() -> Result<()> {
         let omitted: Vec<u64> = lines.iter().filter_map(|line| line["omitted"].as_u64()).collect();
         Ok(((lines.len() - omitted.len()) as u64, omitted.iter().sum()))
     };
-    wait("all are accounted for", || sum().map(|(told, omitted)| told + omitted >= forwarded))?;
+    until("all are accounted for", || sum().map(|(told, omitted)| told + omitted >= forwarded))?;
     let (told, omitted) = sum()?;
     ensure!(told + omitted == forwarded && told > 0 && omitted > told, "{told} + {omitted} of {forwarded}");
     Ok(())

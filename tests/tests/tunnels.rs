@@ -13,14 +13,12 @@ use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
 use tunroute::net::Family;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject::udp, ping, plan::REMOTE, traffic::Answer,
-    tunnel::is_available,
+    Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject::udp, pace::SOON, ping, plan::REMOTE,
+    traffic::Answer, tunnel::is_available,
 };
 
 use crate::cells::{Mode, matrix};
 
-/// A frame comes at once, or it is lost.
-const SOON: Duration = Duration::from_secs(3);
 /// Long enough for a frame that must not come.
 const A_WHILE: Duration = Duration::from_millis(40);
 

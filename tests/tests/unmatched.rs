@@ -1,19 +1,17 @@
 //! `unmatched = "fast"`: what no policy is about, and what comes back by the tunnels, is forwarded by the programs.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tunroute::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
+    pace::SOON,
     plan::{PLAIN_CLIENT, PLAIN_LAN, REMOTE},
     snapshot::can_ask_main,
     traffic::{Answer, ping},
 };
-
-/// A look at the rules is due at once, and at what nobody tells of twice a second.
-const SOON: Duration = Duration::from_secs(3);
 
 fn unmatched(daemon: &Daemon<'_>) -> Result<u64> {
     let counter = daemon.status()?["fast_path"]["unmatched"].take();

@@ -479,18 +479,23 @@ fn no_packet_is_decided_wrongly_while_prefixes_change() {
         program.pin(&pin).unwrap();
         let program = SchedClassifier::from_pin(&pin).unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
+        // So many packets were decided as before, and as after.
+        let seen = [const { std::sync::atomic::AtomicU64::new(0) }; 2];
         let ordering = std::sync::atomic::Ordering::Relaxed;
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                let mut seen = std::collections::BTreeMap::<i32, u64>::new();
                 while !done.load(ordering) {
                     assert_eq!(test_run(&program, &standing, 0).0, standing_is);
-                    *seen.entry(test_run(&program, &moving, 0).0).or_default() += 1;
+                    let is = test_run(&program, &moving, 0).0;
+                    let state = [before, SHOT].iter().position(|state| *state == is);
+                    seen[state.unwrap_or_else(|| panic!("neither as before nor as after: {is}"))]
+                        .fetch_add(1, ordering);
                 }
-                seen
             });
             let prefix: IpNet = "10.0.7.0/24".parse().unwrap();
-            for swap in 0..SWAPS {
+            // Longer, if the reader has not had its turn.
+            let few = || !reader.is_finished() && seen.iter().any(|packets| packets.load(ordering) <= 100);
+            for swap in (0..).take_while(|swap| *swap < SWAPS || few()) {
                 let operation = match swap % 2 {
                     0 => FastOp::PutSource(prefix, Source { slot: DROPS, arrives_by: 0 }),
                     _ => FastOp::RemoveSource(prefix),
@@ -502,10 +507,7 @@ fn no_packet_is_decided_wrongly_while_prefixes_change() {
                 }
             }
             done.store(true, ordering);
-            let mut seen = reader.join().unwrap();
-            let (others, befores) = (seen.remove(&SHOT), seen.remove(&before));
-            assert!(seen.is_empty(), "neither as before nor as after: {seen:?}");
-            assert!(others > Some(100) && befores > Some(100), "{others:?} and {befores:?} packets");
+            reader.join().unwrap();
         });
     });
 }

@@ -4,7 +4,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     ops::{AddAssign, Range},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +20,7 @@ use tunroute::{
 use tunroute_common::maps::Outcome;
 use tunroute_tests::{
     Capture, Direction, Injector, Seen,
+    pace::SOON,
     snapshot::{can_ask_main, can_use_xdp},
 };
 
@@ -41,8 +41,6 @@ const MORE: u64 = 10;
 const LONGEST: usize = 1496;
 /// A frame that nobody takes for anything (`ETH_P_802_EX1`): when it has come in, all before it have been dealt with.
 const FENCE: u16 = 0x88b5;
-/// The fence comes at once, or not at all.
-const SOON: Duration = Duration::from_secs(5);
 /// The tunnels that take frames from XDP.
 const EARLY: [&str; 2] = ["eth0", "eth1"];
 /// As many frames at a time as wait for the host (`net.core.netdev_max_backlog` is 1000).

@@ -20,7 +20,7 @@ use tunroute_tests::{
     device::{End, veth},
     netns::BpfFs,
     offload::{AS_ON_A_WIRE, switch},
-    pace::patience,
+    pace::{SOON, patience, until},
 };
 
 use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
@@ -29,8 +29,6 @@ use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
 const PROTOCOL: u32 = 99;
 /// As many words as the programs' map of prefixes has: a scenario fits.
 const WORDS: u64 = 1 << 17;
-/// The kernel has done its work.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// The router, and a namespace at the other end of all its devices.
 pub struct Router {
@@ -124,20 +122,12 @@ impl Router {
     /// Waits until no program is left on a device: the kernel lets go of a link some time after its pin has gone
     /// (`bpf_free_inode()` in `kernel/bpf/inode.c`, `bpf_link_put()` in `kernel/bpf/syscall.c`).
     pub fn wait_until_bare(&self) -> Result<()> {
-        let deadline = Instant::now() + patience(SETTLED);
         let tunnels = TUNNELS.into_iter().map(|device| (device, "ingress"));
         let hooks = [("lan0", "ingress"), ("lan1", "ingress"), ("net0", "egress")].into_iter().chain(tunnels);
         for (device, hook) in hooks.filter(|_| Method::detect() == Method::Tcx) {
-            while !self.host.tcx(device, hook)?.is_empty() {
-                ensure!(Instant::now() < deadline, "a program is still on {device}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            until(&format!("no program on {device}"), || Ok(self.host.tcx(device, hook)?.is_empty()))?;
         }
-        while self.host.query("ip", "link")?.contains(" xdp ") {
-            ensure!(Instant::now() < deadline, "an XDP program is still on a device");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        until("no XDP program on a device", || Ok(!self.host.query("ip", "link")?.contains(" xdp ")))
     }
 
     /// Runs in the router's namespace, with what the daemon would have there.
@@ -165,7 +155,7 @@ impl Product {
     /// in `net/ipv6/addrconf.c`).
     pub async fn observe(&self, scenario: &Scenario) -> Result<Snapshot> {
         let wanted = scenario.kernel_state();
-        let deadline = Instant::now() + patience(SETTLED);
+        let deadline = Instant::now() + patience(SOON);
         loop {
             let snapshot = self.kernel.observe(Kinds::ALL, None).await?;
             let state = &snapshot.state;

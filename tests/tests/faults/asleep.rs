@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::scene::{SECOND, Setting};
+use crate::scene::{IN_TIME, Setting};
 
 /// Nobody follows the devices when the heartbeat is over: the ingress program steps aside, and the kernel carries on.
 #[test]
@@ -15,11 +15,11 @@ fn for_a_minute() -> Result<()> {
         // The heartbeat is valid for 10 s.
         std::thread::sleep(Duration::from_secs(60));
         let arrived = scene.forwarded();
-        scene.flows_again("carried by the kernel", SECOND)?;
+        scene.flows_again("carried by the kernel", IN_TIME)?;
         scene.world.set_tunnel(0, false)?;
         scene.world.set_tunnel(0, true)?;
         scene.daemon.signal(Signal::SIGCONT)?;
-        scene.flows_again("caught up", SECOND)?;
+        scene.flows_again("caught up", IN_TIME)?;
         let decided = scene.daemon.counters()?.packets("tunnel0", "forwarded")?;
         // A fifth is decided until the heartbeat is over; another one is the margin.
         ensure!(decided * 5 < arrived as u64 * 2, "the fast path decided {decided} of {arrived} packets");

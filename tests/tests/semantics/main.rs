@@ -18,16 +18,17 @@ use tunroute_tests::{
     Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind, Watch,
     World,
     device::veth,
-    pace::{patience, slowdown},
+    pace::{SOON, patience, slowdown, until},
     ping,
     plan::{HOST, ISP, PLAIN_LAN, REMOTE},
     traffic::Answer,
 };
 
-use crate::places::{A_WHILE, Marks, Places, SOON, marked, packet};
+use crate::places::{A_WHILE, Marks, Places, marked, packet};
 
-/// How soon a change of the system has taken effect; the daemon promises 100 ms.
-const FOLLOWED: Duration = Duration::from_millis(500);
+/// How soon a change of the system has taken effect, on a busy machine too: the daemon is told of it, and does not come across
+/// it when it looks at everything, twice a minute.
+const FOLLOWED: Duration = Duration::from_secs(10);
 const MODES: [&str; 3] = ["kernel", "both", "ebpf"];
 /// The MTU of the tunnels.
 const MTU: usize = 1400;
@@ -159,13 +160,16 @@ fn a_packet_too_big_is_answered_with_the_tunnels_mtu() -> Result<()> {
                 assert_eq!(error.raw.get(at..at + 2), Some(&[0x05, 0x78][..]), "the MTU of {error}");
             }
             places.expect(None, mark)?;
-            let since: Vec<_> = daemon.counters()?.since(&before).into_keys().map(|(_, outcome)| outcome).collect();
             let expected: &[&str] = match mode {
                 "kernel" => &[],
                 "both" => &["too_big"],
                 _ => &["leak_prevented", "too_big"],
             };
-            assert_eq!(since, expected, "{mode} {family}");
+            // At the uplink it may have to wait until the neighbour there is known.
+            until(&format!("{expected:?} for {family}"), || {
+                let since = daemon.counters()?.since(&before).into_keys().map(|(_, outcome)| outcome);
+                Ok(since.eq(expected.iter().copied()))
+            })?;
 
             // The host itself: a socket knows the tunnel's MTU from its route, where there are rules.
             let sender = Sender::open(&world.host, TUNNELS[0].host.of(family), None)?;
@@ -428,13 +432,11 @@ fn nothing_ever_leaks_in_any_state_of_the_tunnels() -> Result<()> {
             }
             arrives(&flows, "made anew")?;
             for (from, family, flow) in flows {
+                // Fewer are no test. A slow machine sends as much less.
+                flow.wait_for_many("remote", SystemTime::UNIX_EPOCH, 100 / slowdown() as usize)?;
                 let report = flow.stop()?;
                 let counts = (report.count("uplink"), report.count("wrong tunnel"));
                 assert_eq!(counts, (0, 0), "{kind:?}, {mode}: {from} {family} leaked");
-                // A slow machine sends as much less.
-                let enough = 100 / u64::from(slowdown());
-                let arrived = report.count("remote");
-                ensure!(arrived as u64 > enough, "{kind:?}, {mode}: {arrived} packets of {from} {family} are no test");
             }
         }
     }
@@ -496,8 +498,8 @@ fn neighbour_discovery_link_local_and_multicast_traffic_is_left_alone() -> Resul
         }
         client.wait_for(|seen| !seen.left() && seen.icmp == Some((136, 0)), SOON).context("an advertisement")?;
         // The link-local address that `lan0` of the host has from its MAC address.
-        world.client.run("ping", &["-n", "-c", "1", "-W", "1", "-I", "lan0", "fe80::ff:fe00:102"])?;
-        world.host.run("ping", &["-n", "-c", "1", "-W", "1", "-I", "lan0", "fe80::ff:fe00:101"])?;
+        world.client.run("ping", &["-n", "-c", "1", "-W", "30", "-I", "lan0", "fe80::ff:fe00:102"])?;
+        world.host.run("ping", &["-n", "-c", "1", "-W", "30", "-I", "lan0", "fe80::ff:fe00:101"])?;
         let before = daemon.counters()?;
         for (src, dst, place) in [
             ("10.0.0.2", "255.255.255.255", None),

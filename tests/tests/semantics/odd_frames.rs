@@ -10,14 +10,16 @@ use nix::{
 };
 use tunroute::net::Family;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject, ping,
+    Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject,
+    pace::SOON,
+    ping,
     plan::{HOST, ISP, MAC_CLIENT, MAC_LAN, PLAIN_LAN, REMOTE},
     traffic::Answer,
 };
 
 use crate::{
     fix_checksum,
-    places::{Places, SOON, marked, packet},
+    places::{Places, marked, packet},
 };
 
 /// A frame to be injected, with a name for messages.

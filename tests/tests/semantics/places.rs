@@ -6,10 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tunroute_tests::{Capture, Seen, World, inject::udp, pace::patience};
+use tunroute_tests::{
+    Capture, Seen, World,
+    inject::udp,
+    pace::{SOON, patience},
+};
 
-/// A frame comes at once, or it is lost.
-pub const SOON: Duration = Duration::from_secs(3);
 /// Long enough for a frame that must not come.
 pub const A_WHILE: Duration = Duration::from_millis(40);
 

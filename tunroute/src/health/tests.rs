@@ -14,6 +14,9 @@ use super::*;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// How long is waited for what must come, on a busy machine too.
+const SOON: Duration = Duration::from_secs(30);
+
 /// A network namespace: a thread that lives in it and does what it is given.
 struct Namespace {
     jobs: Option<channel::Sender<Job>>,
@@ -95,8 +98,10 @@ fn lab() -> Option<(Namespace, Namespace)> {
         link set far0 up
         link set far1 up");
     // Neighbours need a second or two to find each other on a new link.
-    let answered = || matches!(send(&near, "tun0", &probe("2001:db8::2"), false), Outcome::Answer(_));
-    assert!((0..5).any(|_| answered()), "the lab is not up");
+    for target in ["192.0.2.2", "2001:db8::2"] {
+        let answered = || matches!(send(&near, "tun0", &probe(target), false), Outcome::Answer(_));
+        assert!((0..5).any(|_| answered()), "the lab is not up");
+    }
     Some((near, far))
 }
 
@@ -130,9 +135,9 @@ fn tunnel(name: &str, probes: &[Probe]) -> Tunnel {
     }
 }
 
-/// Sends one probe; the answer must come within 2 s, unless it is to be lost.
+/// Sends one probe; the answer must come, unless it is to be lost.
 fn send(near: &Namespace, device: &'static str, probe: &Probe, lost: bool) -> Outcome {
-    let probe = Probe { timeout: Duration::from_millis(if lost { 300 } else { 2000 }), ..probe.clone() };
+    let probe = Probe { timeout: if lost { Duration::from_millis(300) } else { SOON }, ..probe.clone() };
     near.block_on(move || async move { probe::send(device, &probe, 7, &RandomState::new()).await })
 }
 
@@ -171,7 +176,7 @@ fn what_answers_and_what_does_not() {
     for (device, probe, lost) in cases {
         let outcome = send(&near, device, &probe, lost.is_some());
         let expected = match (&outcome, lost) {
-            (Outcome::Answer(delay), None) => *delay < probe.timeout * 40,
+            (Outcome::Answer(delay), None) => *delay < SOON,
             (Outcome::Lost(reason), Some(part)) => reason.contains(part),
             _ => false,
         };
@@ -221,9 +226,9 @@ fn a_rule_for_the_device_lets_the_probe_out_while_its_policy_is_down() {
     }
 }
 
-/// The next change, within 5 s.
+/// The next change.
 async fn next(changes: &mut mpsc::UnboundedReceiver<Change>) -> (String, Family, bool) {
-    let change = timeout(Duration::from_secs(5), changes.recv()).await.expect("a change within 5 s").unwrap();
+    let change = timeout(SOON, changes.recv()).await.expect("a change in time").unwrap();
     (change.tunnel, change.family, change.up)
 }
 
@@ -304,7 +309,7 @@ fn a_device_that_comes_late_is_probed_at_once() {
         probes.nudge("tun2");
         assert_eq!(next(&mut changes).await, ("tun2".to_owned(), Family::V4, false));
         ip("link set tun2 up");
-        for _ in 0..100 {
+        for _ in 0..1000 {
             probes.nudge("tun2");
             sleep(Duration::from_millis(20)).await;
             if probes.is_up("tun2", Family::V4) {

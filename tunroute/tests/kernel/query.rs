@@ -144,6 +144,6 @@ fn a_hundred_thousand_questions_in_seconds() {
             assert_eq!(oracle.ask(&asked).unwrap(), Answer::Leaves { device: t0, gateway: None, table: 254 });
         }
         println!("{:.2} µs a question", start.elapsed().as_secs_f64() * 10.0);
-        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
     });
 }

@@ -40,8 +40,9 @@ const SERIES: [&str; 2] = ["6.1", "6.12"];
 const SLOWDOWN: (&str, &str) = ("TUNROUTE_TEST_SLOWDOWN", "10");
 /// A suite that takes longer hangs.
 const SUITE_LIMIT: Duration = Duration::from_secs(1200);
-/// The same for all suites of a smoke test, and the guest's start.
-const SMOKE_LIMIT: Duration = Duration::from_secs(240);
+/// The same for all suites of a smoke test, and the guest's start. They take a minute or two of a processor, which may have
+/// other things to do.
+const SMOKE_LIMIT: Duration = Duration::from_secs(900);
 
 /// Which suites are run.
 pub enum Selection<'a> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use anyhow::Result;
-use tunroute_tests::{Capture, Netns, World, ping, plan::REMOTE, traffic::Answer};
+use tunroute_tests::{Capture, Netns, World, ping, ping_briefly, plan::REMOTE, traffic::Answer};
 
 /// The host on the internet that all pings are from or to.
 pub const FAR: IpAddr = IpAddr::V6(REMOTE.v6);
@@ -48,11 +48,12 @@ impl fmt::Display for Journey {
     }
 }
 
-/// Pings once, and follows the packets between `ours` and the remote host.
-pub fn follow(world: &World, from: &Netns, src: IpAddr, dst: IpAddr) -> Result<Journey> {
+/// Pings once, and follows the packets between `ours` and the remote host. Does not wait for long if no answer is expected.
+pub fn follow(world: &World, from: &Netns, src: IpAddr, dst: IpAddr, expected: &Journey) -> Result<Journey> {
     let ours = if src == FAR { dst } else { src };
     let mut host = Capture::everywhere(&world.host)?;
     let mut remote = Capture::everywhere(&world.remote)?;
+    let ping = if expected.answer == "none" { ping_briefly } else { ping };
     let answer = match ping(from, src, dst)? {
         Answer::Reply => "yes",
         Answer::Silence => "none",

@@ -231,5 +231,5 @@ fn many_prefixes() {
     assert!(take(&format!("datapath = \"ebpf\"\n{more}")).warnings.is_empty());
     let last = text.replace("\"2a02:1:869f::/48\",", "\"2a02:1:869f::/48\", \"2a02:0:0::/48\"");
     assert_eq!(super::only_error(&super::refuse(&last)).underlined().count(), 2);
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
