@@ -188,7 +188,8 @@ pub struct Chosen {
 }
 
 /// Chooses. Of devices that are no Ethernet devices, nothing need be known. `ours` are the devices with a program of this
-/// project's, `refused` those at which the kernel has refused one. A device at which frames could be decided is left alone as long as no tunnel would take any.
+/// project's, `refused` those at which the kernel has refused one. A device at which frames could be decided is left alone
+/// as long as no tunnel would take any.
 #[must_use]
 pub fn choose(
     config: &Config,

@@ -50,7 +50,8 @@ use crate::{
 /// How long the ingress program goes on deciding after the daemon's last heartbeat.
 pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 
-/// The eBPF object, built by the build script; public for who loads it in another way, as tests do. Empty if it was built with `AYA_BUILD_SKIP=1`.
+/// The eBPF object, built by the build script; public for who loads it in another way, as tests do. Empty if it was built
+/// with `AYA_BUILD_SKIP=1`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
 /// The programs on skbs, in the object's terms.
