@@ -63,6 +63,8 @@ const FULL_CHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// So many repairs a second, and no more: two managers that remove each other's rules must not burn a CPU.
 const REPAIR_PAUSE: Duration = Duration::from_millis(100);
+/// A packet that has been routed leaves within this, even if its sender has to wait for a processor in between.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// What the daemon is started with.
 #[derive(Clone, Debug)]
@@ -530,7 +532,7 @@ impl Daemon {
     /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns which
     /// kinds may have changed.
     async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> Kinds {
-        let mut changed = Kinds::NONE;
+        let (mut changed, mut guarded) = (Kinds::NONE, true);
         let mut rest = operations;
         while let [first, ..] = rest {
             match first {
@@ -555,6 +557,11 @@ impl Daemon {
                     };
                     if waits && !self.problems.is_empty() {
                         continue;
+                    }
+                    // Rules take over, and what was routed before they did is on its way to the uplink.
+                    if operation.ends_guard() && guarded && changed.contains(Kinds::RULES) {
+                        tokio::time::sleep(UNDER_WAY).await;
+                        guarded = false;
                     }
                     match (fast.apply(operation), operation) {
                         (Ok(()), _) => {}

@@ -290,6 +290,12 @@ impl FastOp {
                 | Self::RemoveClamp(_)
         )
     }
+
+    /// Nothing stops a policy's packets at an uplink any more.
+    #[must_use]
+    pub const fn ends_guard(&self) -> bool {
+        matches!(self, Self::Detach(Attachment { part: Part::Decide, hook: Hook::Egress, .. }))
+    }
 }
 
 impl fmt::Display for FastOp {
