@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    ops::AddAssign,
+    ops::{AddAssign, Range},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -52,7 +52,7 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
     let router = Router::new()?;
     router.hold_nothing_back()?;
     let seeds = Seeds::from_environment(HOSTS, PACKETS)?;
-    let Sum { left, fast, early, unmatched } = router.run(async |product| {
+    let sum = router.run(async |product| {
         // Frames stay in order on one CPU, whose queue the fence closes.
         let mut cpu = CpuSet::new();
         cpu.set(0)?;
@@ -60,7 +60,13 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
         let (scenarios, recipes) = (scenario(), recipe());
         let wires = Wires::new(&router)?;
         let mut sum = Sum::default();
-        for seed in seeds.seeds.clone() {
+        let Range { start, end } = seeds.seeds;
+        // By chance there may be too few packets of a kind: then there are more hosts.
+        let most = if end - start < HOSTS { end } else { end + 10 * HOSTS };
+        for seed in start..most {
+            if seed >= end && !sum.proves_too_little() {
+                break;
+            }
             let mut draw = Draw::new(seed);
             let mut scenario = draw.next(&scenarios);
             // On every second host, what no policy is about is forwarded by the programs, too.
@@ -77,15 +83,17 @@ fn frames_leave_alike_with_and_without_the_programs() -> Result<()> {
             let packets: Vec<Packet> = packets.filter(fits).map(whole).collect();
             router.set_up(&scenario)?;
             let compared = compare(product, &wires, &router, &scenario, &packets).await;
-            sum += compared.with_context(|| format!("seed {seed} in {}\n{scenario}", seeds.again()))?;
+            let again = || Seeds { seeds: start..end.max(seed + 1), ..seeds }.again();
+            sum += compared.with_context(|| format!("seed {seed} in {}\n{scenario}", again()))?;
         }
         Ok(sum)
     })?;
+    let Sum { left, fast, early, unmatched } = &sum;
     println!(
         "{left} frames left, {fast} of them by the programs, {early} by XDP, {unmatched} that no policy was about"
     );
-    let few = fast <= 200 || (unmatched <= 20 && can_ask_main()) || (early <= 20 && has_tcx());
-    ensure!(seeds.seeds.clone().count() < 40 || !few, "too few to prove anything");
+    let few = seeds.seeds.end - seeds.seeds.start >= HOSTS && sum.proves_too_little();
+    ensure!(!few, "too few to prove anything");
     Ok(())
 }
 
@@ -96,6 +104,12 @@ struct Sum {
     fast: u64,
     early: usize,
     unmatched: u64,
+}
+
+impl Sum {
+    fn proves_too_little(&self) -> bool {
+        self.fast <= 200 || (self.unmatched <= 20 && can_ask_main()) || (self.early <= 20 && has_tcx())
+    }
 }
 
 impl AddAssign for Sum {
