@@ -8,11 +8,13 @@ use std::{
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tunroute::datapath::HEARTBEAT_VALID;
 use tunroute_tests::{
     Daemon, DaemonOptions, Earlier, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World,
     daemon::unit_capabilities,
     offload::{programs, xdp_forced},
+    pace::SOON,
     reach,
 };
 
@@ -102,8 +104,10 @@ fn nothing_is_lost_as_xdp_comes_and_goes() -> Result<()> {
         for xdp in ["on", "off", "on", "off"] {
             scene.daemon.write_config(&format!("xdp = \"{xdp}\"\n{}", scene.config))?;
             scene.daemon.reload()?;
-            let attached = scene.daemon.status()?["fast_path"]["attached"].to_string();
-            ensure!(attached.contains("xdp ingress dev lan0") == (xdp == "on"), "{xdp}: {attached}");
+            // The kernel may not have let go of the program that was there before.
+            let attached =
+                |status: &Value| status["fast_path"]["attached"].to_string().contains("xdp ingress dev lan0");
+            scene.daemon.wait_status(|status| attached(status) == (xdp == "on"), SOON)?;
             std::thread::sleep(STEADY);
         }
         Ok(())

@@ -15,7 +15,7 @@ use tunroute_tests::{
     World, bulk,
     inject::udp,
     offload::{AS_ON_A_WIRE, switch},
-    pace::SOON,
+    pace::{SOON, until},
     ping,
     plan::REMOTE,
     snapshot::can_use_xdp,
@@ -145,6 +145,11 @@ fn devices_take_part_as_long_as_nothing_is_passed_over() -> Result<()> {
                 // A device has room for one program.
                 daemon.write_config(&format!("xdp = \"off\"\n{}", world.config()))?;
                 daemon.reload()?;
+                // The kernel lets go of the daemon's a moment after its pin.
+                let free = || Ok(!world.host.query("ip", "link show dev lan0")?.contains(" xdp "));
+                if there {
+                    until("lan0 has no program", free)?;
+                }
                 foreign = there.then(|| ForeignProgram::attach_xdp(&world.host, "lan0")).transpose()?;
                 daemon.write_config(&format!("xdp = \"on\"\n{}", world.config()))?;
                 daemon.reload()

@@ -81,7 +81,7 @@ fn link_pins_are_removed() -> Result<()> {
 fn all_pins_are_removed() -> Result<()> {
     restored("all pins removed", "somebody has removed the pinned maps", 1, |scene| {
         // All at once, lest some are made again before the others are gone.
-        let gone = scene.world.pin_dir().with_extension("gone");
+        let gone = scene.world.pin_dir().with_file_name("gone");
         fs::rename(scene.world.pin_dir(), &gone).context("cannot move the pins")?;
         fs::remove_dir_all(gone).context("cannot remove the pins")
     })

@@ -42,7 +42,7 @@ const SLOWDOWN: (&str, &str) = ("TUNROUTE_TEST_SLOWDOWN", "10");
 const SUITE_LIMIT: Duration = Duration::from_secs(1200);
 /// The same for all suites of a smoke test, and the guest's start. They take a minute or two of a processor, which may have
 /// other things to do.
-const SMOKE_LIMIT: Duration = Duration::from_secs(900);
+const SMOKE_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Which suites are run.
 pub enum Selection<'a> {

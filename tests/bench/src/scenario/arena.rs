@@ -21,8 +21,8 @@ use crate::{
 /// The generator alone.
 pub const GENERATOR: &str = "generator";
 
-/// For so many milliseconds packets may be under way.
-const UNDER_WAY: u32 = 20;
+/// For so many milliseconds packets may be under way, while others need the processor.
+const UNDER_WAY: u32 = 1000;
 
 /// A contestant in its place.
 pub struct Place<'a> {
