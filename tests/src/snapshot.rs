@@ -81,22 +81,26 @@ impl Netns {
     }
 }
 
+fn is_since(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
+}
+
 /// Whether this kernel has TCX: since Linux 6.6.
 #[must_use]
 pub fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+    is_since(6, 6)
 }
 
 /// Whether programs can forward by the main table (`unmatched = "fast"`): since Linux 6.3.
 #[must_use]
 pub fn can_ask_main() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 3, 0))
+    is_since(6, 3)
 }
 
 /// Whether XDP can be used: since Linux 6.5.
 #[must_use]
 pub fn can_use_xdp() -> bool {
-    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 5, 0))
+    is_since(6, 5)
 }
 
 impl Snapshot {

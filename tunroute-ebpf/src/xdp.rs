@@ -58,7 +58,8 @@ struct Ethernet {
     ethertype: u16,
 }
 
-/// A frame of an Ethernet device: its first buffer, which is all of it for whoever is handed on.
+/// A frame of an Ethernet device. What is in further buffers (`xdp_buff_has_frags()`) is not read and does not count, and a
+/// frame that has such is not redirected.
 pub struct Frame {
     context: *mut xdp_md,
     data: usize,

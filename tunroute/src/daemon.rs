@@ -532,7 +532,7 @@ impl Daemon {
     /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns which
     /// kinds may have changed.
     async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> Kinds {
-        let (mut changed, mut guarded) = (Kinds::NONE, true);
+        let (mut changed, mut waited) = (Kinds::NONE, false);
         let mut rest = operations;
         while let [first, ..] = rest {
             match first {
@@ -559,9 +559,9 @@ impl Daemon {
                         continue;
                     }
                     // Rules take over, and what was routed before they did is on its way to the uplink.
-                    if operation.ends_guard() && guarded && changed.contains(Kinds::RULES) {
+                    if operation.ends_guard() && !waited && changed.contains(Kinds::RULES) {
                         tokio::time::sleep(UNDER_WAY).await;
-                        guarded = false;
+                        waited = true;
                     }
                     match (fast.apply(operation), operation) {
                         (Ok(()), _) => {}
