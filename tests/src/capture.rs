@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     netns::Netns,
-    pace::patience,
+    pace::{SOON, patience},
     packet_socket::{Meta, PacketSocket},
     seen::{Direction, Seen, Sighting},
 };
@@ -83,6 +83,30 @@ impl Capture {
                 bail!("no such frame on {} in {timeout:?}; seen: {}", self.place, list(&self.seen));
             }
             self.socket.wait(left)?;
+        }
+    }
+
+    /// Waits for the answer to a packet that nobody promises to answer, as an ICMP error (RFC 1812, 4.3.2.8; RFC 4443, 2.4):
+    /// the packet is sent again once a second, which is how often IPv4 refuses one (`ip_error()` in `net/ipv4/route.c`).
+    /// Returns the answer and how many times the packet was sent.
+    ///
+    /// # Errors
+    /// The packet cannot be sent, or no answer came in time.
+    pub fn wait_for_answer(
+        &mut self,
+        mut send: impl FnMut() -> Result<()>,
+        wanted: impl Fn(&Seen) -> bool,
+    ) -> Result<(Seen, u64)> {
+        let deadline = Instant::now() + patience(SOON);
+        let mut sent = 0;
+        loop {
+            send()?;
+            sent += 1;
+            match self.wait_for(&wanted, Duration::from_secs(1)) {
+                Ok(answer) => return Ok((answer, sent)),
+                Err(error) if Instant::now() >= deadline => return Err(error.context(format!("sent {sent} times"))),
+                Err(_) => {}
+            }
         }
     }
 

@@ -77,9 +77,10 @@ fn too_big(kind: TunnelKind) -> Result<()> {
 
             client.drain()?;
             let length = if mode == Mode::Ebpf { 1500 } else { MTU + 1 };
-            injector.send(&packet(family, length)?)?;
+            let packet = packet(family, length)?;
+            let send = || injector.send(&packet);
             if mode != Mode::Ebpf || device_answers {
-                let error = client.wait_for(|seen| too_big_error(family, seen), SOON).with_context(what)?;
+                let (error, _) = client.wait_for_answer(send, |seen| too_big_error(family, seen)).with_context(what)?;
                 // The last two bytes before the quoted packet, behind Ethernet and IP.
                 let at = 14 + if family == Family::V4 { 20 } else { 40 } + 6;
                 let told = error.raw.get(at..at + 2).and_then(|mtu| mtu.try_into().ok()).map(u16::from_be_bytes);
@@ -87,6 +88,7 @@ fn too_big(kind: TunnelKind) -> Result<()> {
                 let right = if mode == Mode::Ebpf { (MTU..1500).contains(&told) } else { told == MTU };
                 ensure!(right, "{}: told an MTU of {told}", what());
             } else {
+                send()?;
                 client.ensure_none(|seen| too_big_error(family, seen), A_WHILE).with_context(what)?;
             }
             remote.ensure_none(|seen| seen.src == Some(src), A_WHILE).with_context(what)?;

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use tunroute::net::Family;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind, Watch,
-    World,
+    Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Injector, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind,
+    Watch, World,
     device::veth,
     pace::{SOON, patience, slowdown, until},
     ping,
@@ -63,16 +63,24 @@ fn neighbour_solicitation(src: Ipv6Addr, dst: Ipv6Addr) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Waits at the client for the host's ICMP error about the packet.
-fn expect_error(client: &mut Capture, family: Family, sent: &[u8], expected: (u8, u8)) -> Result<Seen> {
+/// Sends a packet from the client until the host's ICMP error about it arrives there. Returns the error and how many times
+/// the packet was sent.
+fn refused(
+    client: &mut Capture,
+    injector: &Injector,
+    family: Family,
+    packet: &[u8],
+    expected: (u8, u8),
+) -> Result<(Seen, u64)> {
     // Addresses and ports: what comes before may change on the way.
     let (from, to) = if family == Family::V4 { (12, 24) } else { (8, 44) };
-    let about = |seen: &Seen| seen.payload.get(from..to) == sent.get(from..to);
-    let seen = client.wait_for(|seen| !seen.left() && seen.icmp == Some(expected) && about(seen), SOON)?;
+    let about = |seen: &Seen| seen.payload.get(from..to) == packet.get(from..to);
+    let is_error = |seen: &Seen| !seen.left() && seen.icmp == Some(expected) && about(seen);
+    let (seen, sent) = client.wait_for_answer(|| injector.send(packet), is_error)?;
     let host = [PLAIN_LAN, TUNNELS[0].lan, TUNNELS[1].lan, HOST].map(|addrs| addrs.of(family));
     ensure!(seen.src.is_some_and(|src| host.contains(&src)), "not from the host: {seen}");
     ensure!(seen.checksum_ok, "{seen}");
-    Ok(seen)
+    Ok((seen, sent))
 }
 
 /// No ICMP error of the host comes to the client.
@@ -114,12 +122,12 @@ fn an_expired_hop_limit_is_answered_by_the_host() -> Result<()> {
                 let mark = marks.next();
                 let sent = packet(TUNNELS[0].client.of(family), REMOTE.of(family), hop_limit, mark, 64)?;
                 let before = daemon.counters()?;
-                injector.send(&sent)?;
                 let error = if family == Family::V4 { (11, 0) } else { (3, 0) };
-                expect_error(&mut client, family, &sent, error).with_context(|| format!("{family}, {hop_limit}"))?;
+                let (_, times) = refused(&mut client, &injector, family, &sent, error)
+                    .with_context(|| format!("{family}, {hop_limit}"))?;
                 places.expect(None, mark)?;
                 let since = daemon.counters()?.since(&before);
-                let expected = (mode != "kernel").then(|| (("tunnel0".to_owned(), "expired".to_owned()), 1));
+                let expected = (mode != "kernel").then(|| (("tunnel0".to_owned(), "expired".to_owned()), times));
                 assert_eq!(since, expected.into_iter().collect(), "{mode} {family} {hop_limit}");
             }
             // 2 is enough.
@@ -148,13 +156,14 @@ fn a_packet_too_big_is_answered_with_the_tunnels_mtu() -> Result<()> {
             let before = daemon.counters()?;
             let mark = marks.next();
             let sent = packet(src, dst, 64, mark, room + 1)?;
-            injector.send(&sent)?;
             if mode == "ebpf" {
                 // Nobody is told: the limit of this mode.
+                injector.send(&sent)?;
                 expect_no_error(&mut client, family)?;
             } else {
                 let kind = if family == Family::V4 { (3, 4) } else { (2, 0) };
-                let error = expect_error(&mut client, family, &sent, kind).with_context(|| format!("{family}"))?;
+                let (error, _) =
+                    refused(&mut client, &injector, family, &sent, kind).with_context(|| format!("{family}"))?;
                 // The last two bytes before the quoted packet, behind Ethernet and IP.
                 let at = 14 + header(family) + 6;
                 assert_eq!(error.raw.get(at..at + 2), Some(&[0x05, 0x78][..]), "the MTU of {error}");
@@ -364,13 +373,15 @@ fn on_down_decides_what_becomes_of_packets_without_a_tunnel() -> Result<()> {
                 let mark = marks.next();
                 let sent = packet(TUNNELS[0].client.of(family), REMOTE.of(family), 64, mark, 64)?;
                 client.drain()?;
-                injector.send(&sent)?;
                 match error {
                     // With no rules nobody answers: the limit of this mode.
                     Some(error) if mode != "ebpf" => {
-                        expect_error(&mut client, family, &sent, error).with_context(|| what.clone())?;
+                        refused(&mut client, &injector, family, &sent, error).with_context(|| what.clone())?;
                     }
-                    _ => expect_no_error(&mut client, family).with_context(|| what.clone())?,
+                    _ => {
+                        injector.send(&sent)?;
+                        expect_no_error(&mut client, family).with_context(|| what.clone())?;
+                    }
                 }
                 places.expect(place, mark).with_context(|| what.clone())?;
 
