@@ -49,6 +49,8 @@ pub enum Scenario {
     Counted,
     /// Time to install all prefixes.
     Install,
+    /// Time to compile prefixes and publish them to the programs, and what they take there.
+    Publish,
     /// Time to give prefixes to another tunnel.
     Change,
     /// Time without packets when a tunnel goes down.
@@ -85,6 +87,7 @@ impl fmt::Display for Scenario {
             Self::Decision => "the program alone",
             Self::Counted => "time in the program (bpf_stats)",
             Self::Install => "time to install",
+            Self::Publish => "prefixes compiled and published",
             Self::Change => "time to change prefixes",
             Self::Failover => "failover",
             Self::Memory => "memory",
@@ -135,11 +138,22 @@ impl Case {
 /// The figure of a failover that is not the kernel's part of it.
 pub const TOLD: &str = "after the kernel told that the device was down";
 
+/// The figure of one prefix among many.
+pub const ONE: &str = "one";
+/// The figure of what the programs look prefixes up in.
+pub const LOOKUP: &str = "lookup";
+/// The figure of what a daemon that starts reads what is published from.
+pub const RECORD: &str = "record";
+/// The figure of how many cache lines a lookup reads.
+pub const LINES: &str = "cache lines read";
+/// The figure of what one such read takes, if it says where the next one is.
+pub const ACCESS: &str = "one read";
+
 /// In what it was measured. Less is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
-    /// Nanoseconds for one packet.
+    /// Nanoseconds for one packet, or for one step on its way.
     NanosecondsPerPacket,
     /// Microseconds.
     Microseconds,
@@ -149,6 +163,8 @@ pub enum Unit {
     SecondsPerGigabyte,
     /// Bytes.
     Bytes,
+    /// So many.
+    Number,
 }
 
 /// What came of it.

@@ -260,7 +260,11 @@ impl Index {
     }
 
     /// Carries out operations on prefixes; `content` is what there is to be afterwards.
-    pub(super) fn update(&mut self, content: Content<'_>, operations: &[&FastOp]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::renew`].
+    pub fn update(&mut self, content: Content<'_>, operations: &[&FastOp]) -> Result<()> {
         if !self.damaged
             && operations.len() <= CHANGED_IN_PLACE
             && change(&*self.published.words(), content, operations)

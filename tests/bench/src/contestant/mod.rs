@@ -11,6 +11,8 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
+pub(crate) use self::tunroute::file as configuration_of;
+
 use crate::{
     load::Pattern,
     prefixes::{Prefixes, tunnel},
@@ -75,6 +77,16 @@ pub trait Contestant: Sync {
     /// Why it cannot do this, if it cannot.
     fn declines(&self, _task: &Task) -> Option<&'static str> {
         None
+    }
+
+    /// Writes what a person would have written, with the first `changed` prefixes at the other tunnel each: before
+    /// [installing](Self::install) and [changing](Self::change), and not part of the time that these take.
+    ///
+    /// # Errors
+    /// It could not be written.
+    fn prepare(&self, site: &Site, task: &Task, changed: u32) -> Result<()> {
+        let _ = (site, task, changed);
+        Ok(())
     }
 
     /// Sets it up, completely: when this returns, packets may come.

@@ -80,14 +80,16 @@ impl Contestant for Tunroute {
         special.then_some("with a policy's packets it is tunroute-both")
     }
 
-    fn install(&self, site: &Site, task: &Task) -> Result<Box<dyn Installed>> {
-        self.configure(site, task, 0)?;
+    fn prepare(&self, site: &Site, task: &Task, changed: u32) -> Result<()> {
+        configure(site, task, self.settings, changed)
+    }
+
+    fn install(&self, site: &Site, _task: &Task) -> Result<Box<dyn Installed>> {
         let wants = Wants { programs: self.name != super::TUNROUTE_KERNEL, xdp: self.name == super::TUNROUTE_XDP };
         Ok(Box::new(Daemon::start(site, &self.binary, wants)?))
     }
 
-    fn change(&self, site: &Site, task: &Task, count: u32, back: bool) -> Result<()> {
-        self.configure(site, task, if back { 0 } else { count })?;
+    fn change(&self, site: &Site, _task: &Task, _count: u32, _back: bool) -> Result<()> {
         let mut reload = Command::new(&self.binary);
         reload.arg("reload").arg("--runtime-dir").arg(runtime(site));
         let output = reload.output().context("cannot ask the daemon to reload")?;
@@ -96,16 +98,8 @@ impl Contestant for Tunroute {
     }
 }
 
-impl Tunroute {
-    /// Writes the configuration in which the first `changed` prefixes belong to the other tunnel.
-    fn configure(&self, site: &Site, task: &Task, changed: u32) -> Result<()> {
-        let path = file(site);
-        fs::write(&path, configuration(site, task, self.settings, changed)?)
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-fn file(site: &Site) -> PathBuf {
+/// Its configuration.
+pub(crate) fn file(site: &Site) -> PathBuf {
     site.dir().join("tunroute.toml")
 }
 
@@ -113,8 +107,11 @@ fn runtime(site: &Site) -> PathBuf {
     site.dir().join("run")
 }
 
-/// A policy for each tunnel, with all of its prefixes.
-fn configuration(site: &Site, task: &Task, settings: &str, changed: u32) -> Result<String> {
+/// Writes a configuration in which the first `changed` prefixes belong to the other tunnel: a policy for each tunnel, whose
+/// prefixes are in a file beside it.
+fn configure(site: &Site, task: &Task, settings: &str, changed: u32) -> Result<()> {
+    let write =
+        |path: &Path, text: &str| fs::write(path, text).with_context(|| format!("cannot write {}", path.display()));
     let mut text = format!("{settings}\n[interfaces]\ningress = [\"{INGRESS}\"]\nuplink = [\"{UPLINK}\"]\n");
     for (number, device) in TUNNELS.into_iter().enumerate() {
         writeln!(text, "[tunnel.{device}]")?;
@@ -123,19 +120,18 @@ fn configuration(site: &Site, task: &Task, settings: &str, changed: u32) -> Resu
         }
     }
     for (number, device) in (0..).zip(TUNNELS) {
-        let all = (0..task.prefixes.count).filter(|&prefix| tunnel_after(prefix, changed, false) == number);
-        let mut prefixes = all.map(|prefix| task.prefixes.get(prefix)).peekable();
-        if prefixes.peek().is_none() {
+        let mut prefixes = String::new();
+        for prefix in (0..task.prefixes.count).filter(|&prefix| tunnel_after(prefix, changed, false) == number) {
+            writeln!(prefixes, "{}", task.prefixes.get(prefix))?;
+        }
+        if prefixes.is_empty() {
             continue;
         }
+        write(&site.dir().join(device), &prefixes)?;
         let other = TUNNELS[1 - number as usize];
-        writeln!(text, "[[policy]]\nname = \"{device}\"\nvia = [\"{device}\", \"{other}\"]\nfrom = [")?;
-        for prefix in prefixes {
-            writeln!(text, "\"{prefix}\",")?;
-        }
-        writeln!(text, "]")?;
+        writeln!(text, "[[policy]]\nname = \"{device}\"\nvia = [\"{device}\", \"{other}\"]\nfrom-file = \"{device}\"")?;
     }
-    Ok(text)
+    write(&file(site), &text)
 }
 
 /// What must be attached once a daemon is ready.

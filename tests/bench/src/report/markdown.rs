@@ -104,8 +104,14 @@ fn day(time: std::time::SystemTime) -> String {
 
 fn goals(text: &mut String, record: &Record) -> Result<()> {
     text.push_str("\n## Goals\n\n| | goal | measured | |\n|---|---|---|---|\n");
-    for goals::Goal { what, goal, measured, verdict } in goals::goals(record) {
+    let goals = goals::goals(record);
+    for goals::Goal { what, goal, measured, verdict, .. } in &goals {
         writeln!(text, "| {what} | {goal} | {measured} | {verdict} |")?;
+    }
+    let whys: Vec<String> =
+        goals.iter().filter_map(|goal| Some(format!("{}: {}.", goal.what, goal.why.as_ref()?))).collect();
+    if !whys.is_empty() {
+        list(text, "Why goals are not reached", &whys)?;
     }
     Ok(())
 }

@@ -183,6 +183,7 @@ pub fn amount(unit: Unit, value: f64) -> String {
         Unit::SecondsPerGigabyte => format!("{} Gbit/s", digits(8.0 / value)),
         Unit::Bytes if value.abs() < 1e6 => format!("{} kB", digits(value / 1e3)),
         Unit::Bytes => format!("{} MB", digits(value / 1e6)),
+        Unit::Number => digits(value),
     }
 }
 

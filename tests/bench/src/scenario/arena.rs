@@ -73,6 +73,7 @@ impl<'a> Arena<'a> {
             let site = Site::new(generator, task.target)?;
             let entry = site.entry()?;
             told(contestant.name());
+            contestant.prepare(&site, task, 0)?;
             let before = kernel_memory();
             let start = Instant::now();
             match contestant.install(&site, task) {

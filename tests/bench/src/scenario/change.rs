@@ -10,7 +10,7 @@ use crate::{
     generator::{BATCH, Frame, pin_to},
     load::flows,
     prefixes::Prefixes,
-    record::{Case, Measurement, Outcome, Unit},
+    record::{Case, Measurement, ONE, Outcome, Unit},
 };
 
 /// Where there are more, one of them is changed only.
@@ -33,7 +33,7 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Res
     for place in arena.places.iter().filter(|place| place.contestant.scales()) {
         let name = place.contestant.name();
         for (figure, count) in
-            [("one", 1), ("all", case.prefixes)].into_iter().take(if case.prefixes > FEW { 1 } else { 2 })
+            [(ONE, 1), ("all", case.prefixes)].into_iter().take(if case.prefixes > FEW { 1 } else { 2 })
         {
             let (mut values, start) = (Vec::new(), Instant::now());
             let mut there_and_back = || {
@@ -67,6 +67,7 @@ pub fn measure(bench: &Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Res
 fn change(bench: &Bench, place: &Place<'_>, task: &Task, frame: Frame, count: u32, back: bool) -> Result<Duration> {
     let generator = &bench.generator;
     let entry = place.site.entry()?;
+    place.contestant.prepare(&place.site, task, if back { 0 } else { count })?;
     let start = Instant::now();
     place.contestant.change(&place.site, task, count, back)?;
     place.site.at_entry(|| {

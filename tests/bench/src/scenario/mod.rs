@@ -7,6 +7,7 @@ mod host;
 mod latency;
 mod memory;
 mod program;
+mod publish;
 pub mod stages;
 mod throughput;
 

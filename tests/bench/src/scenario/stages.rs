@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use tunroute::net::Family;
 
-use super::{Arena, Bench, change, failover, host, latency, memory, program, throughput};
+use super::{Arena, Bench, change, failover, host, latency, memory, program, publish, throughput};
 use crate::{
     contestant::{BASELINE, Contestant, NULL, TUNROUTE_EBPF, TUNROUTE_XDP, Task, XDP_FLOOR},
     generator::Frame,
@@ -84,6 +84,7 @@ fn main_stage(prefixes: &[u32], family: Family, count: u32, quick: bool) -> Vec<
     }
     cases.push(scenario(Scenario::Memory));
     if count >= MIDDLE {
+        cases.push(scenario(Scenario::Publish));
         cases.push(scenario(Scenario::Change));
     }
     // Last, since it takes the tunnel's routes away from those who do not put them back.
@@ -169,6 +170,7 @@ fn measure(bench: &mut Bench, arena: &Arena<'_>, task: &Task, case: Case) -> Res
         Scenario::Failover => failover::measure(bench, arena, case),
         Scenario::Change => change::measure(bench, arena, task, case),
         Scenario::Memory => Ok(memory::measure(arena, case)),
+        Scenario::Publish => publish::measure(arena, case),
         Scenario::Forward | Scenario::Cores | Scenario::Install => bench.measure(arena, case),
     }
 }
