@@ -9,10 +9,11 @@
 mod record;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use foldhash::{HashMap, HashMapExt as _};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tunroute_common::{
     index::{EXEMPT, PRESENT, Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set},
@@ -98,21 +99,23 @@ impl Image {
         for (word, source) in used[table + FIRST_SOURCE as usize..].iter_mut().zip(&distinct) {
             *word = pack(*source);
         }
-        let mut builder = Builder::new(base);
-        for family in Family::ALL {
-            used[(header::SOURCES_V4 + family as u64) as usize] =
-                whole(&mut builder, family, &sources[family as usize]);
-        }
-        for (place, set) in places.iter().enumerate() {
-            let Some((set, prefixes)) = set.and_then(|set| Some((set, sets.get(&set)?))) else { continue };
-            let at = first_set + place * SET_WORDS as usize;
-            used[at] = u64::from(set) | SET_PRESENT;
+        let build = || {
+            let mut builder = Builder::new(base);
             for family in Family::ALL {
-                used[at + 1 + family as usize] = whole(&mut builder, family, &prefixes[family as usize]);
+                used[(header::SOURCES_V4 + family as u64) as usize] =
+                    whole(&mut builder, family, &sources[family as usize]);
             }
-        }
-        used.extend(builder.into_words());
-        let record = record::list(&sources, &sets);
+            for (place, set) in places.iter().enumerate() {
+                let Some((set, prefixes)) = set.and_then(|set| Some((set, sets.get(&set)?))) else { continue };
+                let at = first_set + place * SET_WORDS as usize;
+                used[at] = u64::from(set) | SET_PRESENT;
+                for family in Family::ALL {
+                    used[at + 1 + family as usize] = whole(&mut builder, family, &prefixes[family as usize]);
+                }
+            }
+            used.extend(builder.into_words());
+        };
+        let ((), record) = rayon::join(build, || record::list(&sources, &sets));
         used[header::USED as usize] = used.len() as u64;
         used[header::LISTED as usize] = record.len() as u64;
         used[header::RECORD as usize] = record.len() as u64;

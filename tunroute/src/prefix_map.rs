@@ -125,6 +125,13 @@ impl<V> PrefixMap<V> {
 }
 
 impl<V: Copy> PrefixMap<V> {
+    /// Of entries in the order of their prefixes, each of which comes once.
+    #[must_use]
+    pub(crate) fn in_order(entries: Vec<(IpNet, V)>) -> Self {
+        debug_assert!(entries.is_sorted_by(|(one, _), (next, _)| one < next), "not in order");
+        Self(Arc::new(entries))
+    }
+
     /// Puts a prefix. Many at once are better put by [`PrefixMap::change`].
     pub fn insert(&mut self, prefix: IpNet, value: V) {
         self.change(vec![(prefix, Some(value))]);

@@ -10,6 +10,8 @@ const TABLE_FROM: usize = 64;
 const TABLE_BITS: u32 = 18;
 /// Passing over so many bits that all prefixes share is worth an entry of its own.
 const SKIP_FROM: u32 = 2 * CHUNK;
+/// A node has so many cells.
+const CELLS: usize = 1 << CHUNK;
 /// Bits of a half of a key.
 const HALF: u32 = u64::BITS;
 
@@ -192,7 +194,7 @@ impl Builder {
     fn table(&mut self, Part { depth, cover, .. }: Part, bits: u32, prefixes: &[Prefix]) -> Entry {
         let stride = STRIDE as usize;
         let at = self.reserve(stride << bits);
-        self.cells(depth, bits, cover, prefixes, |builder, cell, part, deeper| {
+        self.cells(&mut vec![0; 1 << bits], (depth, bits), cover, prefixes, |builder, cell, part, deeper| {
             let at = at + cell * stride;
             let entry = builder.entry(part, deeper, Some(at + 1));
             builder.words[at] = entry.0;
@@ -201,47 +203,56 @@ impl Builder {
     }
 
     fn sparse(&mut self, position: u32, cover: u32, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
-        let (mut bitmap, mut entries) = (0u64, Vec::new());
-        self.cells(position, CHUNK, cover, prefixes, |builder, cell, part, deeper| {
+        let (mut bitmap, mut entries, mut count) = (0u64, [0u64; CELLS], 0);
+        self.cells(&mut [0; CELLS], (position, CHUNK), cover, prefixes, |builder, cell, part, deeper| {
             if part.cover != cover || !deeper.is_empty() {
                 bitmap |= 1 << cell;
-                entries.push(builder.entry(part, deeper, None));
+                entries[count] = builder.entry(part, deeper, None).0;
+                count += 1;
             }
         });
-        let leaves: Option<Vec<u64>> = entries.iter().map(|entry| Some(Leaf::of(*entry)?.0)).collect();
-        let (kind, rest) = match leaves {
-            Some(leaves) => (Kind::Leaves, packed(u32::BITS.ilog2(), &leaves)),
-            None => (Kind::Sparse, entries.iter().map(|entry| entry.0).collect()),
-        };
-        self.node(kind, position, 0, cover, bitmap, &rest, beside)
+        let entries = &entries[..count];
+        let mut leaves = [0u64; CELLS];
+        let are_leaves = leaves.iter_mut().zip(entries).all(|(leaf, entry)| {
+            Leaf::of(Entry(*entry)).is_some_and(|found| {
+                *leaf = found.0;
+                true
+            })
+        });
+        if are_leaves {
+            self.node(Kind::Leaves, (position, 0), cover, bitmap, packed(u32::BITS.ilog2(), &leaves[..count]), beside)
+        } else {
+            self.node(Kind::Sparse, (position, 0), cover, bitmap, entries.iter().copied(), beside)
+        }
     }
 
     /// Nothing here is deeper than a cell.
     fn runs(&mut self, position: u32, cover: u32, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
-        let numbers = covers(position, CHUNK, cover, prefixes);
-        let mut bitmap = 0u64;
-        let mut runs = vec![u64::from(numbers[0])];
+        let mut numbers = [0; CELLS];
+        covers(&mut numbers, (position, CHUNK), cover, prefixes);
+        let (mut bitmap, mut runs, mut count) = (0u64, [u64::from(numbers[0]); CELLS], 1);
         for (cell, pair) in numbers.windows(2).enumerate() {
             if pair[0] != pair[1] {
                 bitmap |= 1 << (cell + 1);
-                runs.push(pair[1].into());
+                runs[count] = pair[1].into();
+                count += 1;
             }
         }
+        let runs = &runs[..count];
         let needed = runs.iter().map(|number| u64::BITS - number.leading_zeros()).max().unwrap_or(1).max(1);
         let width = needed.next_power_of_two().ilog2();
-        self.node(Kind::Runs, position, width, 0, bitmap, &packed(width, &runs), beside)
+        self.node(Kind::Runs, (position, width), 0, bitmap, packed(width, runs), beside)
     }
 
-    /// A bitmap of cells, and what belongs to them.
-    #[allow(clippy::too_many_arguments, reason = "the fields of one entry")]
+    /// A bitmap of cells, and what belongs to them. Where it looks at the key, and the width of its numbers, stand in its
+    /// entry.
     fn node(
         &mut self,
         kind: Kind,
-        position: u32,
-        width: u32,
+        (position, width): (u32, u32),
         number: u32,
         bitmap: u64,
-        rest: &[u64],
+        rest: impl Iterator<Item = u64>,
         beside: Option<usize>,
     ) -> Entry {
         let at = self.words.len();
@@ -259,17 +270,19 @@ impl Builder {
         Entry::new(kind, position, width, number, self.place(at))
     }
 
-    /// Goes through the cells that the bits from a position on make, with what holds each and what is in it.
+    /// Goes through the cells that so many bits from a position on make, with what holds each and what is in it. There is
+    /// room for a number of each.
     fn cells(
         &mut self,
-        position: u32,
-        width: u32,
+        numbers: &mut [u32],
+        (position, width): (u32, u32),
         cover: u32,
         prefixes: &[Prefix],
         mut visit: impl FnMut(&mut Self, usize, Part, &[Prefix]),
     ) {
+        covers(numbers, (position, width), cover, prefixes);
         let mut rest = prefixes;
-        for (cell, held_by) in covers(position, width, cover, prefixes).into_iter().enumerate() {
+        for (cell, held_by) in numbers.iter().copied().enumerate() {
             let in_cell = |prefix: &Prefix| bits(prefix.start, position, width) == cell;
             let end = rest.iter().position(|prefix| !in_cell(prefix)).unwrap_or(rest.len());
             let (here, after) = rest.split_at(end);
@@ -282,10 +295,11 @@ impl Builder {
 }
 
 /// Numbers of 2 to the power of the width bits, in words.
-fn packed(width: u32, numbers: &[u64]) -> Vec<u64> {
-    let in_word =
-        |numbers: &[u64]| numbers.iter().rev().fold(0, |word, number| (word << ((1 << width) % u64::BITS)) | number);
-    numbers.chunks((u64::BITS >> width) as usize).map(in_word).collect()
+fn packed(width: u32, numbers: &[u64]) -> impl Iterator<Item = u64> {
+    let in_word = move |numbers: &[u64]| {
+        numbers.iter().rev().fold(0, |word, number| (word << ((1 << width) % u64::BITS)) | number)
+    };
+    numbers.chunks((u64::BITS >> width) as usize).map(in_word)
 }
 
 /// The fewest bits of a table that are enough, where at most so many are allowed. In a small one, nearly every prefix is to
@@ -311,15 +325,14 @@ fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     most
 }
 
-/// The number of the longest prefix that holds each cell.
-fn covers(position: u32, width: u32, cover: u32, prefixes: &[Prefix]) -> Vec<u32> {
-    let mut covers = vec![cover; 1 << width];
+/// The number of the longest prefix that holds each of the cells that so many bits from a position on make.
+fn covers(covers: &mut [u32], (position, width): (u32, u32), cover: u32, prefixes: &[Prefix]) {
+    covers.fill(cover);
     for prefix in prefixes.iter().filter(|prefix| prefix.length <= position + width) {
         let first = bits(prefix.start, position, width);
         // Sorted: what is nested in another comes after it.
         covers[first..first + (1 << (position + width - prefix.length.max(position)))].fill(prefix.number);
     }
-    covers
 }
 
 /// The bits of an address from a position on; at most as many as a place has.

@@ -138,6 +138,8 @@ impl Case {
 /// The figure of a failover that is not the kernel's part of it.
 pub const TOLD: &str = "after the kernel told that the device was down";
 
+/// The figure of the trie, of what is compiled and published.
+pub const TRIE: &str = "trie";
 /// The figure of one prefix among many.
 pub const ONE: &str = "one";
 /// The figure of what the programs look prefixes up in.

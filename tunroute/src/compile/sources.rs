@@ -1,10 +1,11 @@
 //! Which policies each source prefix leads to, one around the other, and by which device its packets arrive.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+use foldhash::{HashMap, HashMapExt as _};
 use ipnet::IpNet;
 use tunroute_common::maps::Source;
 
@@ -148,10 +149,10 @@ impl Sources {
         let mut around: Vec<Around> = Vec::new();
         let mut paths: Vec<(IpNet, Option<IfIndex>)> = Vec::new();
         for (prefix, event) in prefixes {
-            while let Some(left) = around.pop_if(|outer| !outer.prefix.contains(&prefix)) {
+            while let Some(left) = around.pop_if(|outer| !holds(&outer.prefix, &prefix)) {
                 left.note_way_back(&mut ways_back);
             }
-            while paths.pop_if(|(outer, _)| !outer.contains(&prefix)).is_some() {}
+            while paths.pop_if(|(outer, _)| !holds(outer, &prefix)).is_some() {}
             match event {
                 Event::Policy(policy) => {
                     let outer = around.last().map(|outer| outer.chain);
@@ -189,8 +190,19 @@ impl Sources {
         }
         around.into_iter().for_each(|left| left.note_way_back(&mut ways_back));
         let chains = chains.chains;
-        Self { prefixes: entries.into_iter().collect(), chains, ways_back, origin }
+        Self { prefixes: PrefixMap::in_order(entries), chains, ways_back, origin }
     }
+}
+
+/// Does a prefix hold another? As [`IpNet::contains`], which makes the addresses at both ends of either, for each of a
+/// million.
+fn holds(outer: &IpNet, inner: &IpNet) -> bool {
+    let differ = match (outer, inner) {
+        (IpNet::V4(outer), IpNet::V4(inner)) => u128::from(outer.addr().to_bits() ^ inner.addr().to_bits()) << 96,
+        (IpNet::V6(outer), IpNet::V6(inner)) => outer.addr().to_bits() ^ inner.addr().to_bits(),
+        _ => return false,
+    };
+    outer.prefix_len() <= inner.prefix_len() && differ.leading_zeros() >= outer.prefix_len().into()
 }
 
 /// A policy's prefix around the one that is looked at.
@@ -260,5 +272,30 @@ impl Chains<'_> {
         let chain = u32::try_from(chain).unwrap_or(u32::MAX);
         self.known.insert(key, chain);
         chain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_prefix_holds_what_it_contains(bits: u128, other: u128, differ in 0u32..=128, lengths in any::<[u8; 2]>(), v4: [bool; 2]) {
+            // Alike up to somewhere.
+            let other = bits ^ other.checked_shr(differ).unwrap_or(0);
+            let [outer, inner] = [(bits, 0), (other, 1)].map(|(bits, which): (u128, usize)| {
+                let address = if v4[which] {
+                    std::net::IpAddr::from(((bits >> 96) as u32).to_be_bytes())
+                } else {
+                    bits.to_be_bytes().into()
+                };
+                let most = if v4[which] { 32 } else { 128 };
+                IpNet::new_assert(address, lengths[which] % (most + 1)).trunc()
+            });
+            prop_assert_eq!(holds(&outer, &inner), outer.contains(&inner), "{} {}", outer, inner);
+        }
     }
 }

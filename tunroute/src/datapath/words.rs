@@ -281,8 +281,10 @@ impl Index {
     /// If there is no room for so much, or the kernel refuses another map.
     pub fn renew(&mut self, content: Content<'_>) -> Result<()> {
         self.damaged = true;
-        let image = Image::compile(content);
-        let words = WordMap::create(self.length())?;
+        let length = self.length();
+        // The kernel clears the memory of a new map.
+        let (image, words) = rayon::join(|| Image::compile(content), || WordMap::create(length));
+        let words = words?;
         image.write(&words).map_err(DatapathError::Full)?;
         self.publish(&words)?;
         let _gone = fs::remove_file(self.directory.join(WORDS));

@@ -9,7 +9,7 @@ use super::table::{amount, thousands};
 use crate::{
     contestant::{FLAT_RULES, FLOOR, NFT, TUNROUTE_BOTH, TUNROUTE_EBPF, TUNROUTE_KERNEL, TUNROUTE_XDP},
     load::Pattern,
-    record::{ACCESS, Case, LINES, LOOKUP, Measurement, ONE, Outcome, RECORD, Record, Scenario, TOLD, Unit},
+    record::{ACCESS, Case, LINES, LOOKUP, Measurement, ONE, Outcome, RECORD, Record, Scenario, TOLD, TRIE, Unit},
     site::{Sysctls, Target},
     stats::Estimate,
 };
@@ -130,10 +130,11 @@ pub fn goals(record: &Record) -> Vec<Goal> {
     }
     goals.push(kernel_datapath(record));
     for (family, bytes, seconds) in [(Family::V4, 8.0, 0.15), (Family::V6, 24.0, 0.4)] {
-        goals.push(memory(record, family, bytes).because(|| maps(record, family)));
+        goals.extend(memory(record, family, bytes));
         let engine = Case::new(Scenario::Publish, family, 1_000_000);
-        let what = format!("{}: compiled and published", case_words(&engine));
-        goals.push(plain(record, what, engine, "", seconds));
+        for (figure, what) in [(TRIE, "the trie compiled and published"), ("", "from policies to a published trie")] {
+            goals.push(plain(record, format!("{}: {what}", case_words(&engine)), engine, figure, seconds));
+        }
         let case = Case { scenario: Scenario::Install, ..engine };
         let what = format!("{}: from the daemon's start to its readiness", case_words(&case));
         goals.push(plain(record, what, case, "", seconds).because(|| around(record, &engine, "")));
@@ -278,13 +279,21 @@ fn kernel_datapath(record: &Record) -> Goal {
     judged(record, what, &case, estimate, (Bound::AtMost, 1.3), factor)
 }
 
-fn memory(record: &Record, family: Family, limit: f64) -> Goal {
+fn memory(record: &Record, family: Family, limit: f64) -> [Goal; 2] {
     let case = Case::new(Scenario::Memory, family, largest(record, Scenario::Memory));
-    let what = format!("{}: all BPF maps, for each prefix", case_words(&case));
-    let each = fast(record, &case, "maps").and_then(|maps| {
-        Estimate::of(&maps.values.iter().map(|bytes| bytes / f64::from(case.prefixes)).collect::<Vec<_>>())
-    });
-    judged(record, what, &case, each, (Bound::AtMost, limit), |value| format!("{value:.1} B"))
+    let published = Case { scenario: Scenario::Publish, ..case };
+    let lookup = record.figure(&published, TUNROUTE_EBPF, LOOKUP);
+    let goal = |what: &str, measured: Option<&Measurement>| {
+        let each = measured.and_then(|measured| {
+            Estimate::of(&measured.values.iter().map(|bytes| bytes / f64::from(case.prefixes)).collect::<Vec<_>>())
+        });
+        let what = format!("{}: {what}, for each prefix", case_words(&case));
+        judged(record, what, &case, each, (Bound::AtMost, limit), |value| format!("{value:.1} B"))
+    };
+    [
+        goal("what prefixes are looked up in", lookup),
+        goal("all BPF maps", fast(record, &case, "maps")).because(|| maps(record, family)),
+    ]
 }
 
 fn plain(record: &Record, what: String, case: Case, figure: &str, limit: f64) -> Goal {
@@ -387,7 +396,7 @@ mod tests {
         let record = record(vec![of("", Unit::Seconds, 0.12), of(ONE, Unit::Seconds, 0.000_02), reload]);
         let goal = |what: &str| found(&record, &format!("IPv4, 1,000,000 prefixes: {what}"));
         for (what, verdict, why) in [
-            ("compiled and published", Verdict::Met, None),
+            ("from policies to a published trie", Verdict::Met, None),
             ("one of them changed where programs read it", Verdict::Met, None),
             (
                 "one of them changed, from the reload until packets follow",

@@ -33,7 +33,7 @@ use crate::{
     contestant::{TUNROUTE_EBPF, configuration_of},
     generator::pin_to,
     prefixes::Prefixes,
-    record::{ACCESS, Case, LINES, LOOKUP, Measurement, ONE, RECORD, Unit},
+    record::{ACCESS, Case, LINES, LOOKUP, Measurement, ONE, RECORD, TRIE, Unit},
 };
 
 /// So many times.
@@ -58,7 +58,7 @@ pub fn measure(arena: &Arena<'_>, case: Case) -> Result<Vec<Measurement>> {
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let engine = engine(&config, &directory, Prefixes { family: case.family(), count: case.prefixes });
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    let Engine { all, one, lookup, record, lines } = engine?;
+    let Engine { all, trie, one, lookup, record, lines } = engine?;
     let accesses = place.site.at_entry(|| {
         pin_to(SENDER_CPU)?;
         Ok((0..TIMES).map(|_| access(lookup)).collect())
@@ -67,6 +67,7 @@ pub fn measure(arena: &Arena<'_>, case: Case) -> Result<Vec<Measurement>> {
     let bytes = |words| vec![(words * size_of::<u64>()) as f64];
     Ok(vec![
         of("", Unit::Seconds, all),
+        of(TRIE, Unit::Seconds, trie),
         of(ONE, Unit::Seconds, one),
         of(LOOKUP, Unit::Bytes, bytes(lookup)),
         of(RECORD, Unit::Bytes, bytes(record)),
@@ -76,8 +77,10 @@ pub fn measure(arena: &Arena<'_>, case: Case) -> Result<Vec<Measurement>> {
 }
 
 struct Engine {
-    /// Seconds to compile and publish everything.
+    /// Seconds to compile policies to a trie, and to publish it.
     all: Vec<f64>,
+    /// The part of it that is the trie's.
+    trie: Vec<f64>,
     /// Seconds to change one prefix.
     one: Vec<f64>,
     /// Words that the programs look prefixes up in.
@@ -92,12 +95,14 @@ fn engine(config: &Config, directory: &Path, prefixes: Prefixes) -> Result<Engin
     let words = index::expected(config.policies.iter().flat_map(Policy::sources));
     let mut index = Index::open(directory, words).context("cannot make the maps")?;
     let exempt = BTreeSet::new();
-    let (mut all, mut sources) = (Vec::new(), PrefixMap::default());
+    let (mut all, mut trie, mut sources) = (Vec::new(), Vec::new(), PrefixMap::default());
     for _ in 0..TIMES {
         let start = Instant::now();
         sources = compiled(config)?;
+        let leads = Instant::now();
         index.renew(Content { sources: &sources, exempt: &exempt }).context("cannot publish")?;
         all.push(start.elapsed().as_secs_f64());
+        trie.push(leads.elapsed().as_secs_f64());
     }
     let published = WordMap::pinned(directory)?;
     let count = |at| usize::try_from(published.word(at));
@@ -116,7 +121,7 @@ fn engine(config: &Config, directory: &Path, prefixes: Prefixes) -> Result<Engin
         index.update(content, &[&FastOp::PutSource(prefix, source)]).context("cannot change a prefix")?;
         one.push(start.elapsed().as_secs_f64());
     }
-    Ok(Engine { all, one, lookup, record, lines })
+    Ok(Engine { all, trie, one, lookup, record, lines })
 }
 
 /// The prefixes as the index takes them, of policies without a tunnel that is up: that makes no difference to prefixes.
