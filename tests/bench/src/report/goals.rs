@@ -196,7 +196,7 @@ fn reads(record: &Record, case: &Case) -> Option<String> {
     let lookup = of(LOOKUP, Unit::Bytes)?;
     Some(format!(
         "a lookup reads {lines} cache lines of {lookup}, one after the other, those included that all lookups share; on \
-         this machine such a read takes {access} where nothing else needs the caches"
+         this machine such a read in the map's memory takes {access} where nothing else needs the caches"
     ))
 }
 

@@ -17,7 +17,7 @@ use tunroute::{
     config::{Config, Policy},
     datapath::{Index, WordMap},
     fast::{FastOp, Open},
-    index::{self, Content},
+    index::{self, Content, Memory as _},
     net::KernelState,
     prefix_map::PrefixMap,
     xdp,
@@ -34,6 +34,7 @@ use crate::{
     generator::pin_to,
     prefixes::Prefixes,
     record::{ACCESS, Case, LINES, LOOKUP, Measurement, ONE, RECORD, TRIE, Unit},
+    site::Site,
 };
 
 /// So many times.
@@ -56,13 +57,10 @@ pub fn measure(arena: &Arena<'_>, case: Case) -> Result<Vec<Measurement>> {
     let config = Config::load(&configuration_of(&place.site)).context("the daemon's configuration")?;
     let directory = place.site.pin_dir().join("publish");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let engine = engine(&config, &directory, Prefixes { family: case.family(), count: case.prefixes });
+    let prefixes = Prefixes { family: case.family(), count: case.prefixes };
+    let engine = engine(&config, &directory, prefixes, &place.site);
     fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
-    let Engine { all, trie, one, lookup, record, lines } = engine?;
-    let accesses = place.site.at_entry(|| {
-        pin_to(SENDER_CPU)?;
-        Ok((0..TIMES).map(|_| access(lookup)).collect())
-    })?;
+    let Engine { all, trie, one, lookup, record, lines, accesses } = engine?;
     let of = |figure, unit, values| Measurement::of(case, TUNROUTE_EBPF, figure, unit, values);
     let bytes = |words| vec![(words * size_of::<u64>()) as f64];
     Ok(vec![
@@ -89,9 +87,11 @@ struct Engine {
     record: usize,
     /// Cache lines that a lookup reads.
     lines: f64,
+    /// Nanoseconds for one such read.
+    accesses: Vec<f64>,
 }
 
-fn engine(config: &Config, directory: &Path, prefixes: Prefixes) -> Result<Engine> {
+fn engine(config: &Config, directory: &Path, prefixes: Prefixes, site: &Site) -> Result<Engine> {
     let words = index::expected(config.policies.iter().flat_map(Policy::sources));
     let mut index = Index::open(directory, words).context("cannot make the maps")?;
     let exempt = BTreeSet::new();
@@ -121,7 +121,12 @@ fn engine(config: &Config, directory: &Path, prefixes: Prefixes) -> Result<Engin
         index.update(content, &[&FastOp::PutSource(prefix, source)]).context("cannot change a prefix")?;
         one.push(start.elapsed().as_secs_f64());
     }
-    Ok(Engine { all, trie, one, lookup, record, lines })
+    let published = WordMap::pinned(directory)?;
+    let accesses = site.at_entry(|| {
+        pin_to(SENDER_CPU)?;
+        Ok(access(&published, lookup))
+    })?;
+    Ok(Engine { all, trie, one, lookup, record, lines, accesses })
 }
 
 /// The prefixes as the index takes them, of policies without a tunnel that is up: that makes no difference to prefixes.
@@ -175,29 +180,28 @@ fn lines(published: &WordMap, prefixes: Prefixes) -> Result<f64> {
     Ok(lines as f64 / LOOKUPS as f64)
 }
 
-/// Nanoseconds for a read from somewhere in so many words, where each says where the next one is.
-fn access(words: usize) -> f64 {
-    const READS: usize = 1 << 19;
-    let per_line = LINE / size_of::<usize>();
-    let count = (words / per_line).max(1);
+/// Nanoseconds for a read from somewhere in the first so many words of a map, where each says where the next one is. They
+/// are written over for that.
+fn access(map: &WordMap, words: usize) -> Vec<f64> {
+    const READS: usize = 1 << 18;
+    let per_line = LINE / size_of::<u64>();
     // One cycle through all lines (Sattolo).
-    let mut order: Vec<usize> = (0..count).collect();
+    let mut order: Vec<u64> = (0..(words / per_line).max(1) as u64).collect();
     let mut rng = Rng::with_seed(2);
-    for last in (1..count).rev() {
+    for last in (1..order.len()).rev() {
         order.swap(last, rng.usize(..last));
     }
-    let mut memory = vec![0; count * per_line];
-    for (line, next) in order.into_iter().enumerate() {
-        memory[line * per_line] = next * per_line;
+    for (line, next) in (0..).zip(&order) {
+        map.write(line * per_line as u64, next * per_line as u64);
     }
     let mut at = 0;
     let mut read = |reads| {
         let start = Instant::now();
         for _ in 0..reads {
-            at = memory[black_box(at)];
+            at = map.word(black_box(at));
         }
-        start.elapsed()
+        start.elapsed().as_nanos() as f64 / reads as f64
     };
-    let _warm_up = read(count.min(READS));
-    read(READS).as_nanos() as f64 / READS as f64
+    let _warm_up = read(order.len().min(READS));
+    (0..TIMES).map(|_| read(READS)).collect()
 }
