@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    io::{self, Write},
+    io::Write,
     os::{linux::fs::MetadataExt, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill, signal},
     unistd::Pid,
 };
 
@@ -115,7 +115,12 @@ impl Netns {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let handle = Arc::clone(&self.handle);
-        let enter = move || enter(&handle).map_err(io::Error::from);
+        let enter = move || {
+            // What is ignored as it starts, as under `nohup`, a shell cannot trap.
+            // SAFETY: no handler of this process's is involved.
+            unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl)? };
+            Ok(enter(&handle)?)
+        };
         // SAFETY: `enter` runs in the forked child and only makes system calls on values that exist already: it
         // neither allocates nor takes locks.
         unsafe { command.pre_exec(enter) };
