@@ -195,8 +195,9 @@ fn reads(record: &Record, case: &Case) -> Option<String> {
     let (lines, access) = (of(LINES, Unit::Number)?, of(ACCESS, Unit::NanosecondsPerPacket)?);
     let lookup = of(LOOKUP, Unit::Bytes)?;
     Some(format!(
-        "a lookup reads {lines} cache lines of {lookup}, one after the other, those included that all lookups share; on \
-         this machine such a read in the map's memory takes {access} where nothing else needs the caches"
+        "a lookup reads {lines} cache lines of {lookup} one after the other, the header's and the sources' among them, which \
+         all lookups share; on this machine such a read in the map's memory takes {access} where nothing else needs the \
+         caches"
     ))
 }
 
@@ -223,13 +224,23 @@ fn room(record: &Record, case: &Case, limit: f64) -> Option<String> {
     ))
 }
 
-/// What could be reached at best: by a program that decides nothing.
+/// What the goal leaves for a decision, if a program that decides nothing reaches it.
 fn at_best(record: &Record, case: &Case, limit: f64) -> Option<String> {
-    let best = record.ratio(record.find(case, FLAT_RULES)?, record.find(case, FLOOR)?)?.median;
-    let not = if best < limit { " not even" } else { "" };
+    let (rules, floor) = (record.find(case, FLAT_RULES)?, record.find(case, FLOOR)?);
+    let best = record.ratio(rules, floor)?.median;
+    if best < limit {
+        let best = factor(best);
+        return Some(format!(
+            "the constant redirect, which looks at nothing, is but {best} as fast as flat rules here"
+        ));
+    }
+    let left = floor.estimate?.median * (best / limit - 1.0);
+    let plain = Case::new(Scenario::Decision, case.family(), case.prefixes);
+    let words = |value| amount(Unit::NanosecondsPerPacket, value);
     Some(format!(
-        "the constant redirect, which looks at nothing, is {} as fast as flat rules here:{not} enough for the goal",
-        factor(best)
+        "beyond the constant redirect, which looks at nothing, the goal leaves {} for what is decided; that takes {}",
+        words(left),
+        words(added(record, &plain)?.median)
     ))
 }
 
