@@ -283,7 +283,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_prefix_holds_what_it_contains(bits: u128, other: u128, differ in 0u32..=128, lengths in any::<[u8; 2]>(), v4: [bool; 2]) {
+        fn a_prefix_holds_what_it_contains(
+            bits: u128,
+            other: u128,
+            differ in 0u32..=128,
+            lengths: [u8; 2],
+            v4: [bool; 2],
+        ) {
             // Alike up to somewhere.
             let other = bits ^ other.checked_shr(differ).unwrap_or(0);
             let [outer, inner] = [(bits, 0), (other, 1)].map(|(bits, which): (u128, usize)| {
