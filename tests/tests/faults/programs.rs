@@ -128,7 +128,7 @@ fn bpffs_is_unmounted_for_good() -> Result<()> {
             scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", &mount])?;
             scene.within("said", IN_TIME, |scene| Ok(scene.said(log, "the pinned maps are gone") == 1))?;
             std::thread::sleep(Duration::from_millis(700));
-            ensure!(scene.said(log, "pinned maps") == 1, "said again");
+            ensure!(scene.said(log, "the pinned maps are gone") == 1, "said again");
             ensure!(scene.programs("lan0", "ingress")? == 1 && scene.programs("net0", "egress")? == 1, "detached");
             ensure!(open(scene, "v6")?, "closed");
             scene.daemon.reload()?;
