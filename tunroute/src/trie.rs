@@ -213,12 +213,10 @@ impl Builder {
         });
         let entries = &entries[..count];
         let mut leaves = [0u64; CELLS];
-        let are_leaves = leaves.iter_mut().zip(entries).all(|(leaf, entry)| {
-            Leaf::of(Entry(*entry)).is_some_and(|found| {
-                *leaf = found.0;
-                true
-            })
-        });
+        let are_leaves = leaves
+            .iter_mut()
+            .zip(entries)
+            .all(|(leaf, entry)| Leaf::of(Entry(*entry)).map(|of| *leaf = of.0).is_some());
         if are_leaves {
             self.node(Kind::Leaves, (position, 0), cover, bitmap, packed(u32::BITS.ilog2(), &leaves[..count]), beside)
         } else {

@@ -68,7 +68,7 @@ pub enum Phase {
     Started,
     /// The command has failed, or the device stays away: started again later.
     Backoff,
-    /// Due, but the start limit forbids it for now.
+    /// Due, but the start limit forbids it until earlier starts are long enough ago.
     Limited,
     /// The limit was reached twice within 24 hours: the operator has to look at it.
     GivenUp,
