@@ -16,7 +16,7 @@ use aya::{
 };
 use tunroute::{
     datapath::{Index, OBJECT, WORD_COUNT, WordMap},
-    index::{self, Content, Memory as _},
+    prefixes::index::{self, Content, Memory as _},
 };
 use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, Station, names};
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use crate::device::Mac;
 

@@ -7,7 +7,9 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use tunroute::net::{Family, IfIndex, KernelState, Route, RouteKind, Rule, RuleAction, TABLE_LOCAL, TABLE_MAIN};
+use tunroute::policy::net::{
+    Family, IfIndex, KernelState, Route, RouteKind, Rule, RuleAction, TABLE_LOCAL, TABLE_MAIN,
+};
 
 /// The priorities of the kernel's own rules that ask the local and the main table.
 const KERNEL_RULES: [(u32, u32); 2] = [(0, TABLE_LOCAL), (32766, TABLE_MAIN)];
@@ -217,7 +219,7 @@ mod tests {
         ];
         let kernel = KernelState {
             local: [prefix("192.0.2.1/32")].into(),
-            main: vec![tunroute::net::MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true }],
+            main: vec![tunroute::policy::net::MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true }],
             ..KernelState::default()
         };
         let lookup = |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use crate::{
     device::{End, ask_neighbours_often, set_up},

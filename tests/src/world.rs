@@ -41,7 +41,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use crate::{
     device::{End, Mac, veth},

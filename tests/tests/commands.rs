@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
     pace::{SOON, patience, until},

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     TUNNELS, TunnelKind, World,
     pace::{SOON, until},

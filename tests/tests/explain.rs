@@ -13,9 +13,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tunroute::{
     datapath::WordMap,
-    fast::{Exemption, FastOp},
-    index::{self, Content},
-    net::Family,
+    policy::fast::{Exemption, FastOp},
+    policy::net::Family,
+    prefixes::index::{self, Content},
 };
 use tunroute_common::maps::{Action, Egress, LAYOUT_VERSION, Slot, names};
 use tunroute_tests::{

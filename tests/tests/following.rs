@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, pace::SOON, plan::REMOTE,
 };

@@ -15,7 +15,7 @@ use nix::{
     mount::{MsFlags, mount},
     sys::signal::Signal,
 };
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Direction, Flow, FlowOptions, Injector, Lab, Seen, Share, TUNNELS, TunOptions,
     TunPair, TunnelKind, Watch, World, bulk,

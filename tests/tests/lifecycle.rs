@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
     daemon::binary,

@@ -6,7 +6,7 @@ mod cells;
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunOptions, TunPair, TunnelKind, World};
 
 use crate::cells::{Bench, Cell, Mode, Origin, check_attachments, limit_mss, matrix};

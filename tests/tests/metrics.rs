@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, pace::SOON, ping, plan::REMOTE, traffic::Answer,
 };

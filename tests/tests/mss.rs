@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use etherparse::{PacketBuilder, TcpHeaderSlice, TcpOptionElement};
 use serde_json::json;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject,
     pace::SOON,

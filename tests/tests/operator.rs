@@ -4,7 +4,7 @@ use std::{fs, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tunroute::status::schema;
+use tunroute::control::status::schema;
 use tunroute_tests::{Daemon, DaemonOptions, TUNNELS, TunnelKind, World, daemon::binary};
 
 fn run(world: &World, args: &[&str]) -> Result<Output> {

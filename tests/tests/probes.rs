@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, TunnelPlan, Watch, World,
     pace::{SOON, patience},

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Netns, TUNNELS, TunnelKind, World, pace::patience, ping, plan::REMOTE, traffic::Answer,
 };

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
     daemon::unit_capabilities,

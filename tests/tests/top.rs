@@ -3,7 +3,7 @@
 use std::{process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World,
     pace::{SOON, patience},

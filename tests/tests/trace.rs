@@ -14,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_common::maps::{Control, LAYOUT_VERSION, names};
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World,

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World, inject::udp, pace::SOON, ping, plan::REMOTE,
     traffic::Answer, tunnel::is_available,

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Seen, TUNNELS, TunnelKind, TunnelPlan, Watch,
     World, bulk,

@@ -13,12 +13,12 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use roff::{Inline, Roff, bold, italic, roman};
 use tunroute::{
-    cli::Cli,
+    commands::cli::Cli,
     config::{
         keys::{Key, Kind, Required, TOP},
         schema,
     },
-    status,
+    control::status,
 };
 
 const MANUAL: &str = "Source-based policy routing";

@@ -11,14 +11,17 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tokio::sync::oneshot;
 use tunroute::{
-    cli::{AttachArg, Cli, Command, Plan, Run},
+    commands::cli::{AttachArg, Cli, Command, Plan, Run},
+    commands::doctor::{self, Observation, examine},
+    commands::import,
+    commands::top,
+    commands::trace::Wanted,
     config::{Config, ConfigError, Loaded},
-    control::{Answer, ControlError, OTHER_ANSWER, Request, ask},
+    control::socket::{Answer, ControlError, OTHER_ANSWER, Request, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
-    doctor::{self, Observation, examine},
-    import, log, privilege, top,
-    trace::Wanted,
+    host::log,
+    host::privilege,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.

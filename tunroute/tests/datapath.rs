@@ -19,13 +19,13 @@ use proptest::{
     test_runner::{Config as RunnerConfig, TestRunner},
 };
 use tunroute::{
+    commands::trace::Wanted,
     datapath::{Datapath, Method, Place},
-    fast::{Exemption, FastOp, FastState, Hook, Open, address_words},
-    index,
-    model::Model,
-    net::Family,
-    prefix_map::PrefixMap,
-    trace::Wanted,
+    policy::fast::{Exemption, FastOp, FastState, Hook, Open, address_words},
+    policy::model::Model,
+    policy::net::Family,
+    prefixes::index,
+    prefixes::map::PrefixMap,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},

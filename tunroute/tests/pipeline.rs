@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tunroute::{
-    compile::{Desired, FastInputs, Inputs, compile, follow, probes},
     config::{Config, Unmatched, Xdp},
-    fast::{FastOp, FastState, Open, Part},
-    gates::kept_out,
     kernel::sysctl::RpFilter,
-    net::{
+    policy::compile::{Desired, FastInputs, Inputs, compile, follow, probes},
+    policy::fast::{FastOp, FastState, Open, Part},
+    policy::gates::kept_out,
+    policy::net::{
         Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
     },
-    plan::{Op, PlanError, plan},
-    xdp::Chosen,
+    policy::plan::{Op, PlanError, plan},
+    policy::xdp::Chosen,
 };
 
 const STORY: &str = r#"

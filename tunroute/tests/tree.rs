@@ -15,10 +15,10 @@ use ipnet::IpNet;
 use proptest::{collection::btree_map, prelude::*, sample::select};
 use rule_walk::{Host, Outcome, Packet};
 use tunroute::{
-    compile::{Desired, Inputs, compile},
     config::Config,
-    net::{Family, Handle, KernelOp, KernelState, Link, LinkLayer, ObservedRoute, ObservedRule, Route, Rule},
-    plan::{Op, plan},
+    policy::compile::{Desired, Inputs, compile},
+    policy::net::{Family, Handle, KernelOp, KernelState, Link, LinkLayer, ObservedRoute, ObservedRule, Route, Rule},
+    policy::plan::{Op, plan},
 };
 
 /// What leads on, and what does not: two policies whose tunnels are up, one that is passed over as a whole, and one for a

@@ -77,7 +77,7 @@ fn differs(old: &Estimate, new: &Estimate) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use tunroute::net::Family;
+    use tunroute::policy::net::Family;
 
     use super::*;
     use crate::{

@@ -20,7 +20,7 @@ use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::Mac;
 
 use crate::layout::{Arrived, EXITS, FLOWS, Flow, Template};

@@ -7,7 +7,7 @@ use std::{
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
-use tunroute::{fast::address_words, net::Family};
+use tunroute::{policy::fast::address_words, policy::net::Family};
 
 use crate::{
     layout::{BENCH_V4, BENCH_V6, EXIT_MASK, FLOWS, Flow, UPLINK},
@@ -102,7 +102,7 @@ fn zipf(count: u32, uniform: f64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use tunroute::fast::address_from_words;
+    use tunroute::policy::fast::address_from_words;
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use ipnet::IpNet;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 /// The prefixes are spread over so many equal slots, none in one another's.
 const SLOTS: u32 = 1 << 22;

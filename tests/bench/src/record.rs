@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use crate::{
     contestant::{BASELINE, FLOOR, NULL},

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{tc::SchedClassifierLink, xdp::XdpLink};
 use serde::{Deserialize, Serialize};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions,
     device::{End, veth},

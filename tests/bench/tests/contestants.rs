@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_bench::{
     contestant::{self, Contestant, Delivery, Installed, Task},
     generator::{Frame, Generator},

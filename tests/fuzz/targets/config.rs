@@ -13,12 +13,11 @@ use arbitrary::{Arbitrary as _, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use tunroute::{
-    compile::{FastInputs, Inputs, compile},
+    policy::compile::{FastInputs, Inputs, compile},
     config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget, Unmatched},
-    fast::{FastState, Open},
-    net::{KernelState, Link, LinkLayer},
-    plan::{number_slots, plan},
-};
+    policy::fast::{FastState, Open},
+    policy::net::{KernelState, Link, LinkLayer},
+    policy::plan::{number_slots, plan}};
 use tunroute_common::maps::MAX_NESTING;
 
 use crate::few_words::FewWords;
@@ -216,9 +215,9 @@ fn host(config: &Config) -> KernelState {
 fn check_compiled(config: &Config) {
     let kernel = host(config);
     let policies = config.policies.iter().map(|policy| policy.name.clone());
-    let probed = config.tunnels.iter().map(|tunnel| tunroute::compile::probes::table_name(&tunnel.name));
+    let probed = config.tunnels.iter().map(|tunnel| tunroute::policy::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
-    let (closed, chosen) = (BTreeSet::new(), tunroute::xdp::Chosen::default());
+    let (closed, chosen) = (BTreeSet::new(), tunroute::policy::xdp::Chosen::default());
     let fast = Some(FastInputs {
         open: Open { v4: true, v6: true },
         closed: &closed,

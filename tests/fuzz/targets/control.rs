@@ -7,7 +7,7 @@ use std::cell::LazyCell;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{from_slice, to_vec};
 use tokio::runtime::{Builder, Runtime};
-use tunroute::control::{self, Answer, MAX_REQUEST, Request};
+use tunroute::control::socket::{self, Answer, MAX_REQUEST, Request};
 
 thread_local! {
     static RUNTIME: LazyCell<Runtime> =

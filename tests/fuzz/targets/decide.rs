@@ -9,9 +9,8 @@ use bytemuck::cast;
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use tunroute::{
-    fast::{Exemption, FastState, Open},
-    model::{Model, source_and_destination},
-};
+    policy::fast::{Exemption, FastState, Open},
+    policy::model::{Model, source_and_destination}};
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
     maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use etherparse::IpNumber;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Counters, Daemon, DaemonOptions, Injector, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind, TunnelPlan,
     World, bulk, inject::udp, pace::SOON, ping, plan::REMOTE, traffic::Answer,

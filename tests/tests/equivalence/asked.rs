@@ -11,10 +11,10 @@ use aya::{
 use tunroute::{
     config,
     datapath::Datapath,
-    fast::FastState,
     kernel::{Answer, Oracle, Question, Refused},
-    model::Model,
-    net::{Family, TABLE_MAIN},
+    policy::fast::FastState,
+    policy::model::Model,
+    policy::net::{Family, TABLE_MAIN},
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},

@@ -5,7 +5,7 @@ use proptest::{
     prelude::*,
     test_runner::{TestError, TestRunner},
 };
-use tunroute::model::Model;
+use tunroute::policy::model::Model;
 use tunroute_common::{
     decide::{decide_egress, decide_ingress},
     packet::{Segmented, Slice},

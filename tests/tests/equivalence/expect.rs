@@ -10,13 +10,13 @@ use std::{
 
 use ipnet::IpNet;
 use tunroute::{
-    compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
     config::{OnDown, Policy, Unmatched, Xdp},
-    fast::{FastState, Open, address_from_words},
-    gates::main_decides,
-    net::{Family, IfIndex, KernelState, LinkLayer},
-    plan::{Op, plan},
-    xdp::Chosen,
+    policy::compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
+    policy::fast::{FastState, Open, address_from_words},
+    policy::gates::main_decides,
+    policy::net::{Family, IfIndex, KernelState, LinkLayer},
+    policy::plan::{Op, plan},
+    policy::xdp::Chosen,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict},

@@ -12,10 +12,10 @@ use nix::{
     unistd::Pid,
 };
 use tunroute::{
-    compile::Desired,
     config::{Unmatched, Xdp},
-    fast::Hook,
-    net::Family,
+    policy::compile::Desired,
+    policy::fast::Hook,
+    policy::net::Family,
 };
 use tunroute_common::maps::Outcome;
 use tunroute_tests::{

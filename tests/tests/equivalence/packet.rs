@@ -7,7 +7,7 @@ use proptest::{
     prelude::*,
     sample::{Index, select},
 };
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 use crate::scenario::{DEVICES, Scenario};

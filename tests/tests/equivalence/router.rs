@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use tunroute::{
-    compile::Desired,
     datapath::{Datapath, Method},
     kernel::{Events, Kernel, Kinds, Snapshot},
-    net::{Family, KernelOp, LinkLayer},
-    plan::{Op, plan},
+    policy::compile::Desired,
+    policy::net::{Family, KernelOp, LinkLayer},
+    policy::plan::{Op, plan},
 };
 use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions, TunPair,

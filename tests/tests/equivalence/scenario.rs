@@ -9,9 +9,9 @@ use std::{
 use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 use tunroute::{
-    compile::probes,
     config::Config,
-    net::{Family, KernelState, Link, LinkLayer, MainRoute},
+    policy::compile::probes,
+    policy::net::{Family, KernelState, Link, LinkLayer, MainRoute},
 };
 
 /// The devices of the host. The index of each plus 2 is its number in [`Scenario::kernel_state`].

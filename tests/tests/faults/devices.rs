@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{Capture, TUNNELS, TunnelKind, device::ask_neighbours_often};
 
 use crate::scene::{IN_TIME, Scene, Setting};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use crate::scene::{IN_TIME, Scene, Setting};
 

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
 use tunroute_tests::{DaemonOptions, nft, offload::programs, snapshot::has_tcx};
 

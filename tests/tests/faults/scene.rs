@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tunroute::net::{Family, PROTOCOL};
+use tunroute::policy::net::{Family, PROTOCOL};
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, FlowReport, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
     pace::patience,

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, End, Flow, FlowOptions, Injector, Mac, Netns, Seen, Sender, TUNNELS, TunnelKind,
     Watch, World,

@@ -13,7 +13,7 @@ use super::{
     report::{Finding, Findings, Span, quote},
     section::nearest,
 };
-use crate::net::Family;
+use crate::policy::net::Family;
 
 /// As many policies have a place in the fast path's maps.
 const MOST_POLICIES: usize = 1024;

@@ -119,7 +119,7 @@ impl Config {
 
     /// Has any policy a source prefix of this family?
     #[must_use]
-    pub fn uses(&self, family: crate::net::Family) -> bool {
+    pub fn uses(&self, family: crate::policy::net::Family) -> bool {
         self.policies.iter().any(|policy| policy.uses(family))
     }
 }
@@ -192,10 +192,10 @@ pub struct Tunnel {
 impl Tunnel {
     /// The gateway for an address family.
     #[must_use]
-    pub fn via(&self, family: crate::net::Family) -> Option<IpAddr> {
+    pub fn via(&self, family: crate::policy::net::Family) -> Option<IpAddr> {
         match family {
-            crate::net::Family::V4 => self.via_v4.map(IpAddr::V4),
-            crate::net::Family::V6 => self.via_v6.map(IpAddr::V6),
+            crate::policy::net::Family::V4 => self.via_v4.map(IpAddr::V4),
+            crate::policy::net::Family::V6 => self.via_v6.map(IpAddr::V6),
         }
     }
 }
@@ -221,15 +221,15 @@ impl Mss {
 
     /// The limits for a device.
     #[must_use]
-    pub fn clamp(self, link: &crate::net::Link) -> Clamp {
+    pub fn clamp(self, link: &crate::policy::net::Link) -> Clamp {
         let room = |family, headers| {
             let room = link.mtu_of(family).saturating_sub(headers);
             u16::try_from(room).unwrap_or(Self::MOST).clamp(Self::LEAST, Self::MOST)
         };
         match self {
             Self::Auto => Clamp {
-                v4: room(crate::net::Family::V4, Self::HEADERS_V4),
-                v6: room(crate::net::Family::V6, Self::HEADERS_V6),
+                v4: room(crate::policy::net::Family::V4, Self::HEADERS_V4),
+                v6: room(crate::policy::net::Family::V6, Self::HEADERS_V6),
             },
             Self::Bytes(bytes) => Clamp { v4: bytes, v6: bytes },
         }
@@ -307,7 +307,7 @@ pub struct Policy {
     /// `from = ["@lan0"]`: the interfaces whose on-link prefixes are sources, too, as they change. None twice in the whole
     /// configuration.
     pub follow: Vec<DevicePattern>,
-    /// The prefixes of those interfaces as [`crate::compile::follow`] saw them last; none in what has just been read.
+    /// The prefixes of those interfaces as [`crate::policy::compile::follow`] saw them last; none in what has just been read.
     pub followed: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
     pub via: Vec<String>,
@@ -327,9 +327,9 @@ impl Policy {
 
     /// Has it a source prefix of this family?
     #[must_use]
-    pub fn uses(&self, family: crate::net::Family) -> bool {
+    pub fn uses(&self, family: crate::policy::net::Family) -> bool {
         // Those of the configuration are sorted: IPv4 comes first.
         let ends = [self.from.first(), self.from.last()].into_iter().flatten();
-        ends.chain(&self.followed).any(|prefix| crate::net::Family::of(prefix) == family)
+        ends.chain(&self.followed).any(|prefix| crate::policy::net::Family::of(prefix) == family)
     }
 }

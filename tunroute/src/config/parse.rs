@@ -16,7 +16,7 @@ use super::{
     section::{Field, Section},
     values,
 };
-use crate::net::Family;
+use crate::policy::net::Family;
 
 /// The priority band used if the file names none.
 const DEFAULT_BAND: u32 = 20000;

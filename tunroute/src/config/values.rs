@@ -10,7 +10,7 @@ use super::{
     DevicePattern, Listen, ProbeTarget,
     report::{Refusal, quote},
 };
-use crate::net::{TABLE_LOCAL, TABLE_MAIN};
+use crate::policy::net::{TABLE_LOCAL, TABLE_MAIN};
 
 /// The kernel's default table (`RT_TABLE_DEFAULT` in `include/uapi/linux/rtnetlink.h`).
 const TABLE_DEFAULT: u32 = 253;

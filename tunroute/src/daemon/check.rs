@@ -22,15 +22,15 @@ use tracing::{debug, info, warn};
 
 use super::Daemon;
 use crate::{
-    compile::Desired,
+    commands::explain::examiner::{Examiner, Sighting, Subject},
+    commands::verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
     config::{Config, Policy},
-    control::Answer,
+    control::socket::Answer,
     datapath::Place,
-    explain::examiner::{Examiner, Sighting, Subject},
-    fast::Hook,
     kernel::{Kinds, Oracle},
-    net::{Family, IfIndex, KernelState, MainRoute},
-    verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
+    policy::compile::Desired,
+    policy::fast::Hook,
+    policy::net::{Family, IfIndex, KernelState, MainRoute},
 };
 
 /// So many packets are asked about at each audit, some 50 µs each.

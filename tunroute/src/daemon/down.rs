@@ -6,14 +6,14 @@ use anyhow::Context as _;
 
 use super::messages::log_plan;
 use crate::{
-    compile::Desired,
     datapath::{Datapath, Method, anything_pinned},
-    index,
-    instance::{Instance, NamespaceLock},
+    host::instance::{Instance, NamespaceLock},
+    host::state::StateDir,
     kernel::{Kernel, Kinds, Snapshot},
-    net::KernelOp,
-    plan::{Op, plan},
-    state::StateDir,
+    policy::compile::Desired,
+    policy::net::KernelOp,
+    policy::plan::{Op, plan},
+    prefixes::index,
 };
 
 /// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.

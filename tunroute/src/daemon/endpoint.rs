@@ -3,7 +3,7 @@
 use tracing::warn;
 
 use super::Daemon;
-use crate::metrics::Server;
+use crate::control::metrics::Server;
 
 impl Daemon {
     /// Starts, moves or ends the endpoint. What fails is tried again at the next look.

@@ -7,18 +7,18 @@ use ipnet::IpNet;
 
 use super::Daemon;
 use crate::{
-    compile::{ChainId, DesiredFast, Inputs, TunnelState, compile, matching, tunnel_state},
-    config::{Datapath, Interfaces, OnDown},
-    datapath::Place,
-    explain::{
+    commands::explain::{
         Candidate, Considered, Explanation, KernelSays, ProgramSays, Way,
         agreement::Decision,
         examiner::{HOP_LIMIT, Sighting, Subject},
     },
-    fast::{Exemption, Hook},
+    config::{Datapath, Interfaces, OnDown},
+    datapath::Place,
     kernel::{Answer, Question},
-    net::{Family, IfIndex, KernelState, Link, RouteKind, TABLE_LOCAL, TABLE_MAIN},
-    plan::number_slots,
+    policy::compile::{ChainId, DesiredFast, Inputs, TunnelState, compile, matching, tunnel_state},
+    policy::fast::{Exemption, Hook},
+    policy::net::{Family, IfIndex, KernelState, Link, RouteKind, TABLE_LOCAL, TABLE_MAIN},
+    policy::plan::number_slots,
 };
 
 impl Daemon {
@@ -292,7 +292,7 @@ fn longest<T>(address: IpAddr, find: impl Fn(&IpNet) -> Option<T>) -> Option<(Ip
 fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer) -> (Option<String>, Option<String>) {
     let mut rules = kernel.rules.iter().filter(|rule| rule.family == family && rule.oif.is_none());
     let ours = |table: Option<u32>| {
-        move |rule: &&crate::net::ObservedRule| {
+        move |rule: &&crate::policy::net::ObservedRule| {
             rule.rule.as_ref().is_some_and(|rule| {
                 let asked = rule.table().filter(|_| rule.from.contains(&source) != rule.not);
                 asked.is_some_and(|asked| table.is_none_or(|table| asked == table))
@@ -305,7 +305,7 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
             // Tables that throw are passed over.
             let reject = rules.filter(ours(None)).find_map(|rule| {
                 let table = rule.rule.as_ref()?.table()?;
-                let rejects = |route: &&crate::net::Route| {
+                let rejects = |route: &&crate::policy::net::Route| {
                     route.table == table
                         && Family::of(&route.dst) == family
                         && matches!(route.kind, RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit)
@@ -324,5 +324,5 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
     let looks_up = format!("lookup {named} ");
     let found = rules.clone().find(ours(Some(table)));
     let found = found.or_else(|| rules.find(|rule| rule.rule.is_none() && rule.text.contains(&looks_up)));
-    (found.map(crate::net::ObservedRule::text), None)
+    (found.map(crate::policy::net::ObservedRule::text), None)
 }

@@ -6,9 +6,9 @@ use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_prog
 use crate::{
     config::{Datapath, Policy},
     datapath::{self, DatapathError, Method},
-    fast::{FastOp, Open, Part},
-    index::{self, Full},
-    privilege,
+    host::privilege,
+    policy::fast::{FastOp, Open, Part},
+    prefixes::index::{self, Full},
 };
 
 impl Daemon {

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::{
-    compile::{FastInputs, Sources, matching},
     config::{Config, Unmatched},
     datapath::features,
-    fast::Open,
-    gates::{Gate, GateInput, Probes, gates, kept_out, main_decides},
     kernel::sysctl::{self, RpFilter},
-    net::{Family, IfIndex, KernelState, Link, LinkLayer},
-    xdp::Chosen,
+    policy::compile::{FastInputs, Sources, matching},
+    policy::fast::Open,
+    policy::gates::{Gate, GateInput, Probes, gates, kept_out, main_decides},
+    policy::net::{Family, IfIndex, KernelState, Link, LinkLayer},
+    policy::xdp::Chosen,
 };
 
 /// The rules' priorities span this many beyond the band's first.

@@ -5,7 +5,7 @@ use std::fs;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, info, warn};
 
-use crate::{datapath::Datapath, kernel::Change, plan::Op};
+use crate::{datapath::Datapath, kernel::Change, policy::plan::Op};
 
 /// So many operations of a plan are logged each; a larger plan is summed up.
 const LOGGED_OPERATIONS: usize = 50;

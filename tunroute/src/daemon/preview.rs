@@ -4,17 +4,17 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::{Daemon, config_wants_no_fast_path, gates::Gates, tables::Tables, wants_no_programs, xdp::would_take_part};
 use crate::{
-    compile::{Inputs, compile, follow},
+    commands::preview::{Preview, Step},
     config::{Config, Datapath},
     datapath::anything_pinned,
-    fast::FastState,
-    instance::Instance,
+    host::instance::Instance,
+    host::privilege,
+    host::state::StateDir,
     kernel::{Kernel, Kinds, Snapshot},
-    net::Family,
-    plan::plan,
-    preview::{Preview, Step},
-    privilege,
-    state::StateDir,
+    policy::compile::{Inputs, compile, follow},
+    policy::fast::FastState,
+    policy::net::Family,
+    policy::plan::plan,
 };
 
 impl Daemon {

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Daemon, with_datapath};
 use crate::{
     config::{Config, ConfigError},
-    control::Answer,
+    control::socket::Answer,
 };
 
 /// What a configuration is read for.

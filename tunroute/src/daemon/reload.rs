@@ -6,11 +6,11 @@ use tracing::{error, info};
 
 use super::{Daemon, tables};
 use crate::{
-    compile::{Sources, follow},
     config::{Config, ConfigError},
     datapath,
     kernel::Kinds,
-    plan::plan,
+    policy::compile::{Sources, follow},
+    policy::plan::plan,
 };
 
 impl Daemon {

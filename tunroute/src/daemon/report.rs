@@ -7,15 +7,15 @@ use tunroute_common::maps::{Clamp, Counter, MAX_SLOTS, Outcome, Stats, names};
 
 use super::Daemon;
 use crate::{
-    compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
     config::{Datapath, DevicePattern, OnDown, Policy},
+    control::status::{FastPathStatus, KernelStatus, MapStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
     datapath::{self, Method},
-    fast::{Hook, Part},
+    host::networkd,
     kernel::traffic,
-    net::{Family, KernelState, Link},
-    networkd,
-    plan::number_slots,
-    status::{FastPathStatus, KernelStatus, MapStatus, OutcomeStatus, PolicyStatus, Status, TunnelStatus},
+    policy::compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
+    policy::fast::{Hook, Part},
+    policy::net::{Family, KernelState, Link},
+    policy::plan::number_slots,
 };
 
 impl Daemon {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Daemon, Exit, read::Purpose};
-use crate::control::{Answer, Call, Request};
+use crate::control::socket::{Answer, Call, Request};
 
 impl Daemon {
     /// Does what is asked, and answers. Returns whether the daemon is to stop.

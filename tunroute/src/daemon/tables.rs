@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 use crate::{
-    compile::probes,
     config::Config,
-    net::KernelState,
-    state::{StateDir, tables},
+    host::state::{StateDir, tables},
+    policy::compile::probes,
+    policy::net::KernelState,
 };
 
 /// The policies' tables, by the policies' names, and those of the tunnels' probes, by [`probes::table_name`].

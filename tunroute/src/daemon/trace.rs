@@ -10,13 +10,13 @@ use tunroute_common::maps::{Event, Outcome};
 
 use super::{Daemon, explain::name};
 use crate::{
-    compile::ChainId,
+    commands::trace::{Decision, Traced, Wanted},
     config::Datapath,
     datapath::monotonic_now,
-    fast::address_from_words,
-    net::{Family, KernelState},
-    plan::number_slots,
-    trace::{Decision, Traced, Wanted},
+    policy::compile::ChainId,
+    policy::fast::address_from_words,
+    policy::net::{Family, KernelState},
+    policy::plan::number_slots,
 };
 
 /// For how long decisions are told to somebody who does not ask again: longer than a pass of the daemon takes.

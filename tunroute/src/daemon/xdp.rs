@@ -12,13 +12,13 @@ use tunroute_common::maps::flags;
 
 use super::{Daemon, config_wants_no_fast_path};
 use crate::{
-    compile::matching,
     config::{self, Config},
-    fast::{Attachment, FastState, Part, address_from_words},
+    control::status::XdpStatus,
     kernel::xdp::look,
-    net::{IfIndex, KernelState, Link, LinkLayer},
-    status::XdpStatus,
-    xdp::{Chosen, Device, Obstacle, Role, choose},
+    policy::compile::matching,
+    policy::fast::{Attachment, FastState, Part, address_from_words},
+    policy::net::{IfIndex, KernelState, Link, LinkLayer},
+    policy::xdp::{Chosen, Device, Obstacle, Role, choose},
 };
 
 /// Who takes part, as last looked at.

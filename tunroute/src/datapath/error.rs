@@ -9,7 +9,7 @@ use aya::{
     programs::{ProgramError, links::LinkError, tc},
 };
 
-use crate::index::Full;
+use crate::prefixes::index::Full;
 
 /// What went wrong with the fast path.
 #[derive(Debug, thiserror::Error)]

@@ -42,9 +42,9 @@ pub use self::{
 use self::{error::chain, events::Events};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
-    fast::{Attachment, FastOp, FastState, Hook, Open, Part},
-    index::{self, Content},
-    net::{IfIndex, Link},
+    policy::fast::{Attachment, FastOp, FastState, Hook, Open, Part},
+    policy::net::{IfIndex, Link},
+    prefixes::index::{self, Content},
 };
 
 /// How long the ingress program goes on deciding after the daemon's last heartbeat.

@@ -22,8 +22,8 @@ use tunroute_common::maps::{LAYOUT_VERSION, names};
 
 use super::{DatapathError, Method, Result};
 use crate::{
-    fast::{Attachment, Part},
-    net::{IfIndex, Link},
+    policy::fast::{Attachment, Part},
+    policy::net::{IfIndex, Link},
 };
 
 /// Where bpffs belongs.

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use crate::{fast::Hook, net::IfIndex};
+use crate::{policy::fast::Hook, policy::net::IfIndex};
 
 /// `BPF_PROG_QUERY` of `enum bpf_cmd` in `include/uapi/linux/bpf.h`.
 const PROG_QUERY: libc::c_long = 16;

@@ -21,9 +21,9 @@ use super::{
     DatapathError, OBJECT, Result, WORD_COUNT, classifier, info, map_error, summed, take, words::Published, xdp,
 };
 use crate::{
-    fast::{Exemption, FastState, Hook, Open},
-    index::{self, Memory as _},
-    net::IfIndex,
+    policy::fast::{Exemption, FastState, Hook, Open},
+    policy::net::IfIndex,
+    prefixes::index::{self, Memory as _},
 };
 
 /// The twins, and where each stands in.

@@ -20,9 +20,9 @@ use tunroute_common::{maps::names, trie::Words};
 
 use super::{DatapathError, Result, map_error};
 use crate::{
-    fast::FastOp,
-    index::{Content, Image, Memory, change},
-    prefix_map::PrefixMap,
+    policy::fast::FastOp,
+    prefixes::index::{Content, Image, Memory, change},
+    prefixes::map::PrefixMap,
 };
 
 /// Of `enum bpf_cmd` in `include/uapi/linux/bpf.h`.

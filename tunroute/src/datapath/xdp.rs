@@ -18,7 +18,7 @@ use tracing::debug;
 use tunroute_common::maps::names;
 
 use super::{Datapath, DatapathError, Method, Result, error::chain, key, map_error};
-use crate::{fast::Attachment, net::IfIndex};
+use crate::{policy::fast::Attachment, policy::net::IfIndex};
 
 /// Its name in the object.
 pub(super) const PROGRAM: &str = "ingress_xdp";

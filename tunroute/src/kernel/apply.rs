@@ -8,7 +8,7 @@ use super::{
     KernelError, Kinds, Snapshot, observe, route, rule,
     socket::{Refusal, Request, Socket},
 };
-use crate::net::{KernelOp, Route, Rule};
+use crate::policy::net::{KernelOp, Route, Rule};
 
 /// This many requests go out in one datagram. A rule costs the kernel up to 0.1 ms, so other tasks wait 6 ms at most.
 const BATCH: usize = 64;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::socket::{Message, Request, attributes, u32_of, value};
-use crate::{fast::Hook, net::IfIndex};
+use crate::{policy::fast::Hook, policy::net::IfIndex};
 
 /// The length of `struct tcmsg`.
 const HEADER: usize = 20;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::socket::{Request, attributes, push_attribute, string_of, u32_of, value};
-use crate::net::{Link, LinkLayer};
+use crate::policy::net::{Link, LinkLayer};
 
 /// The length of `struct ifinfomsg`.
 pub(super) const HEADER: usize = 16;

@@ -29,8 +29,8 @@ pub use self::{
     watch::{Change, Events, Removed},
 };
 use crate::{
-    fast::Hook,
-    net::{Family, IfIndex, KernelOp},
+    policy::fast::Hook,
+    policy::net::{Family, IfIndex, KernelOp},
 };
 
 /// A set of the kinds of state that the kernel reports on.
@@ -218,7 +218,7 @@ impl Kernel {
     ///
     /// Adding a rule that exists, and deleting what is gone, is success. Adding a route where another one with the same
     /// table, destination and metric exists is an error, since that one is somebody else's; but an odd one that carries
-    /// tunroute's number ([`crate::net::ObservedRoute::route`] is none) is replaced at once.
+    /// tunroute's number ([`crate::policy::net::ObservedRoute::route`] is none) is replaced at once.
     ///
     /// # Errors
     /// What the kernel said, with what was tried and what can be done about it.

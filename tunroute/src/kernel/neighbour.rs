@@ -6,7 +6,7 @@ use super::{
     address_family,
     socket::{Request, Socket, push_attribute},
 };
-use crate::net::{Family, IfIndex};
+use crate::policy::net::{Family, IfIndex};
 
 /// `NDA_DST` in `include/uapi/linux/neighbour.h`.
 const NDA_DST: u16 = 1;

@@ -11,7 +11,7 @@ use super::{
     KernelError, Kinds, link, route, rule,
     socket::{Dump, Message, Request, Socket},
 };
-use crate::net::{Family, Handle, KernelState, MainRoute, ObservedRoute, Route, TABLE_LOCAL, TABLE_MAIN};
+use crate::policy::net::{Family, Handle, KernelState, MainRoute, ObservedRoute, Route, TABLE_LOCAL, TABLE_MAIN};
 
 /// A list that changes while it is read is read again, this often at most.
 const ATTEMPTS: usize = 10;

@@ -14,7 +14,7 @@ use super::{
     route::{HEADER, RTA_VIA, Seen, address},
     socket::{Refusal, Request, Socket, attributes, push_attribute, u32_of, value},
 };
-use crate::net::{Family, IfIndex};
+use crate::policy::net::{Family, IfIndex};
 
 /// `RTM_F_LOOKUP_TABLE` and `RTM_F_FIB_MATCH` in `include/uapi/linux/rtnetlink.h`: name the table that had the route
 /// (IPv6 always does), and show that route rather than what was made of it for the packet.
@@ -47,7 +47,7 @@ pub enum Answer {
     },
     /// It is for this host, or for all on a link, by a route of this table.
     Local {
-        /// Usually [`crate::net::TABLE_LOCAL`].
+        /// Usually [`crate::policy::net::TABLE_LOCAL`].
         table: u32,
     },
     /// It is answered with an ICMP error, or dropped.

@@ -14,7 +14,7 @@ use super::{
     address_family,
     socket::{Request, attributes, u32_of, value},
 };
-use crate::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind};
+use crate::policy::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind};
 
 /// The length of `struct rtmsg`.
 pub(super) const HEADER: usize = 12;

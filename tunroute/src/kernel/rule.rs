@@ -16,7 +16,7 @@ use super::{
     address_family,
     socket::{Request, attributes},
 };
-use crate::net::{self, Family, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN};
+use crate::policy::net::{self, Family, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN};
 
 /// The length of `struct fib_rule_hdr`.
 const HEADER: usize = 12;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::net::Family;
+use crate::policy::net::Family;
 
 /// Does the kernel forward packets of this family that enter by this device?
 ///

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::net::{Handle, Route, RouteKind, Rule, RuleAction};
+use crate::policy::net::{Handle, Route, RouteKind, Rule, RuleAction};
 
 fn prefix() -> impl Strategy<Value = ipnet::IpNet> {
     let v4 = (any::<[u8; 4]>(), 0..=32_u8).prop_map(|(address, length)| (address.into(), length));

@@ -13,7 +13,7 @@ use super::{
     KernelError, Kinds, route, rule,
     socket::{self, Message, messages},
 };
-use crate::net::{Family, IfIndex};
+use crate::policy::net::{Family, IfIndex};
 
 /// What is listened to.
 const GROUPS: [MulticastGroup; 9] = [

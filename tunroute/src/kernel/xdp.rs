@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     datapath::{tcx, xdp::is_usable},
-    fast::Hook,
-    net::{IfIndex, Link},
-    xdp::{Device, Origin},
+    policy::fast::Hook,
+    policy::net::{IfIndex, Link},
+    policy::xdp::{Device, Origin},
 };
 
 /// The length of `struct genlmsghdr`.

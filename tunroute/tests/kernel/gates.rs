@@ -7,9 +7,9 @@ use std::{
 };
 
 use tunroute::{
-    gates::{Gate, GateInput, Probes, gates},
     kernel::{Kernel, Kinds, sysctl},
-    net::Family,
+    policy::gates::{Gate, GateInput, Probes, gates},
+    policy::net::Family,
 };
 
 use crate::{

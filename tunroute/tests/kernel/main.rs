@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use lab::{RouteMonitor, in_namespace, ip};
 use tunroute::{
     kernel::{Kernel, KernelError, Kinds, Snapshot},
-    net::{Family, Handle, IfIndex, KernelOp, LinkLayer, ObservedRule, Route, RouteKind, Rule, RuleAction},
+    policy::net::{Family, Handle, IfIndex, KernelOp, LinkLayer, ObservedRule, Route, RouteKind, Rule, RuleAction},
 };
 use watch::next;
 

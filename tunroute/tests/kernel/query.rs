@@ -9,7 +9,7 @@ use super::{
 use nix::net::if_::if_nametoindex;
 use tunroute::{
     kernel::{Answer, KernelError, Oracle, Question, Refused},
-    net::IfIndex,
+    policy::net::IfIndex,
 };
 
 fn question(source: &str, destination: &str, iif: Option<IfIndex>) -> Question {

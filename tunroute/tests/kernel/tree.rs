@@ -10,11 +10,11 @@ use std::{
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use tunroute::{
-    compile::{Desired, Inputs, compile},
     config::Config,
     kernel::{Answer, Kernel, Oracle, Question, Snapshot, rules_digest},
-    net::{Family, KernelOp, RuleAction},
-    plan::{Op, plan},
+    policy::compile::{Desired, Inputs, compile},
+    policy::net::{Family, KernelOp, RuleAction},
+    policy::plan::{Op, plan},
 };
 
 use super::{

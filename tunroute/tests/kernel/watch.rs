@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use tunroute::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    net::{Family, KernelOp, Route, RouteKind},
+    policy::net::{Family, KernelOp, Route, RouteKind},
 };
 
 use crate::{

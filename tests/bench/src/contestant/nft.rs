@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::{Contestant, InTheKernel, Installed, Task, rules, tunnel_after};
 use crate::site::{INGRESS, Site};

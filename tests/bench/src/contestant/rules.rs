@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::{Contestant, InTheKernel, Installed, Task, tunnel_after};
 use crate::{prefixes::tunnel, site::Site};

@@ -1,6 +1,6 @@
 //! What the figures say, in sentences. Each is made from the record alone: another machine's says what it measured.
 
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::table::{amount, details, place, thousands, title};
 use crate::{

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::table::{amount, thousands};
 use crate::{

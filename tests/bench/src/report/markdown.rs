@@ -202,7 +202,7 @@ fn add(all: &mut Vec<Series>, name: &str, point: (f64, f64)) {
 
 #[cfg(test)]
 mod tests {
-    use tunroute::net::Family;
+    use tunroute::policy::net::Family;
 
     use super::*;
     use crate::{

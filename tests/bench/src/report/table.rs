@@ -229,7 +229,7 @@ pub fn ratio(measurement: &Measurement) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tunroute::net::Family;
+    use tunroute::policy::net::Family;
 
     use super::*;
     use crate::record::Scenario;

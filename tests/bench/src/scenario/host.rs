@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
-use tunroute::{fast::address_from_words, net::Family};
+use tunroute::{policy::fast::address_from_words, policy::net::Family};
 
 use super::{Arena, Bench, Place, SENDER_CPU, arena::judge};
 use crate::{

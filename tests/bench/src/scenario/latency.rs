@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use fastrand::Rng;
 use hdrhistogram::Histogram;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::{Arena, Bench, Place, SENDER_CPU};
 use crate::{

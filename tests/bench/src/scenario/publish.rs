@@ -13,14 +13,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use fastrand::Rng;
 use tunroute::{
-    compile::{FastInputs, Inputs, Lead, compile},
     config::{Config, Policy},
     datapath::{Index, WordMap},
-    fast::{FastOp, Open},
-    index::{self, Content, Memory as _},
-    net::KernelState,
-    prefix_map::PrefixMap,
-    xdp,
+    policy::compile::{FastInputs, Inputs, Lead, compile},
+    policy::fast::{FastOp, Open},
+    policy::net::KernelState,
+    policy::xdp,
+    prefixes::index::{self, Content, Memory as _},
+    prefixes::map::PrefixMap,
 };
 use tunroute_common::{
     index::{SOURCES, header, look_up},

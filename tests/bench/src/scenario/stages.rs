@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use tunroute::net::Family;
+use tunroute::policy::net::Family;
 
 use super::{Arena, Bench, change, failover, host, latency, memory, program, publish, throughput};
 use crate::{

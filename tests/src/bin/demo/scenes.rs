@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use tunroute::status::Status;
+use tunroute::control::status::Status;
 use tunroute_common::maps::Outcome;
 use tunroute_tests::{
     Capture, Daemon, DaemonOptions, Flow, FlowOptions, Snapshot, TUNNELS, Watch, World,

@@ -1,0 +1,300 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::{config::Datapath, host::instance::Instance};
+
+/// Source-based policy routing for tunnels: packets leave by the tunnel that their source address belongs to.
+#[derive(Debug, Parser)]
+#[command(name = "tunroute", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
+pub enum Command {
+    /// Run the daemon: keep rules, routes and the fast path as the configuration says.
+    ///
+    /// It stays in the foreground and logs to standard error. SIGHUP reloads the configuration. SIGTERM and SIGINT stop
+    /// the daemon and leave the datapaths in place, so that a restart loses no packet.
+    #[command(after_help = "Example: tunroute run --config /etc/tunroute/tunroute.toml")]
+    Run(Run),
+    /// Check a configuration file: exit status 0 if it is good, 1 if not.
+    ///
+    /// All errors are shown at once; warnings are about what is allowed, and probably wrong.
+    #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml")]
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for what on this host keeps a configuration from working, what that breaks, and what mends it.
+    ///
+    /// Exit status 0 if nothing is found, 2 if something, 1 if it cannot be told.
+    #[command(after_help = "Example: tunroute doctor --fix")]
+    Doctor {
+        /// The configuration file.
+        #[arg(default_value = "/etc/tunroute/tunroute.toml")]
+        file: PathBuf,
+        /// Mend what a setting of the kernel mends, until the next boot.
+        #[arg(long)]
+        fix: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a configuration that does what rules and routes made by hand do now.
+    ///
+    /// It goes to standard output, with comments for what could not be expressed, and with the commands that remove what
+    /// was made by hand. Nothing is changed.
+    #[command(after_help = "Example: tunroute import > new.toml && tunroute plan new.toml")]
+    Import {
+        /// Read these files, and not what is there: scripts with `ip` commands, and files for wg-quick (whose name is the
+        /// device's) and systemd-networkd (.network).
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        from_script: Vec<PathBuf>,
+    },
+    /// Show tunnels, policies and counters of the running daemon.
+    #[command(after_help = "Example: tunroute status --json | jq .policies")]
+    Status {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Show it again and again, every second or every so many seconds, until interrupted. With --json, each in a line.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        watch: Option<u64>,
+    },
+    /// Watch the running daemon: packets and bytes per second, outcomes, probes, and what happens.
+    ///
+    /// It fills the terminal. q, Esc or Ctrl-C ends it.
+    #[command(after_help = "Example: tunroute top --interval 2")]
+    Top {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// Ask every so many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+    },
+    /// Show what a reload, or the first start, would change.
+    ///
+    /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.
+    #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
+    Plan(Plan),
+    /// Ask both datapaths what they would do with a packet, and show why.
+    ///
+    /// The loaded programs are asked by a test run, the kernel by a route lookup; nothing is sent, and no counter moves.
+    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked, 77 if you may not ask.
+    #[command(after_help = "Example: tunroute explain 2a02:578:85a0::7 2001:db8::1 --iif lan0")]
+    Explain {
+        /// The packet's source address.
+        source: IpAddr,
+        /// Its destination address.
+        destination: IpAddr,
+        /// The device that it enters by [default: the first ingress device; for the host's own addresses, none].
+        #[arg(long, value_name = "DEV")]
+        iif: Option<String>,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare both datapaths on every prefix of the loaded policies.
+    ///
+    /// Packets from the first and the last address of each prefix, from those before and after it, and from random ones
+    /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if the
+    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked, 77 if you may not ask.
+    #[command(after_help = "Example: tunroute verify --samples 100")]
+    Verify {
+        /// So many random addresses of each prefix.
+        #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(..=10_000))]
+        samples: u32,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the programs decide, packet by packet, until interrupted.
+    ///
+    /// Only packets of the policies' sources are decided. When nobody looks, it costs nothing.
+    #[command(after_help = "Example: tunroute trace --from 2a02:578:85a0::/48 --to 2001:db8::1")]
+    Trace {
+        /// Only packets from this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        from: Option<IpNet>,
+        /// Only packets to this prefix or address.
+        #[arg(long, value_name = "PREFIX", value_parser = prefix)]
+        to: Option<IpNet>,
+        /// Show at most so many a second for each processor, and say how many more there were.
+        #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rate: u32,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// As JSON, an object in each line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.
+    #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
+    Reload {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+    /// As `reload`; with `--confirm`, on trial: the earlier configuration comes back unless it is confirmed in time.
+    ///
+    /// Whoever cuts off his own connection by a change gets it back so. On a terminal it asks; elsewhere, and from another
+    /// connection, `tunroute confirm` is the answer.
+    #[command(after_help = "Example: tunroute plan; tunroute apply --confirm 60s")]
+    Apply {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+        /// How long the trial lasts: 60s, 5m.
+        #[arg(long, value_name = "TIME", value_parser = trial)]
+        confirm: Option<Duration>,
+    },
+    /// Keep the configuration that `apply --confirm` has put in force.
+    #[command(after_help = "Example: tunroute confirm")]
+    Confirm {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+    /// Try a tunnel's `up` command again after the daemon has given it up. Its start limit still holds.
+    #[command(after_help = "Example: tunroute start sixxs0")]
+    Start {
+        /// The tunnel's name.
+        tunnel: String,
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+    /// Stop the daemon, if there is one, and remove everything it has made.
+    #[command(after_help = "Example: tunroute down")]
+    Down {
+        #[command(flatten)]
+        runtime: RuntimeDir,
+    },
+}
+
+/// Long enough for a person to look, and not for ever.
+fn trial(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_hours(24);
+    if allowed.contains(&time) { Ok(time) } else { Err("from 1s to 24h".to_owned()) }
+}
+
+/// Where the daemon's socket is.
+#[derive(Debug, Args)]
+pub struct RuntimeDir {
+    /// The daemon's runtime directory, with its control socket.
+    #[arg(long, value_name = "DIR", default_value = "/run/tunroute")]
+    pub runtime_dir: PathBuf,
+}
+
+/// Where the daemon keeps what outlives it.
+#[derive(Debug, Args)]
+pub struct Directories {
+    /// What must outlive the daemon: allocated tables, start histories.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/tunroute")]
+    pub state_dir: PathBuf,
+    /// Where maps and programs are pinned, on a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/tunroute")]
+    pub pin_dir: PathBuf,
+    /// Where iproute2 looks for the names of routing tables.
+    #[arg(long, value_name = "DIR", default_value = "/etc/iproute2/rt_tables.d")]
+    pub rt_tables_dir: PathBuf,
+}
+
+impl From<Directories> for Instance {
+    fn from(Directories { state_dir, pin_dir, rt_tables_dir }: Directories) -> Self {
+        Self { state_dir, pin_dir, rt_tables_dir }
+    }
+}
+
+/// `tunroute plan`
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
+pub struct Plan {
+    /// The configuration file: the running daemon's unless given, /etc/tunroute/tunroute.toml if there is none.
+    pub file: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub runtime: RuntimeDir,
+    #[command(flatten)]
+    pub directories: Directories,
+}
+
+/// `tunroute run`
+#[derive(Debug, Args)]
+#[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
+pub struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    #[command(flatten)]
+    pub runtime: RuntimeDir,
+    #[command(flatten)]
+    pub directories: Directories,
+    /// Use this datapath, whatever the configuration says.
+    #[arg(long)]
+    pub datapath: Option<DatapathArg>,
+    /// Attach by clsact filters, as on kernels before 6.6, or by TCX links; otherwise what the kernel has.
+    #[arg(long, hide = true)]
+    pub attach: Option<AttachArg>,
+    /// At the end remove everything, as `tunroute down` does.
+    #[arg(long)]
+    pub down_on_exit: bool,
+}
+
+/// `--datapath`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DatapathArg {
+    /// Rules and tables, with the fast path ahead of them.
+    Both,
+    /// Rules and tables only.
+    Kernel,
+    /// The eBPF programs only.
+    Ebpf,
+    /// Rules and tables; the eBPF programs only watch and count.
+    Shadow,
+}
+
+impl From<DatapathArg> for Datapath {
+    fn from(argument: DatapathArg) -> Self {
+        match argument {
+            DatapathArg::Both => Self::Both,
+            DatapathArg::Kernel => Self::Kernel,
+            DatapathArg::Ebpf => Self::Ebpf,
+            DatapathArg::Shadow => Self::Shadow,
+        }
+    }
+}
+
+/// `--attach`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AttachArg {
+    /// TCX links.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+/// A prefix, or an address for the prefix of that address alone.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let prefix = parsed.map_err(|_| "write a prefix such as 2a02:578:85a0::/48, or an address".to_owned())?;
+    Ok(prefix.trunc())
+}

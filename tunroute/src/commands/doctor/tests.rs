@@ -1,0 +1,262 @@
+//! Observations in, findings out.
+
+use std::net::IpAddr;
+
+use super::{Finding, Narrow, Observation, OwnAddress, Settings, Severity, examine, report};
+use crate::{
+    config::Config,
+    policy::gates::Gate,
+    policy::net::{Family, Handle, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
+};
+
+const CONFIG: &str = r#"
+[interfaces]
+ingress = ["lan0"]
+uplink = ["net0"]
+[tunnel.wg0]
+[[policy]]
+name = "p"
+from = ["192.0.2.0/24", "2001:db8::/32"]
+via = "wg0"
+"#;
+
+fn config(change: impl Fn(&str) -> String) -> Config {
+    Config::parse("t.toml", &change(CONFIG)).unwrap()
+}
+
+fn link(index: u32, name: &str, kind: Option<&str>, mtu: u32) -> (u32, Link) {
+    let kind = kind.map(str::to_owned);
+    let link =
+        Link { index, name: name.to_owned(), layer: LinkLayer::Ip, kind, mtu, mtu_v6: None, up: true, master: None };
+    (index, link)
+}
+
+fn own(device: &str, address: [u8; 4], leaves_by: &str) -> OwnAddress {
+    OwnAddress { device: device.to_owned(), address: IpAddr::from(address), leaves_by: Some(leaves_by.to_owned()) }
+}
+
+/// A host on which nothing is wrong.
+fn healthy() -> Observation {
+    let main = |dst: &str, oif: u32| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link: false };
+    let kernel = KernelState {
+        links: [link(2, "lan0", None, 1500), link(3, "net0", None, 1500), link(4, "wg0", Some("wireguard"), 1420)]
+            .into(),
+        main: vec![main("0.0.0.0/0", 3), main("::/0", 3), main("10.0.0.0/24", 2)],
+        ..KernelState::default()
+    };
+    let settings = [("ipv6/conf/all/forwarding", 1), ("ipv6/conf/net0/accept_ra", 1), ("core/bpf_jit_enable", 1)];
+    Observation {
+        kernel,
+        gates: Vec::new(),
+        settings: settings.map(|(path, value)| (path.to_owned(), value)).into(),
+        addresses: vec![own("net0", [198, 51, 100, 7], "net0"), own("wg0", [192, 0, 2, 1], "net0")],
+        narrow: Vec::new(),
+        lacking: Vec::new(),
+        network_manager: Vec::new(),
+        bpffs: true,
+        networkd: None,
+    }
+}
+
+#[test]
+fn segments_that_do_not_fit_are_found() {
+    let with = |settings: &str, mss: &str| {
+        let config =
+            config(|text| format!("{settings}{}", text.replace("[tunnel.wg0]", &format!("[tunnel.wg0]\n{mss}"))));
+        examine(&config, &healthy()).into_iter().map(|finding| finding.what).collect::<Vec<_>>()
+    };
+    for (settings, mss, told) in [
+        ("", "mss = 1380", None),
+        ("", "mss = 1381", Some("more than its MTU of 1420 bytes has room for: 1380 (IPv6: 1360)")),
+        ("", "mss = \"auto\"", None),
+        ("datapath = \"ebpf\"\n", "mss = \"auto\"", None),
+        ("datapath = \"ebpf\"\n", "", Some("nobody answers those")),
+    ] {
+        let findings = with(settings, mss);
+        assert_eq!(findings.len(), usize::from(told.is_some()), "{settings}{mss}: {findings:?}");
+        assert!(findings.iter().all(|what| told.is_some_and(|told| what.contains(told))), "{findings:?}");
+    }
+}
+
+fn rule(priority: u32, text: &str) -> ObservedRule {
+    ObservedRule {
+        handle: Handle(0),
+        family: Family::V4,
+        priority,
+        ours: false,
+        rule: None,
+        looks_up_local: false,
+        looks_up_main: false,
+        l3mdev: false,
+        iif: None,
+        oif: None,
+        text: text.to_owned(),
+    }
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    assert_eq!(examine(&config(str::to_owned), &healthy()), []);
+    assert!(report(&[], &[], false).starts_with("nothing found"));
+}
+
+/// What is found after one thing went wrong.
+fn found(break_it: impl Fn(&mut Observation)) -> Finding {
+    let mut seen = healthy();
+    break_it(&mut seen);
+    let findings = examine(&config(str::to_owned), &seen);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    findings.into_iter().next().unwrap()
+}
+
+#[test]
+fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
+    type Break = fn(&mut Observation);
+    let set = |seen: &mut Observation, path: &str, value| Settings::insert(&mut seen.settings, path.to_owned(), value);
+    let cases: &[(Break, Severity, &str, &str)] = &[
+        (
+            |seen| seen.gates.push(Gate::Forwarding { family: Family::V4, device: "lan0".to_owned() }),
+            Severity::Problem,
+            "the kernel does not forward IPv4 from lan0",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ),
+        (|seen| seen.gates.push(Gate::Xfrm), Severity::Warning, "IPsec policies", "ip xfrm policy"),
+        (|seen| drop(seen.kernel.links.remove(&2)), Severity::Warning, "no ingress device lan0", "ip -brief link"),
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "0.0.0.0/1".parse().unwrap(), oif: Some(2), on_link: true }),
+            Severity::Problem,
+            "the main table has 0.0.0.0/1 by lan0",
+            "write `uplink = [\"net0\", \"lan0\"]`",
+        ),
+        (
+            |seen| seen.kernel.rules.push(rule(5210, "from all fwmark 0x80000/0xff0000 lookup main pref 5210")),
+            Severity::Problem,
+            "which looks like Tailscale's",
+            "write `band = 5081`",
+        ),
+        (
+            |seen| seen.kernel.rules.push(rule(100, "from all to 10.0.0.0/8 lookup 7 pref 100")),
+            Severity::Problem,
+            "somebody else's IPv4 rule at priority 100: from all",
+            "ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
+        ),
+        (
+            |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1500)]),
+            Severity::Warning,
+            "with 60 bytes of wireguard do not fit net0 (1500)",
+            "ip link set dev wg0 mtu 1440",
+        ),
+        (
+            |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1200)]),
+            Severity::Problem,
+            "the MTU of wg0 is 1200 bytes",
+            "mtu 1280",
+        ),
+        (
+            |seen| seen.addresses.push(own("net0", [192, 0, 2, 9], "net0")),
+            Severity::Problem,
+            "the address 192.0.2.9 of the uplink net0 is in 192.0.2.0/24 of the policy p",
+            "`exempt` of p",
+        ),
+        (
+            |seen| seen.kernel.main.retain(|route| route.dst != Family::V6.default_prefix()),
+            Severity::Warning,
+            "net0 has no IPv6 default route",
+            "sysctl -w net.ipv6.conf.net0.accept_ra=2",
+        ),
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "2000::/3".parse().unwrap(), oif: Some(2), on_link: true }),
+            Severity::Problem,
+            "the main table has 2000::/3 by lan0",
+            "write `uplink = [\"net0\", \"lan0\"]`",
+        ),
+        (
+            |seen| seen.addresses.push(own("wg0", [10, 9, 0, 2], "net0")),
+            Severity::Warning,
+            "what 10.9.0.2 of wg0 is asked is answered by net0",
+            "write \"10.9.0.2\" to `from` of a policy with `via = \"wg0\"`",
+        ),
+        (
+            |seen| seen.addresses.push(own("net0", [198, 51, 100, 9], "lan0")),
+            Severity::Warning,
+            "what 198.51.100.9 of net0 is asked is answered by lan0",
+            "write `[tunnel.net0]` with the gateway",
+        ),
+        (
+            |seen| {
+                let target = IpAddr::from([192, 0, 2, 200]);
+                seen.narrow.push(Narrow { tunnel: "wg0".to_owned(), mtu: 1420, carries: 1352, target });
+            },
+            Severity::Problem,
+            "wg0 carries packets of 1352 bytes to 192.0.2.200 and back, but none of its MTU, 1420 bytes",
+            "ip link set dev wg0 mtu 1352",
+        ),
+        (
+            |seen| seen.lacking = vec!["programs for traffic control", "maps in maps"],
+            Severity::Warning,
+            "this kernel has no eBPF programs for traffic control, no maps in maps",
+            "datapath = \"kernel\"",
+        ),
+        (
+            |seen| seen.network_manager.push("wg0".to_owned()),
+            Severity::Warning,
+            "NetworkManager has a connection for the tunnel wg0",
+            "nmcli device set wg0 managed no",
+        ),
+        (|seen| seen.bpffs = false, Severity::Warning, "no bpf file system", "mount -t bpf bpf /sys/fs/bpf"),
+        (
+            |seen| *seen.settings.entry("core/bpf_jit_enable".to_owned()).or_default() = 0,
+            Severity::Warning,
+            "does not compile eBPF",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        (
+            |seen| seen.networkd = Some("systemd-networkd removes rules: write this".to_owned()),
+            Severity::Problem,
+            "systemd-networkd removes rules",
+            "write this",
+        ),
+    ];
+    for (break_it, severity, what, mend) in cases {
+        let finding = found(break_it);
+        assert_eq!(finding.severity, *severity, "{finding:?}");
+        assert!(finding.what.contains(what) && finding.mend.contains(mend), "{finding:?}");
+        assert_eq!(finding.setting.is_some(), finding.mend.starts_with("sysctl"), "{finding:?}");
+        let text = report(&[finding], &[], false);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+    // The reverse path filter asks the rules, where there are any.
+    let mut seen = healthy();
+    set(&mut seen, "ipv4/conf/wg0/rp_filter", 0);
+    set(&mut seen, "ipv4/conf/all/rp_filter", 1);
+    assert_eq!(examine(&config(str::to_owned), &seen), []);
+    let findings = examine(&config(|text| format!("datapath = \"ebpf\"\n{text}")), &seen);
+    assert_eq!(findings[0].mend, "sysctl -w net.ipv4.conf.wg0.rp_filter=2");
+}
+
+#[test]
+fn what_is_fine_is_no_finding() {
+    type Case = (fn(&mut Observation), &'static str);
+    let changes: [Case; 5] = [
+        (
+            |seen| seen.kernel.main.push(MainRoute { dst: "fc00::/7".parse().unwrap(), oif: Some(2), on_link: true }),
+            "private addresses",
+        ),
+        (|seen| seen.addresses.push(own("lan0", [10, 0, 0, 1], "net0")), "behind the uplink, as everything there"),
+        (|seen| seen.kernel.rules.push(rule(30_000, "from all lookup 9 pref 30000")), "asked later"),
+        (|seen| seen.addresses.push(own("wg0", [192, 0, 2, 9], "net0")), "a tunnel's own address"),
+        (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "nobody knows what it puts before packets"),
+    ];
+    for (change, why) in changes {
+        let mut seen = healthy();
+        change(&mut seen);
+        assert_eq!(examine(&config(str::to_owned), &seen), [], "{why}");
+    }
+}
+
+#[test]
+fn a_setting_of_a_device_with_a_dot_is_written_with_slashes() {
+    let setting = |path: &str| super::Setting { path: path.to_owned(), value: 2 }.to_string();
+    assert_eq!(setting("ipv4/conf/eth0.7/rp_filter"), "net/ipv4/conf/eth0.7/rp_filter=2");
+    assert_eq!(setting("ipv4/conf/wg0/rp_filter"), "net.ipv4.conf.wg0.rp_filter=2");
+}

@@ -1,0 +1,155 @@
+//! The endpoint: HTTP on a TCP or a Unix socket, for a few readers at a time.
+
+use std::{convert::Infallible, fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ACCEPT, CONTENT_TYPE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinHandle,
+};
+use tracing::{debug, info, warn};
+
+use super::{Format, Instruments, encode};
+use crate::{
+    config::Listen,
+    control::socket::{Answer, Call},
+};
+
+/// So many readers are served at once; others wait.
+const MAX_READERS: usize = 4;
+/// How long a reader may take to ask, and how long one connection may last.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// A request is a line and a few headers.
+const MAX_REQUEST: usize = 16 << 10;
+/// After a failure to accept: out of descriptors, most likely.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A running endpoint. Dropping it ends it.
+#[derive(Debug)]
+pub struct Server {
+    listen: Listen,
+    task: JoinHandle<()>,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Listen::Unix(path) = &self.listen {
+            let _gone_already = fs::remove_file(path);
+        }
+    }
+}
+
+impl Server {
+    /// Listens, and answers each scrape with the daemon's status at that moment, which is asked for through `calls`.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be had.
+    pub async fn start(listen: Listen, calls: mpsc::Sender<Call>, instruments: Instruments) -> io::Result<Self> {
+        let listener = match &listen {
+            Listen::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
+            Listen::Unix(path) => Listener::Unix(bind_unix(path)?),
+        };
+        info!("metrics at {listen}");
+        let task = tokio::spawn(accept(listener, calls, instruments));
+        Ok(Self { listen, task })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn listens_at(&self) -> &Listen {
+        &self.listen
+    }
+}
+
+/// For root and the daemon's user; a socket that a dead daemon has left is replaced.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::FileTypeExt as _;
+    if fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn accept(listener: Listener, calls: mpsc::Sender<Call>, instruments: Instruments) {
+    let readers = Arc::new(Semaphore::new(MAX_READERS));
+    loop {
+        let Ok(permit) = Arc::clone(&readers).acquire_owned().await else { return };
+        let stream: io::Result<Box<dyn Stream>> = match &listener {
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!("cannot accept a reader of the metrics: {error}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (calls, instruments) = (calls.clone(), instruments.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(request, &calls, &instruments));
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).max_buf_size(MAX_REQUEST).keep_alive(false);
+            match tokio::time::timeout(TIMEOUT, http.serve_connection(TokioIo::new(stream), service)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!("a reader of the metrics: {error}"),
+                Err(_) => debug!("a reader of the metrics took more than {TIMEOUT:?}"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    calls: &mpsc::Sender<Call>,
+    instruments: &Instruments,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match scrape(calls, instruments).await {
+            Some(text) => (StatusCode::OK, format.content_type(), format.write(&text).into_owned()),
+            None => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the daemon is stopping\n".to_owned()),
+        },
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, "text/plain", "the metrics are at /metrics\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "metrics are only read\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+async fn scrape(calls: &mpsc::Sender<Call>, instruments: &Instruments) -> Option<String> {
+    let (answer, answered) = oneshot::channel();
+    calls.send((crate::control::socket::Request::Status, answer)).await.ok()?;
+    match answered.await.ok()? {
+        Answer::Status(status) => encode(&status, instruments).ok(),
+        _ => None,
+    }
+}

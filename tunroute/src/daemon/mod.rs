@@ -1,0 +1,676 @@
+//! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
+
+mod check;
+mod confirm;
+mod down;
+mod endpoint;
+mod explain;
+mod fast_path;
+mod gates;
+mod messages;
+mod preview;
+mod read;
+mod reload;
+mod report;
+mod requests;
+mod tables;
+mod trace;
+mod xdp;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
+use tracing::{error, info, warn};
+
+use self::{
+    down::clean,
+    messages::{log_plan, report_removed},
+};
+pub use self::{down::down_without_daemon, preview::preview_without_daemon};
+use crate::{
+    config::{Config, Datapath},
+    control::metrics::{self, Instruments},
+    control::socket::{self as control, Answer, Call},
+    datapath::{self, Method},
+    exits::health::{self, Probes},
+    exits::supervise::Supervisor,
+    host::instance::{Instance, NamespaceLock},
+    host::service::Service,
+    host::state::StateDir,
+    kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
+    policy::compile::{Desired, Inputs, Sources, compile, follow, matching},
+    policy::fast::{FastOp, Hook, Part},
+    policy::net::{Family, IfIndex, KernelOp, KernelState, Link, is_link_local},
+    policy::plan::{Op, PlanError, plan, plan_failover},
+};
+
+/// From one heartbeat and look at the attachments to the next: well below [`datapath::HEARTBEAT_VALID`], and often
+/// enough that what somebody has removed is back within a second.
+const AUDIT: Duration = Duration::from_millis(500);
+/// From one full check to the next: notifications may be lost without anybody saying so.
+const FULL_CHECK: Duration = Duration::from_secs(30);
+/// How long after something could not be done it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// So many repairs a second, and no more: two managers that remove each other's rules must not burn a CPU.
+const REPAIR_PAUSE: Duration = Duration::from_millis(100);
+/// A packet that has been routed leaves within this, even if its sender has to wait for a processor in between.
+const UNDER_WAY: Duration = Duration::from_millis(100);
+
+/// What the daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Socket and record.
+    pub runtime_dir: PathBuf,
+    /// Everything else that it keeps.
+    pub instance: Instance,
+    /// Instead of the configuration's.
+    pub datapath: Option<Datapath>,
+    /// Instead of what the kernel offers.
+    pub method: Option<Method>,
+    /// Remove everything at the end.
+    pub down_on_exit: bool,
+}
+
+/// The state that the passes work on.
+struct Daemon {
+    options: Options,
+    config: Config,
+    kernel: Kernel,
+    snapshot: Option<Snapshot>,
+    /// What the last pass made of the configuration in force.
+    desired: Option<Desired>,
+    /// The prefixes of the configuration in force, as they were compiled last.
+    sources: Option<Arc<Sources>>,
+    /// The programs, unless the datapath is `kernel` or they could not be loaded.
+    fast: Option<datapath::Datapath>,
+    /// Why there are none although there should be.
+    fast_error: Option<String>,
+    /// In `ebpf` mode: the programs could not be put in place, so the rules stand in for them.
+    fallback: bool,
+    /// What the configuration asks for does not fit the fast path's maps, so it is the kernel's alone.
+    too_large: Option<PlanError>,
+    gates: gates::Gates,
+    xdp: xdp::Xdp,
+    tables: tables::Tables,
+    supervisor: Supervisor,
+    probes: Probes,
+    checker: check::Checker,
+    /// Tunnels that their probes hold to be down.
+    failed: BTreeSet<(String, Family)>,
+    state: Arc<StateDir>,
+    service: Service,
+    /// Prefixes of interfaces that policies follow and do not get.
+    contested: Vec<String>,
+    /// What could not be done in the last pass.
+    problems: Vec<String>,
+    /// What could not be done in the one before, and has been logged.
+    logged: Vec<String>,
+    /// The way to this daemon's own control requests.
+    calls: mpsc::Sender<Call>,
+    reader: read::Reader,
+    instruments: Instruments,
+    endpoint: Option<metrics::Server>,
+    /// Why there is none although there should be.
+    endpoint_error: Option<String>,
+    /// The programs' map of prefixes was too small: so many words are needed.
+    outgrown: Option<u64>,
+    /// Who is told of decisions.
+    listener: Option<trace::Listener>,
+    /// The configuration in force is on trial.
+    trial: Option<confirm::Trial>,
+    /// The configuration file was tried and not confirmed.
+    undone: bool,
+    /// When to try again what could not be done, or to look at what was postponed.
+    retry: Option<tokio::time::Instant>,
+    /// When what others had removed was restored last.
+    repaired: Option<tokio::time::Instant>,
+    /// What has changed since.
+    postponed: Kinds,
+    started: Instant,
+}
+
+/// Why the daemon stops.
+enum Exit {
+    /// The datapaths stay.
+    Leave,
+    /// Everything is removed; somebody may be waiting to hear of it.
+    Down(Option<oneshot::Sender<Answer>>),
+}
+
+/// Runs the daemon until it is told to stop. The service manager is told how it is.
+///
+/// # Errors
+///
+/// If it cannot start: another one has the directory or the namespace, or the kernel cannot be reached.
+pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
+    let state = Arc::new(StateDir::open(&options.instance.state_dir)?);
+    let lock = NamespaceLock::take()?;
+    let runtime_lock = options.instance.record(&options.runtime_dir)?;
+    let mut signals = Signals::catch()?;
+    let (kernel, mut events) = Kernel::connect()?;
+    let (verdicts, changed_verdicts) = mpsc::unbounded_channel();
+    let (calls, requests) = control::channel();
+    let (verified, verifications) = mpsc::unbounded_channel();
+    let (read, configurations) = mpsc::unbounded_channel();
+    let mut daemon = Daemon {
+        tables: tables::Tables::load(&state),
+        config: with_datapath(config, options.datapath),
+        options,
+        kernel,
+        snapshot: None,
+        desired: None,
+        sources: None,
+        fast: None,
+        fast_error: None,
+        fallback: false,
+        too_large: None,
+        gates: gates::Gates::default(),
+        xdp: xdp::Xdp::default(),
+        supervisor: Supervisor::new(Arc::clone(&state)),
+        probes: Probes::new(verdicts),
+        checker: check::Checker::new(verified),
+        failed: BTreeSet::new(),
+        state,
+        service: Service::detect(),
+        contested: Vec::new(),
+        problems: Vec::new(),
+        logged: Vec::new(),
+        calls,
+        reader: read::Reader::start(read),
+        instruments: Instruments::default(),
+        endpoint: None,
+        endpoint_error: None,
+        outgrown: None,
+        listener: None,
+        trial: None,
+        undone: false,
+        retry: None,
+        repaired: None,
+        postponed: Kinds::NONE,
+        started: Instant::now(),
+    };
+    daemon.configure_tunnels();
+    daemon.reconcile(Kinds::ALL).await;
+    control::listen(&daemon.options.runtime_dir, daemon.calls.clone())?;
+    daemon.update_endpoint().await;
+    info!("ready");
+    daemon.service.ready();
+    let mut inbox = Inbox { requests, verdicts: changed_verdicts, verifications, configurations };
+    let exit = daemon.serve(&mut events, &mut inbox, &mut signals).await?;
+    daemon.service.stopping();
+    daemon.undo_trial().await;
+    match exit {
+        Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
+        Exit::Leave => daemon.down().await?,
+        Exit::Down(answer) => {
+            let result = daemon.down().await;
+            // Whoever hears of it may start the next daemon at once.
+            drop((lock, runtime_lock));
+            if let Some(answer) = answer {
+                let told = match &result {
+                    Ok(()) => Answer::Done,
+                    Err(error) => Answer::Failed(format!("{error:#}")),
+                };
+                let _nobody_waits = answer.send(told);
+                // The connection's task gets its turn to write the answer before the runtime ends.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            result?;
+        }
+    }
+    Ok(())
+}
+
+/// What comes from the daemon's own tasks and threads.
+struct Inbox {
+    requests: mpsc::Receiver<Call>,
+    verdicts: mpsc::UnboundedReceiver<health::Change>,
+    verifications: mpsc::UnboundedReceiver<check::Verified>,
+    configurations: mpsc::UnboundedReceiver<read::Read>,
+}
+
+/// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Waits for a moment, for ever if there is none.
+async fn at(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn with_datapath(config: Config, datapath: Option<Datapath>) -> Config {
+    Config { datapath: datapath.unwrap_or(config.datapath), ..config }
+}
+
+impl Daemon {
+    async fn serve(&mut self, events: &mut Events, inbox: &mut Inbox, signals: &mut Signals) -> anyhow::Result<Exit> {
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut full_check = tokio::time::interval_at(tokio::time::Instant::now() + FULL_CHECK, FULL_CHECK);
+        full_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Rules may be many, so they are read beside everything else: a failover does not wait for it.
+        let mut digests = JoinSet::new();
+        loop {
+            let (retry, trial_ends) = (at(self.retry), at(self.trial_ends()));
+            tokio::select! {
+                change = events.next() => self.follow(&change?).await,
+                Some(call) = inbox.requests.recv() => {
+                    if let Some(exit) = self.answer(call).await {
+                        return Ok(exit);
+                    }
+                }
+                Some(verdict) = inbox.verdicts.recv() => {
+                    self.enter_verdict(verdict);
+                    self.reconcile(Kinds::NONE).await;
+                }
+                Some(verified) = inbox.verifications.recv() => self.finish_verify(verified).await,
+                Some(read) = inbox.configurations.recv() => self.finish_read(read).await,
+                _ = audit.tick() => {
+                    self.audit().await;
+                    self.sample().await;
+                }
+                () = trial_ends => self.undo_trial().await,
+                () = retry => self.reconcile(Kinds::BUT_RULES).await,
+                _ = full_check.tick() => {
+                    self.reconcile(Kinds::BUT_RULES).await;
+                    digests.spawn(rules_digest());
+                }
+                Some(digest) = digests.join_next() => self.check_rules(digest?).await,
+                _ = signals.hangup.recv() => self.read(read::Purpose::Reload, None),
+                _ = signals.terminate.recv() => return Ok(Exit::Leave),
+                _ = signals.interrupt.recv() => return Ok(Exit::Leave),
+            }
+        }
+    }
+
+    /// What has changed is looked at at once; but after a repair, what others do to rules and routes waits a little. What
+    /// becomes of devices never does.
+    async fn follow(&mut self, change: &Change) {
+        let now = tokio::time::Instant::now();
+        if let Some(pause_ends) = self.repaired.map(|repaired| repaired + REPAIR_PAUSE).filter(|end| *end > now)
+            && !change.kinds.contains(Kinds::LINKS)
+        {
+            self.postponed |= change.kinds;
+            self.retry = Some(self.retry.map_or(pause_ends, |retry| retry.min(pause_ends)));
+            return;
+        }
+        if report_removed(change) {
+            self.repaired = Some(now);
+            self.instruments.repair();
+        }
+        self.reconcile(change.kinds).await;
+    }
+
+    /// Observes the rules if they are not as known.
+    async fn check_rules(&mut self, digest: Result<u64, KernelError>) {
+        match digest {
+            Ok(digest) if self.snapshot.as_ref().is_some_and(|known| known.rules_digest() == digest) => {}
+            Ok(_) => self.reconcile(Kinds::RULES).await,
+            Err(error) => warn!("{error}"),
+        }
+    }
+
+    /// Tells the supervisor and the probes which tunnels there are.
+    fn configure_tunnels(&mut self) {
+        self.supervisor.reconfigure(&self.config.tunnels);
+        self.probes.reconfigure(&self.config.tunnels);
+        self.failed.retain(|(tunnel, family)| !self.probes.is_up(tunnel, *family));
+    }
+
+    fn enter_verdict(&mut self, health::Change { tunnel, family, up }: health::Change) {
+        if up {
+            info!("tunnel {tunnel} answers its {family} probes again");
+            self.failed.remove(&(tunnel, family));
+        } else {
+            warn!("tunnel {tunnel} does not answer its {family} probes");
+            self.failed.insert((tunnel, family));
+        }
+    }
+
+    /// Tells the supervisor and the probes which devices have come up or gone.
+    fn tell_devices(&self, before: Option<&BTreeMap<IfIndex, Link>>, kernel: &KernelState) {
+        let now = &kernel.links;
+        for tunnel in &self.config.tunnels {
+            let up = |links: &BTreeMap<IfIndex, Link>| links.values().any(|link| link.name == tunnel.name && link.up);
+            // That it is missing is not said before its command could do something about it.
+            if up(now) || online(&self.config, kernel) {
+                self.supervisor.device_up(&tunnel.name, up(now));
+            }
+            if before.is_some_and(|before| up(before) != up(now)) {
+                self.probes.nudge(&tunnel.name);
+            }
+        }
+    }
+
+    /// One pass: observes what is dirty, and makes the system what the configuration says.
+    async fn reconcile(&mut self, dirty: Kinds) {
+        let start = Instant::now();
+        self.checker.note_change();
+        let dirty = dirty | std::mem::take(&mut self.postponed);
+        self.logged = std::mem::take(&mut self.problems);
+        if let Err(error) = self.pass(dirty).await {
+            self.problem(format!("{error:#}"));
+        }
+        if (self.outgrown.is_some() || self.was_refused())
+            && let Err(error) = self.pass(Kinds::NONE).await
+        {
+            self.problem(format!("{error:#}"));
+        }
+        // In `ebpf` mode, one more pass if the programs' being in place has changed whether rules are needed.
+        if self.update_fallback()
+            && let Err(error) = self.pass(Kinds::NONE).await
+        {
+            self.problem(format!("{error:#}"));
+        }
+        if self.problems.is_empty()
+            && let Some(fast) = &self.fast
+        {
+            fast.forget_other_layouts();
+        }
+        self.checker.note_change();
+        self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
+        self.service.status(self.summary());
+        self.instruments.pass(start.elapsed());
+    }
+
+    async fn pass(&mut self, dirty: Kinds) -> anyhow::Result<()> {
+        let links_before = self.snapshot.as_ref().map(|snapshot| snapshot.state.links.clone());
+        let dirty = dirty | self.fail_over(dirty).await?;
+        let before = self.snapshot.take();
+        let snapshot = self.kernel.observe(dirty, before).await?;
+        self.tell_devices(links_before.as_ref(), &snapshot.state);
+        self.open_fast_path();
+        self.follow_interfaces(&snapshot.state);
+        let config = &self.config;
+        let changed = self.tables.update(config, &snapshot.state, &self.state);
+        if changed && let Err(error) = self.options.instance.name_tables(self.tables.names(config)) {
+            warn!("cannot write the tables' names for iproute2: {error}; rules and routes show numbers");
+        }
+        let gates = gates::Gates::look(config, &snapshot.state, self.tables.numbers()).await;
+        if !config_wants_no_fast_path(config) {
+            gates.log_since(&self.gates);
+        }
+        self.gates = gates;
+        let filters = self.filters(&snapshot.state).await?;
+        if let Some(fast) = &mut self.fast {
+            fast.observe_attachments(&snapshot.state.links, &filters)?;
+        }
+        self.look_for_xdp(&snapshot.state).await;
+        if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
+            // Known before anything is changed: rules that are there stay.
+            self.fallback = true;
+        }
+        let (desired, operations) = self.plan(&snapshot)?;
+        log_plan(&operations);
+        let changed = self.apply(&operations, &snapshot).await;
+        // What was planned is not necessarily what is: look.
+        self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
+        if let Some(fast) = &desired.fast {
+            self.sources = Some(Arc::clone(&fast.sources));
+        }
+        self.desired = Some(desired);
+        if !self.problems.is_empty() {
+            self.close_fast_path();
+        } else if wants_no_programs(&self.config) && self.fast.is_some() {
+            self.remove_fast_path().await?;
+        }
+        Ok(())
+    }
+
+    /// The policies' sources are what is on the link at the interfaces that they follow.
+    fn follow_interfaces(&mut self, kernel: &KernelState) {
+        let contested = follow(&mut self.config, kernel);
+        for problem in contested.iter().filter(|problem| !self.contested.contains(problem)) {
+            warn!("{problem}");
+        }
+        self.contested = contested;
+    }
+
+    /// The programs in filters on ingress and uplink devices, where programs are attached that way.
+    async fn filters(&self, kernel: &KernelState) -> anyhow::Result<BTreeSet<(Hook, IfIndex, u32)>> {
+        if self.fast.as_ref().is_none_or(|fast| fast.method() == Method::Tcx) {
+            return Ok(BTreeSet::new());
+        }
+        let interfaces = &self.config.interfaces;
+        let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
+        let limited = limited.filter_map(|tunnel| kernel.link(&tunnel.name));
+        let devices = matching(&interfaces.ingress, kernel).chain(matching(&interfaces.uplink, kernel)).chain(limited);
+        let devices = devices.map(|link| link.index).chain(self.gates.returning().iter().copied());
+        Ok(self.kernel.bpf_filters(devices).await?)
+    }
+
+    /// What cannot wait for a look at everything: routes and slots follow the tunnels, however many prefixes there are.
+    /// Returns what has to be observed anew.
+    async fn fail_over(&mut self, dirty: Kinds) -> anyhow::Result<Kinds> {
+        let Some(mut desired) = self.desired.take() else { return Ok(Kinds::NONE) };
+        let Some(mut snapshot) = self.snapshot.take() else { return Ok(Kinds::NONE) };
+        if dirty.contains(Kinds::LINKS) {
+            snapshot = self.kernel.observe_devices(snapshot).await?;
+        }
+        desired.follow_tunnels(&self.inputs(&self.config, &snapshot));
+        self.enter_disputes(&self.config, &mut desired);
+        let operations = plan_failover(&desired, &snapshot.state, self.fast.as_ref().map(datapath::Datapath::state))?;
+        log_plan(&operations);
+        // What fails here, on a device that has just gone perhaps, is planned again from a full observation.
+        let problems = std::mem::take(&mut self.problems);
+        let changed = self.apply(&operations, &snapshot).await;
+        self.problems = problems;
+        self.snapshot = Some(snapshot);
+        self.desired = Some(desired);
+        Ok(changed)
+    }
+
+    /// What both datapaths are to look like now, and what leads there. A reload is refused if it does not fit the maps; but
+    /// a daemon that starts, or whose host got more prefixes, must not leave everything as it happens to be.
+    fn plan(&mut self, snapshot: &Snapshot) -> Result<(Desired, Vec<Op>), PlanError> {
+        let before = self.too_large.take();
+        let desired = self.desired_of(&self.config, snapshot);
+        let fast = self.fast.as_ref().map(datapath::Datapath::state);
+        match plan(&desired, &snapshot.state, fast) {
+            Ok(operations) => return Ok((desired, operations)),
+            Err(error) => {
+                if before != Some(error) {
+                    warn!("the kernel's rules carry all traffic: {error}");
+                }
+                self.too_large = Some(error);
+            }
+        }
+        self.fallback = self.config.datapath == Datapath::Ebpf;
+        let desired = compile(&Inputs { fast: None, ..self.inputs(&self.config, snapshot) });
+        let operations = plan(&desired, &snapshot.state, fast)?;
+        Ok((desired, operations))
+    }
+
+    /// What both datapaths are to look like now, with this configuration.
+    fn desired_of(&self, config: &Config, snapshot: &Snapshot) -> Desired {
+        let mut desired = compile(&self.inputs(config, snapshot));
+        self.enter_disputes(config, &mut desired);
+        desired
+    }
+
+    fn inputs<'a>(&'a self, config: &'a Config, snapshot: &'a Snapshot) -> Inputs<'a> {
+        let wanted = !wants_no_programs(config);
+        Inputs {
+            config,
+            kernel: &snapshot.state,
+            tables: self.tables.numbers(),
+            failed: &self.failed,
+            rules: config.datapath != Datapath::Ebpf || self.fallback,
+            fast: (wanted && self.fast.is_some()).then(|| self.gates.inputs(&self.xdp.chosen)),
+            before: self.sources.as_ref().filter(|_| std::ptr::eq(config, &raw const self.config)),
+        }
+    }
+
+    /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns which
+    /// kinds may have changed.
+    async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> Kinds {
+        let (mut changed, mut waited) = (Kinds::NONE, false);
+        let mut rest = operations;
+        while let [first, ..] = rest {
+            match first {
+                Op::Fast(entry) if entry.is_entry() => {
+                    let same =
+                        |op: &Op| matches!(op, Op::Fast(op) if op.is_entry() && op.is_removal() == entry.is_removal());
+                    let (batch, after) = rest.split_at(rest.iter().position(|op| !same(op)).unwrap_or(rest.len()));
+                    rest = after;
+                    let batch = batch.iter().filter_map(|op| match op {
+                        Op::Fast(op) => Some(op),
+                        Op::Kernel(_) => None,
+                    });
+                    self.apply_entries(entry, &batch.collect::<Vec<_>>());
+                }
+                Op::Fast(operation) => {
+                    rest = &rest[1..];
+                    let Some(fast) = &mut self.fast else { continue };
+                    let waits = match operation {
+                        FastOp::SetOpen(open) | FastOp::SetUnmatched(open) => open.any(),
+                        FastOp::SetShadow(shadow) => !shadow,
+                        operation => operation.is_removal(),
+                    };
+                    if waits && !self.problems.is_empty() {
+                        continue;
+                    }
+                    // Rules take over, and what was routed before they did is on its way to the uplink.
+                    if operation.ends_guard() && !waited && changed.contains(Kinds::RULES) {
+                        tokio::time::sleep(UNDER_WAY).await;
+                        waited = true;
+                    }
+                    match (fast.apply(operation), operation) {
+                        (Ok(()), _) => {}
+                        (Err(error), FastOp::Attach(attachment)) if attachment.part == Part::Xdp => {
+                            self.enter_refusal(attachment, &error);
+                        }
+                        (Err(error), _) => self.problem(format!("{operation}: {error}")),
+                    }
+                }
+                Op::Kernel(_) => {
+                    let end = rest.iter().position(|op| matches!(op, Op::Fast(_))).unwrap_or(rest.len());
+                    let (batch, after) = rest.split_at(end);
+                    rest = after;
+                    changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
+                    let put_off = !self.problems.is_empty();
+                    let batch = batch.iter().filter_map(|op| match op {
+                        Op::Kernel(op) => (!(put_off && op.waits())).then_some(op),
+                        Op::Fast(_) => None,
+                    });
+                    for error in self.kernel.apply_all(batch, snapshot).await {
+                        self.problem(error.to_string());
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    fn problem(&mut self, problem: String) {
+        // One that stays is tried again every second, and said once.
+        if !self.logged.contains(&problem) {
+            error!("{problem}");
+        }
+        self.problems.push(problem);
+    }
+
+    /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
+    async fn audit(&mut self) {
+        self.service.alive();
+        self.end_tracing();
+        self.update_endpoint().await;
+        let Some(snapshot) = &self.snapshot else { return };
+        let filters = self.filters(&snapshot.state).await.unwrap_or_else(|error| {
+            warn!("{error}");
+            BTreeSet::new()
+        });
+        let Some(fast) = &mut self.fast else { return };
+        if let Err(error) = fast.beat() {
+            warn!("{error}");
+        }
+        let before = fast.state().attached.clone();
+        let observed = fast.observe_attachments(&snapshot.state.links, &filters);
+        // A device that went away or was renamed took its programs along: that is an event of its own.
+        let lost: Vec<String> = before
+            .difference(&fast.state().attached)
+            .filter(|lost| nix::net::if_::if_nametoindex(lost.device.as_str()).is_ok_and(|now| now == lost.ifindex))
+            .map(ToString::to_string)
+            .collect();
+        if !lost.is_empty() {
+            warn!("somebody has detached {}; attaching again", lost.join(", "));
+            self.instruments.repair();
+        }
+        let unpinned = !fast.maps_pinned();
+        let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
+        let observed = observed.is_ok();
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let xdp_changed = self.look_for_xdp(&snapshot.state).await;
+        self.snapshot = Some(snapshot);
+        if let Err(error) = self.kernel.refresh_neighbours(self.neighbours()).await {
+            warn!("{error}");
+        }
+        if !observed || !lost.is_empty() || unpinned || gates != self.gates || xdp_changed {
+            self.reconcile(Kinds::NONE).await;
+        }
+    }
+
+    /// Removes everything that any daemon with these directories has made.
+    async fn down(mut self) -> anyhow::Result<()> {
+        self.supervisor.stop().await;
+        clean(&self.kernel, self.fast.take(), &self.options.instance, self.options.method).await?;
+        Instance::forget(&self.options.runtime_dir);
+        info!("everything is removed");
+        Ok(())
+    }
+}
+
+const fn config_wants_no_fast_path(config: &Config) -> bool {
+    matches!(config.datapath, Datapath::Kernel)
+}
+
+/// Not even those that limit segment sizes, which have nothing to do with who decides.
+fn wants_no_programs(config: &Config) -> bool {
+    config_wants_no_fast_path(config) && !config.clamps()
+}
+
+/// Can the tunnels' commands reach their peers, as far as can be seen? An uplink is up and has an address, which gives it
+/// a route. At boot they would otherwise use up their start limit before the network is there.
+fn online(config: &Config, kernel: &KernelState) -> bool {
+    let routed =
+        |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !is_link_local(&route.dst));
+    let uplinks = &config.interfaces.uplink;
+    uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
+}
+
+/// What an operation changes.
+const fn kind(operation: &Op) -> Kinds {
+    match operation {
+        Op::Kernel(KernelOp::AddRule(_) | KernelOp::DelRule { .. }) => Kinds::RULES,
+        Op::Kernel(_) => Kinds::ROUTES,
+        Op::Fast(_) => Kinds::NONE,
+    }
+}
