@@ -1,5 +1,6 @@
-//! Writes what is made from the definitions of the command line and of the configuration to a directory: manual pages,
-//! completions for shells, and the JSON Schemas. `cargo xtask dist` runs it; the daemon's binary carries none of it.
+//! Generates documents from the definitions of the command line and of the configuration into a directory: manual pages,
+//! shell completions, JSON Schemas, and `docs/configuration.md`. `cargo xtask dist` and `cargo xtask lint` run it; the
+//! daemon's binary carries none of it.
 
 use std::{
     env, fs,
@@ -62,6 +63,7 @@ fn main() -> Result<()> {
         write(directory, &man.get_filename(), &command_page(&man, page)?)?;
     }
     write(directory, "tunroute.toml.5", configuration_page().to_roff().as_bytes())?;
+    write(directory, "configuration.md", reference().as_bytes())?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut Cli::command(), "tunroute", directory)
             .with_context(|| format!("cannot write the completions for {shell}"))?;
@@ -173,6 +175,55 @@ fn section(page: &mut Roff, title: &str, keys: &[Key]) {
         if let Some((header, inner)) = inner(key) {
             section(page, &header, inner);
         }
+    }
+}
+
+/// `docs/configuration.md`
+fn reference() -> String {
+    let mut page = format!(
+        "# Configuration\n\nGenerated from `tunroute/src/config/keys.rs`, as are the manual page `tunroute.toml`(5) and the JSON \
+         Schema; `cargo xtask lint --fix` writes it anew.\n\nThe file is TOML, in UTF-8: `/etc/tunroute/tunroute.toml`. An \
+         unknown key is an error. `tunroute check` names each mistake and says what to write instead. \
+         [An example of every key](../tunroute/examples/tunroute.toml) has comments.\n\n```toml\n{EXAMPLE}\n```\n"
+    );
+    reference_section(&mut page, "Top level", TOP);
+    page
+}
+
+/// A table's keys, and then the tables in it.
+fn reference_section(page: &mut String, title: &str, keys: &[Key]) {
+    *page += &format!("\n## {title}\n");
+    for key in keys {
+        let heading: String = heading(key).iter().map(plain).collect();
+        *page += &format!("\n### `{heading}`\n\n{}\n", key.doc);
+        if let Kind::Choice(words) = key.kind {
+            page.push('\n');
+            words.iter().for_each(|(word, meaning)| *page += &format!("- `\"{word}\"`: {meaning}.\n"));
+        }
+        let mut facts = Vec::new();
+        match key.required {
+            Required::Yes => facts.push("Required.".to_owned()),
+            Required::Unless(other) => facts.push(format!("Required, unless there is `{other}`.")),
+            Required::No => {}
+        }
+        facts.extend(key.default.map(|default| format!("Default: `{default}`.")));
+        if inner(key).is_none() {
+            facts.push(format!("Example: `{}`", key.example));
+        }
+        if !facts.is_empty() {
+            *page += &format!("\n{}\n", facts.join(" "));
+        }
+    }
+    for (header, inner) in keys.iter().filter_map(inner) {
+        reference_section(page, &format!("`{header}`"), inner);
+    }
+}
+
+/// A piece of a heading without its typeface.
+fn plain(piece: &Inline) -> String {
+    match piece {
+        Inline::Roman(text) | Inline::Bold(text) | Inline::Italic(text) => text.clone(),
+        Inline::LineBreak => "\n".to_owned(),
     }
 }
 

@@ -6,11 +6,11 @@ use anyhow::Result;
 
 use crate::{
     command::{cargo, release_dir, run, say},
-    setup,
+    documents, setup,
 };
 
-/// Formatting, clippy and the documentation; stops at the first that is not in order.
-pub fn lint() -> Result<()> {
+/// Checks formatting, code with clippy, and documents; stops at the first fault. With `fix`, generated pages are written anew.
+pub fn lint(fix: bool) -> Result<()> {
     let start = Instant::now();
     say("checking the formatting");
     run(&mut cargo(["fmt", "--all", "--check"])?, "run `cargo fmt --all`")?;
@@ -34,6 +34,9 @@ pub fn lint() -> Result<()> {
     say("checking the documentation");
     let mut doc = cargo(["doc", "--no-deps", "--document-private-items"])?;
     run(doc.args(host).env("RUSTDOCFLAGS", "-D warnings"), "change what rustdoc names above")?;
+
+    say("checking README, links and generated pages");
+    documents::check(fix)?;
 
     say(format_args!("nothing to complain about, after {:.0?}", start.elapsed()));
     Ok(())

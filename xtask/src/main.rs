@@ -4,6 +4,7 @@ mod bench;
 mod command;
 mod debian;
 mod dist;
+mod documents;
 mod fuzz;
 mod lint;
 mod run;
@@ -43,8 +44,12 @@ enum Task {
     },
     /// Build a stripped binary and a Debian package, in target/dist
     Dist,
-    /// Check formatting, clippy's lints for the host and for eBPF, and the documentation
-    Lint,
+    /// Check formatting, clippy's lints for the host and for eBPF, and documents
+    Lint {
+        /// Write generated pages anew
+        #[arg(long)]
+        fix: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
         Task::Test(options) => options.run(),
         Task::Bench { args } => bench::bench(&args),
         Task::Dist => dist::dist().map(drop),
-        Task::Lint => lint::lint(),
+        Task::Lint { fix } => lint::lint(fix),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,8 @@
 //! Config in, operations out: the pure stages together, on made-up hosts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod golden;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -42,6 +44,10 @@ fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
     Link { index, name: name.into(), layer, kind: None, mtu: 1400, mtu_v6: None, up: true, master: None }
 }
 
+fn main_route(dst: &str, oif: u32, on_link: bool) -> MainRoute {
+    MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link }
+}
+
 fn host() -> KernelState {
     let links = [
         link(2, "net0", LinkLayer::Ethernet),
@@ -51,15 +57,14 @@ fn host() -> KernelState {
         link(6, "br-guests", LinkLayer::Ethernet),
     ];
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
-    let main = |dst: &str, oif, on_link| MainRoute { dst: prefix(dst), oif: Some(oif), on_link };
     KernelState {
         links: links.into_iter().map(|link| (link.index, link)).collect(),
         local: BTreeSet::from([prefix("10.0.0.1/32"), prefix("2a02::1/128")]),
         main: vec![
-            main("0.0.0.0/0", 2, false),
-            main("10.0.0.0/24", 3, true),
-            main("2a02:578:85a0::/64", 3, true),
-            main("203.0.113.0/24", 2, true),
+            main_route("0.0.0.0/0", 2, false),
+            main_route("10.0.0.0/24", 3, true),
+            main_route("2a02:578:85a0::/64", 3, true),
+            main_route("203.0.113.0/24", 2, true),
         ],
         ..KernelState::default()
     }
@@ -202,12 +207,17 @@ impl World {
     }
 
     fn reach(&mut self, config: &Config, host: &KernelState, rules: bool) -> Vec<String> {
+        self.plan(config, host, rules).iter().map(ToString::to_string).collect()
+    }
+
+    /// Plans and carries out what leads to a configuration on a host; a second plan must be empty.
+    fn plan(&mut self, config: &Config, host: &KernelState, rules: bool) -> Vec<Op> {
         let desired = desired(config, host, rules, false);
         let operations = plan(&desired, &self.kernel(host), Some(&self.fast)).unwrap();
         self.carry_out(&operations, &desired);
         let again = plan(&desired, &self.kernel(host), Some(&self.fast)).unwrap();
         assert_eq!(again, [], "a second plan must be empty");
-        operations.iter().map(ToString::to_string).collect()
+        operations
     }
 }
 
