@@ -17,7 +17,7 @@ use tunroute::{
     commands::top,
     commands::trace::Wanted,
     config::{Config, ConfigError, Loaded},
-    control::socket::{Answer, ControlError, OTHER_ANSWER, Request, ask},
+    control::socket::{Answer, ControlError, OTHER_ANSWER, Request, TrialTime, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
     host::log,
@@ -331,9 +331,9 @@ async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
     Ok(if preview.steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(CHANGES) })
 }
 
-async fn apply_on_trial(runtime_dir: &Path, time: Duration) -> anyhow::Result<ExitCode> {
-    let seconds = time.as_secs();
-    match ask(runtime_dir, Request::Apply { seconds }).await? {
+async fn apply_on_trial(runtime_dir: &Path, time: TrialTime) -> anyhow::Result<ExitCode> {
+    let seconds = u64::from(time);
+    match ask(runtime_dir, Request::Apply { seconds: time }).await? {
         Answer::Done => {}
         answer => return done(answer),
     }
@@ -350,7 +350,7 @@ async fn apply_on_trial(runtime_dir: &Path, time: Duration) -> anyhow::Result<Ex
             let _too_late = enter.send(());
         }
     });
-    match tokio::time::timeout(time, entered).await {
+    match tokio::time::timeout(time.into(), entered).await {
         Ok(Ok(())) => {
             let code = done(ask(runtime_dir, Request::Confirm).await?)?;
             print("confirmed\n");

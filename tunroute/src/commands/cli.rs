@@ -1,11 +1,11 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::{config::Datapath, host::instance::Instance};
+use crate::{config::Datapath, control::socket::TrialTime, host::instance::Instance};
 
 /// Source-based policy routing for tunnels: packets leave by the tunnel that their source address belongs to.
 #[derive(Debug, Parser)]
@@ -163,7 +163,7 @@ pub enum Command {
         runtime: RuntimeDir,
         /// How long the trial lasts: 60s, 5m.
         #[arg(long, value_name = "TIME", value_parser = trial)]
-        confirm: Option<Duration>,
+        confirm: Option<TrialTime>,
     },
     /// Keep the configuration that `apply --confirm` has put in force.
     #[command(after_help = "Example: tunroute confirm")]
@@ -187,11 +187,9 @@ pub enum Command {
     },
 }
 
-/// Long enough for a person to look, and not for ever.
-fn trial(text: &str) -> Result<Duration, String> {
+fn trial(text: &str) -> Result<TrialTime, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let allowed = Duration::from_secs(1)..=Duration::from_hours(24);
-    if allowed.contains(&time) { Ok(time) } else { Err("from 1s to 24h".to_owned()) }
+    TrialTime::try_from(time.as_secs()).map_err(str::to_owned)
 }
 
 /// Where the daemon's socket is.

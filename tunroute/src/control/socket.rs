@@ -53,7 +53,7 @@ pub enum Request {
     /// Read the configuration again, and go back to the earlier one unless [`Request::Confirm`] follows in time.
     Apply {
         /// How long the trial lasts.
-        seconds: u64,
+        seconds: TrialTime,
     },
     /// The configuration on trial is good.
     Confirm,
@@ -85,6 +85,31 @@ pub enum Request {
     },
     /// Remove everything and stop.
     Down,
+}
+
+/// How long a configuration is on trial: from a second to a day, written in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct TrialTime(u64);
+
+impl TryFrom<u64> for TrialTime {
+    type Error = &'static str;
+
+    fn try_from(seconds: u64) -> Result<Self, Self::Error> {
+        if (1..=24 * 60 * 60).contains(&seconds) { Ok(Self(seconds)) } else { Err("from 1s to 24h") }
+    }
+}
+
+impl From<TrialTime> for u64 {
+    fn from(TrialTime(seconds): TrialTime) -> Self {
+        seconds
+    }
+}
+
+impl From<TrialTime> for Duration {
+    fn from(TrialTime(seconds): TrialTime) -> Self {
+        Self::from_secs(seconds)
+    }
 }
 
 /// What the daemon answers.
@@ -263,4 +288,22 @@ async fn exchange(stream: UnixStream, request: Request) -> io::Result<Answer> {
     let mut line = Vec::new();
     BufReader::new(reader.take(MAX_ANSWER)).read_until(b'\n', &mut line).await?;
     Ok(serde_json::from_slice(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_of_any_other_length_is_no_request() {
+        let read = |seconds: &str| {
+            serde_json::from_str::<Request>(&format!("{{\"command\":\"apply\",\"seconds\":{seconds}}}"))
+        };
+        for seconds in ["1", "60", "86400"] {
+            assert!(read(seconds).is_ok(), "{seconds}");
+        }
+        for seconds in ["0", "86401", "18446744073709551615", "-1", "1e30"] {
+            assert!(read(seconds).is_err(), "{seconds}");
+        }
+    }
 }

@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Daemon, tables::Tables};
-use crate::config::{Config, ConfigError};
+use crate::{
+    config::{Config, ConfigError},
+    control::socket::TrialTime,
+};
 
 /// What comes back, and when.
 pub(super) struct Trial {
@@ -22,10 +25,11 @@ impl Daemon {
     pub(super) async fn apply_on_trial(
         &mut self,
         config: Result<Config, ConfigError>,
-        time: Duration,
+        time: TrialTime,
     ) -> anyhow::Result<()> {
         let (before, tables) = (self.config.clone(), self.tables.clone());
         self.reload(config).await?;
+        let time = Duration::from(time);
         warn!("the earlier configuration comes back in {time:?} unless `tunroute confirm` is said");
         self.trial = Some(Trial { ends: Instant::now() + time, config: before, tables });
         Ok(())

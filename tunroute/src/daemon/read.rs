@@ -1,13 +1,13 @@
 //! Reading configurations on a thread of its own: a million prefixes take a while, and tunnels must be followed meanwhile.
 
-use std::{path::PathBuf, sync::mpsc as jobs, time::Duration};
+use std::{path::PathBuf, sync::mpsc as jobs};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Daemon, with_datapath};
 use crate::{
     config::{Config, ConfigError},
-    control::socket::Answer,
+    control::socket::{Answer, TrialTime},
 };
 
 /// What a configuration is read for.
@@ -15,7 +15,7 @@ pub(super) enum Purpose {
     /// To put it in force.
     Reload,
     /// To put it in force until somebody confirms it, or this time is over.
-    Trial(Duration),
+    Trial(TrialTime),
     /// To tell what would change.
     Plan(PathBuf),
 }

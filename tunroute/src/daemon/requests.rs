@@ -1,7 +1,5 @@
 //! What is asked of the daemon over its control socket.
 
-use std::time::Duration;
-
 use super::{Daemon, Exit, read::Purpose};
 use crate::control::socket::{Answer, Call, Request};
 
@@ -26,7 +24,7 @@ impl Daemon {
                 return None;
             }
             Request::Apply { seconds } => {
-                self.read(Purpose::Trial(Duration::from_secs(seconds)), Some(answer));
+                self.read(Purpose::Trial(seconds), Some(answer));
                 return None;
             }
             Request::Status => Answer::Status(Box::new(self.status())),

@@ -3,17 +3,12 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Write as _},
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::{DirBuilderExt as _, MetadataExt as _},
-            net::{SocketAddr, UnixListener, UnixStream},
-        },
-    },
+    ops::Range,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -21,8 +16,14 @@ use tracing::warn;
 const RECORD: &str = "instance.json";
 /// The drop-in with the tables' names.
 const NAMES: &str = "tunroute.conf";
-/// In the abstract socket namespace, which belongs to the network namespace: whoever has bound it manages its routing.
-const NAMESPACE_LOCK: &str = "tunroute/routing";
+/// The port numbers of netlink sockets that are a daemon's lock, the first one unless somebody else has it. The kernel
+/// gives none of them by itself: it takes process numbers and negative numbers.
+const LOCK_PORTS: Range<u32> = 0x4000_0000..0x8000_0000;
+/// `RTNLGRP_IPV4_MROUTE_R`, as a bit: to be a member takes `CAP_NET_ADMIN` in the user namespace that owns the network
+/// namespace (`rtnetlink_bind()` in `net/core/rtnetlink.c`).
+const LOCK_GROUP: u32 = 1 << 29;
+/// Attempts to find a port number that nobody else has.
+const ATTEMPTS: usize = 64;
 
 /// The directories of one daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +59,12 @@ pub enum InstanceError {
 }
 
 /// Holds the network namespace for this daemon until it is dropped, or its process gone.
+///
+/// It is a netlink socket, which belongs to the network namespace whatever the mounts: bound to a port number that only
+/// one socket can have, and a member of a group that only those who may change routes can join. Others can have the
+/// number, but not both.
 #[derive(Debug)]
-pub struct NamespaceLock(#[expect(dead_code, reason = "held, never accepted from")] Option<UnixListener>);
+pub struct NamespaceLock(#[expect(dead_code, reason = "held, never read from")] Socket);
 
 /// Holds a runtime directory for this daemon until it is dropped, or its process gone.
 #[derive(Debug)]
@@ -72,27 +77,43 @@ impl NamespaceLock {
     ///
     /// If another daemon has it.
     pub fn take() -> Result<Self, InstanceError> {
-        let address = SocketAddr::from_abstract_name(NAMESPACE_LOCK).map_err(InstanceError::NamespaceLock)?;
-        match UnixListener::bind_addr(&address) {
-            Ok(listener) => Ok(Self(Some(listener))),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder(&address) {
-                // Anybody may bind such an address: only who could manage routing is believed to do so.
-                Some(user) if user != 0 && user != nix::unistd::geteuid().as_raw() => {
-                    warn!("user {user} holds the lock of this network namespace without being able to route; ignored");
-                    Ok(Self(None))
+        let mut port = LOCK_PORTS.start;
+        for _ in 0..ATTEMPTS {
+            let mut socket = Socket::new(NETLINK_ROUTE).map_err(InstanceError::NamespaceLock)?;
+            match socket.bind(&SocketAddr::new(port, LOCK_GROUP)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    if holders()?.contains(&port) {
+                        return Err(InstanceError::NamespaceTaken);
+                    }
+                    warn!("a process that may not change routes has netlink port {port}; locking by another number");
+                    port = fastrand::u32(LOCK_PORTS);
+                    continue;
                 }
-                _ => Err(InstanceError::NamespaceTaken),
-            },
-            Err(error) => Err(InstanceError::NamespaceLock(error)),
+                Err(error) => return Err(InstanceError::NamespaceLock(error)),
+            }
+            // Of two daemons, the one that is bound later sees the other.
+            if holders()?.iter().any(|holder| *holder != port) {
+                return Err(InstanceError::NamespaceTaken);
+            }
+            return Ok(Self(socket));
         }
+        Err(InstanceError::NamespaceLock(io::ErrorKind::AddrInUse.into()))
     }
 }
 
-/// The user that listens at an address, if that can be told.
-fn holder(address: &SocketAddr) -> Option<u32> {
-    let stream = UnixStream::connect_addr(address).ok()?;
-    let credentials = getsockopt(&stream, PeerCredentials).ok()?;
-    Some(credentials.uid())
+/// The port numbers of all locks in the calling thread's network namespace.
+fn holders() -> Result<Vec<u32>, InstanceError> {
+    let sockets = fs::read_to_string("/proc/thread-self/net/netlink").map_err(InstanceError::NamespaceLock)?;
+    Ok(sockets.lines().filter_map(lock_port).collect())
+}
+
+/// The port number of a lock, from its line in `/proc/net/netlink`; none of other sockets.
+fn lock_port(line: &str) -> Option<u32> {
+    let mut columns = line.split_whitespace().skip(1);
+    let (protocol, port, groups) = (columns.next()?, columns.next()?.parse().ok()?, columns.next()?);
+    let groups = u32::from_str_radix(groups, 16).ok()?;
+    (protocol == "0" && LOCK_PORTS.contains(&port) && groups & LOCK_GROUP != 0).then_some(port)
 }
 
 impl Instance {
@@ -168,5 +189,23 @@ impl Instance {
         let _gone = fs::remove_file(self.rt_tables_dir.join(NAMES));
         // Only if tunroute has made it.
         let _not_empty = fs::remove_dir(&self.rt_tables_dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_a_route_socket_with_a_port_of_the_range_and_the_group() {
+        let line = |protocol, port: u32, groups| {
+            lock_port(&format!("000000003461aecd {protocol:<3} {port:<10} {groups:08x} 0        0        0     2"))
+        };
+        assert_eq!(line(0, LOCK_PORTS.start, LOCK_GROUP), Some(LOCK_PORTS.start));
+        assert_eq!(line(0, LOCK_PORTS.end - 1, LOCK_GROUP | 1), Some(LOCK_PORTS.end - 1));
+        assert_eq!(line(0, LOCK_PORTS.start, 1), None, "anybody may be bound there");
+        assert_eq!(line(4, LOCK_PORTS.start, LOCK_GROUP), None, "another protocol has groups of its own");
+        assert_eq!(line(0, 4242, LOCK_GROUP), None, "a multicast router, whose port the kernel has chosen");
+        assert_eq!(lock_port("sk               Eth Pid        Groups   Rmem     Wmem"), None);
     }
 }

@@ -1,6 +1,13 @@
 //! The endpoint: HTTP on a TCP or a Unix socket, for a few readers at a time.
 
-use std::{convert::Infallible, fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -13,7 +20,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
@@ -39,6 +46,34 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Server {
     listen: Listen,
     task: JoinHandle<()>,
+    #[expect(dead_code, reason = "held to be removed with the server")]
+    file: Option<SocketFile>,
+}
+
+/// A socket's file, which is removed with this value unless another one has taken its place.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+            let _gone_already = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 enum Listener {
@@ -53,9 +88,6 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        if let Listen::Unix(path) = &self.listen {
-            let _gone_already = fs::remove_file(path);
-        }
     }
 }
 
@@ -66,13 +98,16 @@ impl Server {
     ///
     /// If the address cannot be had.
     pub async fn start(listen: Listen, calls: mpsc::Sender<Call>, instruments: Instruments) -> io::Result<Self> {
-        let listener = match &listen {
-            Listen::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
-            Listen::Unix(path) => Listener::Unix(bind_unix(path)?),
+        let (listener, file) = match &listen {
+            Listen::Tcp(address) => (Listener::Tcp(TcpListener::bind(address).await?), None),
+            Listen::Unix(path) => {
+                let listener = bind_unix(path).await?;
+                (Listener::Unix(listener), Some(SocketFile::new(path)?))
+            }
         };
         info!("metrics at {listen}");
         let task = tokio::spawn(accept(listener, calls, instruments));
-        Ok(Self { listen, task })
+        Ok(Self { listen, task, file })
     }
 
     /// Where it listens.
@@ -82,10 +117,13 @@ impl Server {
     }
 }
 
-/// For root and the daemon's user; a socket that a dead daemon has left is replaced.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::FileTypeExt as _;
-    if fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+/// Binds a socket for root and the daemon's user. One that nobody listens at, as a dead daemon leaves it, is replaced; one
+/// that is in use, and any other file, is not.
+async fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let dead = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
+        && UnixStream::connect(path).await.is_err_and(dead)
+    {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
@@ -151,5 +189,62 @@ async fn scrape(calls: &mpsc::Sender<Call>, instruments: &Instruments) -> Option
     match answered.await.ok()? {
         Answer::Status(status) => encode(&status, instruments).ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_listens_at_is_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("metrics.sock");
+        let taken = async || bind_unix(&path).await.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+
+        let other = net::UnixListener::bind(&path).expect("a socket");
+        assert!(taken().await, "in use");
+        // With a full backlog nobody is let in, which is no refusal.
+        other.set_nonblocking(true).expect("set");
+        let waiting: Vec<_> = (0..200).map_while(|_| connect_at_once(&path)).collect();
+        assert!(taken().await, "in use, with {} clients waiting", waiting.len());
+        drop((other, waiting));
+
+        drop(bind_unix(&path).await.expect("a dead socket is replaced"));
+        fs::remove_file(&path).expect("there is one");
+        let datagrams = net::UnixDatagram::bind(&path).expect("a socket");
+        assert!(taken().await, "in use, of another type");
+        drop(datagrams);
+        fs::remove_file(&path).expect("there is one");
+        fs::write(&path, "precious").expect("written");
+        assert!(taken().await, "a file");
+        assert_eq!(fs::read(&path).expect("still there"), b"precious");
+    }
+
+    /// A connection that need not wait to be accepted.
+    fn connect_at_once(path: &Path) -> Option<UnixStream> {
+        let connecting = std::pin::pin!(UnixStream::connect(path));
+        match connecting.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(Ok(stream)) => Some(stream),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_socket_that_has_taken_the_place_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("metrics.sock");
+        let bind = || drop(net::UnixListener::bind(&path).expect("a socket"));
+        bind();
+        let own = SocketFile::new(&path).expect("there is one");
+        // The old one keeps its inode as long as it has a name.
+        fs::rename(&path, directory.path().join("old")).expect("renamed");
+        bind();
+        drop(own);
+        assert!(path.exists());
+        drop(SocketFile::new(&path).expect("there is one"));
+        assert!(!path.exists());
     }
 }
