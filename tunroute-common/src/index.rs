@@ -1,54 +1,53 @@
-//! What the programs know of prefixes: tries of sources and of exemptions in one array of words.
+//! The programs' view of prefixes: tries of sources and of exemptions in one array of words.
 
 use crate::{
     maps::Source,
     trie::{Entry, Key, Words, find},
 };
 
-/// The first words say where the rest is.
+/// Places of the header words.
 pub mod header {
-    /// The root of the IPv4 sources.
+    /// Root of the IPv4 sources.
     pub const SOURCES_V4: u64 = 0;
-    /// The root of the IPv6 sources.
+    /// Root of the IPv6 sources.
     pub const SOURCES_V6: u64 = 1;
-    /// Where the exemption sets begin, and in the upper half their number less one; the number is a power of 2.
+    /// Start of the exemption sets; in the upper half their number less one. The number is a power of 2.
     pub const SETS: u64 = 3;
-    /// As many words of the record as there are. It stands at the end of the array, the last word first, and is for the
-    /// daemon only.
+    /// Number of words of the record, which stands at the end of the array, last word first. For the daemon only.
     pub const RECORD: u64 = 4;
-    /// As many of them as the list of everything takes; the journal follows.
+    /// Number of those that the list of all prefixes takes; the journal follows.
     pub const LISTED: u64 = 2;
-    /// As many words as are used from the first on, for the daemon only.
+    /// Number of used words from the first on. For the daemon only.
     pub const USED: u64 = 5;
-    /// A word that stays 0: the programs read it instead of what is past the end.
+    /// A word that stays 0: the programs read it in place of words past the end.
     pub const NOTHING: u64 = 7;
-    /// Behind the header begins the table of what a number stands for, of one word each: 0 for no match, then
-    /// [`EXEMPT`](super::EXEMPT), then the sources. It ends where the sets begin.
+    /// Start of the table of numbers, one word each: 0 for no match, then [`EXEMPT`](super::EXEMPT), then the sources.
+    /// It ends where the sets begin.
     pub const TABLE: u64 = 8;
 }
 
-/// An exemption set has so many words: its number and [`SET_PRESENT`], the root of its IPv4 destinations, the root of its
-/// IPv6 destinations, and one that is not used.
+/// Words per exemption set: its number with [`SET_PRESENT`], the root of its IPv4 destinations, the root of its IPv6
+/// destinations, and an unused one.
 pub const SET_WORDS: u64 = 4;
-/// Added to a set's number.
+/// Flag in a set's first word: the place is taken.
 pub const SET_PRESENT: u64 = 1 << 32;
-/// A set stands at most so far behind the place that its number's lowest bits say.
+/// Maximum distance of a set from the place that its number's lowest bits name.
 pub const SET_PROBES: u64 = 8;
 
-/// An address family, by its place among roots.
+/// An address family, as an index of roots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Root {
-    /// IPv4
+    /// IPv4.
     V4 = 0,
-    /// IPv6
+    /// IPv6.
     V6 = 1,
 }
 
-/// For [`look_up`]: the sources, instead of an exemption set.
+/// Argument of [`look_up`]: the sources instead of an exemption set.
 pub const SOURCES: u64 = u64::MAX;
 
-/// What is known of the longest prefix that holds an address: its word of the table, or 0 if there is none.
+/// The table word of the longest prefix that contains an address, or 0.
 #[inline(always)]
 pub fn look_up<W: Words + ?Sized>(words: &W, set: u64, family: Root, address: Key) -> u64 {
     let roots = if set == SOURCES { Some(header::SOURCES_V4) } else { root_of_set(words, set) };
@@ -58,31 +57,31 @@ pub fn look_up<W: Words + ?Sized>(words: &W, set: u64, family: Root, address: Ke
     }
 }
 
-/// What is known of the longest source prefix that holds an address.
+/// The longest source prefix that contains an address.
 #[inline(always)]
 pub fn source<W: Words + ?Sized>(words: &W, family: Root, address: Key) -> Option<Source> {
     unpack(look_up(words, SOURCES, family, address))
 }
 
-/// Does an exemption set hold an address?
+/// Returns true if an exemption set contains an address.
 #[inline(always)]
 pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key) -> bool {
     look_up(words, set.into(), family, address) != 0
 }
 
-/// The number of every exemption.
+/// The number of all exemptions.
 pub const EXEMPT: u32 = 1;
 
-/// Set in the table where something matches.
+/// Flag in a table word: there is a match.
 pub const PRESENT: u64 = 1 << 31;
 
-/// A word of the table. It is not 0.
+/// Packs a source as a table word; never 0.
 #[must_use]
 pub const fn pack(Source { slot, arrives_by }: Source) -> u64 {
     slot as u64 | PRESENT | (arrives_by as u64) << 32
 }
 
-/// The source that a word of the table stands for. None, if it is 0.
+/// Unpacks a table word; `None` if it is 0.
 #[inline(always)]
 #[must_use]
 pub const fn unpack(word: u64) -> Option<Source> {

@@ -1,26 +1,26 @@
-//! Longest-prefix match in a flat array of 64-bit words, read by the eBPF programs and in user space alike.
+//! Longest-prefix match in a flat array of 64-bit words, shared by the eBPF programs and user space.
 //!
-//! A trie is a tree of [`Entry`]s of one word each. So an entry is read and replaced at once: whoever changes the trie
-//! writes what is new into free words first and then the one entry that leads there.
+//! A trie is a tree of [`Entry`]s of one word each, so an entry is read and replaced atomically: a change writes new
+//! parts into free words, then the one entry that leads there.
 
 use crate::maps::{Ipv4, Ipv6};
 
-/// No lookup goes through more entries: each node but the last, but where a half of the key ends, leaves at least
-/// [`CHUNK`] bits of the key behind.
+/// Maximum number of entries on a lookup's way: each node but the last consumes at least [`CHUNK`] bits of the key,
+/// except at the end of a half.
 pub const MAX_DEPTH: u32 = 24;
 
-/// As many bits of the key choose one of a node's cells, whose bitmap is one word.
+/// Number of key bits that choose one of a node's cells; the bitmap of the cells is one word.
 pub const CHUNK: u32 = 6;
 
-/// A table has so many words for each of its entries: the entry, and beside it the bitmap of the node that it leads to, or a
-/// second entry. So the two are read together, and memory is reached once less.
+/// Words per table entry: the entry, and beside it the bitmap of the node that it leads to, or a second entry. Both are
+/// in one cache line.
 ///
-/// What is beside stays as it is when the entry is replaced: one that comes later has all in places of its own.
+/// The word beside an entry stays when the entry is replaced: the new entry has all its words elsewhere.
 pub const STRIDE: u64 = 2;
 
-/// An array of words, wherever it is.
+/// An array of words, in a BPF map or in memory.
 pub trait Words {
-    /// One word. 0 past the end, which a well-formed trie never asks for: there, nothing matches.
+    /// One word. Past the end it is 0, which matches nothing; a well-formed trie never reads there.
     fn word(&self, index: u64) -> u64;
 }
 
@@ -30,7 +30,7 @@ impl Words for [u64] {
     }
 }
 
-/// An address as a number, its first bit in the highest place, cut in halves. What is shorter is followed by zeros.
+/// An address in two halves, its first bit the most significant one. Shorter addresses are followed by zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The first 64 bits.
@@ -40,14 +40,14 @@ pub struct Key {
 }
 
 impl Key {
-    /// An IPv4 address.
+    /// The key of an IPv4 address.
     #[inline(always)]
     #[must_use]
     pub const fn v4(address: Ipv4) -> Self {
         Self { high: (u32::from_be(address) as u64) << 32, low: 0 }
     }
 
-    /// An IPv6 address.
+    /// The key of an IPv6 address.
     #[inline(always)]
     #[must_use]
     pub const fn v6([first, second, third, fourth]: Ipv6) -> Self {
@@ -57,23 +57,23 @@ impl Key {
         }
     }
 
-    /// The half that a position is in.
+    /// The half that holds a position.
     #[inline(always)]
     const fn half(self, position: u64) -> u64 {
         if position < 64 { self.high } else { self.low }
     }
 
-    /// The bits from a position on come first.
+    /// The bits from a position on, left-aligned.
     #[inline(always)]
     const fn from(self, position: u64) -> u64 {
         self.half(position) << (position & 63)
     }
 }
 
-/// What stands in a part of the address space. From the highest bit on: kind (3 bits), position in the key (7), width (5),
-/// number (21), place in the array (28).
+/// One word that describes a part of the address space. From the highest bit on: kind (3 bits), position in the key
+/// (7), width (5), number (21), place in the array (28).
 ///
-/// A part's *number* is what matches where nothing deeper does; 0 is no match.
+/// The *number* of a part is the match if nothing below matches; 0 is no match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
@@ -81,40 +81,39 @@ pub struct Entry(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// One prefix: where the key's bits from the position on, as many as the width says, are those that stand in the
-    /// field for the place, the number; else that of the part around. With no bits, the number and nothing deeper.
+    /// One prefix: if the `width` key bits from the position on equal the place field, its number; else the number of
+    /// the surrounding part. With width 0: the number, and nothing below.
     Near = 0,
-    /// The key's bits from the position on, as many as the width says, choose one of the entries at the place, which stand
-    /// [`STRIDE`] words apart.
+    /// A table: the `width` key bits from the position on choose an entry at the place; entries are [`STRIDE`] words
+    /// apart.
     Table = 1,
     /// A node: a bitmap of the cells with an entry of their own, and those entries.
     Sparse = 2,
-    /// A node: a bitmap of the cells with a [`Leaf`] of their own, and those, two in a word.
+    /// A node: a bitmap of the cells with a [`Leaf`] of their own, and those leaves, two in a word.
     Leaves = 3,
-    /// A node: a bitmap of the cells whose number is not that of the cell before, and the numbers in order, each of 2 to the
-    /// power of the width bits.
+    /// A node of runs: a bitmap of the cells whose number differs from the previous cell's, and the numbers in order,
+    /// each of 2^`width` bits.
     Runs = 4,
-    /// One prefix: where the key's half, up to and with the bit at the position, is that at the place, the number; else that
-    /// of the part around. If the width is 1, the first half must be what follows there, too.
+    /// One prefix: if the key's half, through the bit at the position, equals the word at the place, its number; else
+    /// the number of the surrounding part. With width 1, the first half must equal the next word as well.
     Path = 5,
-    /// Where the key's half, up to and with the bit at the position, is that at the place, another entry follows there; else
-    /// the number.
+    /// A skip: if the key's half, through the bit at the position, equals the word at the place, another entry follows
+    /// there; else the number.
     Skip = 6,
-    /// As [`Kind::Near`], but where the bits are others, the entry beside it follows.
+    /// Like [`Kind::Near`], but if the bits differ, the entry beside it follows.
     Two = 7,
 }
 
-/// What stands in a cell of [`Kind::Leaves`], in half a word: the number, and as [`Kind::Near`], at most so many bits and
-/// their value.
+/// Content of a cell of [`Kind::Leaves`], half a word: the number, and as in [`Kind::Near`] a few bits and their value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf(pub u64);
 
 impl Leaf {
-    /// At most so many bits it has.
+    /// Maximum number of bits of a leaf.
     pub const BITS: u32 = 8;
     const NUMBER_AT: u32 = Self::BITS + 4;
 
-    /// The leaf that stands for an entry, if there is one.
+    /// The leaf that equals an entry, if there is one.
     #[must_use]
     pub const fn of(entry: Entry) -> Option<Self> {
         let (number, width) = (entry.number(), entry.width());
@@ -125,7 +124,7 @@ impl Leaf {
         Some(Self(number << Self::NUMBER_AT | width << Self::BITS | entry.place()))
     }
 
-    /// The number where the bits, which come first, are the leaf's; else that of the part around.
+    /// The number if the leading bits equal the leaf's; else the surrounding part's.
     #[inline(always)]
     const fn find(self, bits: u64, around: u64) -> u64 {
         if first(bits, self.0 >> Self::BITS & 15) == self.0 & ((1 << Self::BITS) - 1) {
@@ -136,7 +135,7 @@ impl Leaf {
     }
 }
 
-/// So many of the first bits, at most 63. More are of no harm.
+/// The first `count` bits, at most 63; a larger count is harmless.
 #[inline(always)]
 const fn first(bits: u64, width: u64) -> u64 {
     bits >> 1 >> ((63 - width) & 63)
@@ -150,10 +149,10 @@ impl Entry {
     const WIDTH_AT: u32 = Self::PLACE_BITS + Self::NUMBER_BITS;
     const POSITION_AT: u32 = Self::WIDTH_AT + 5;
     const KIND_AT: u32 = Self::POSITION_AT + 7;
-    /// Added to a node's width where its bitmap is beside the entry; else it is at the place, before the rest.
+    /// Added to a node's width if its bitmap stands beside the entry; else it is at the place, ahead of the rest.
     pub const BESIDE: u32 = 16;
 
-    /// Puts an entry together.
+    /// Packs an entry.
     #[must_use]
     pub const fn new(kind: Kind, position: u32, width: u32, number: u32, place: u32) -> Self {
         Self(
@@ -165,7 +164,7 @@ impl Entry {
         )
     }
 
-    /// What it is.
+    /// The kind.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> Kind {
@@ -181,60 +180,60 @@ impl Entry {
         }
     }
 
-    /// Where in the key, counted from the first bit.
+    /// Position in the key, counted from the first bit.
     #[inline(always)]
     #[must_use]
     pub const fn position(self) -> u64 {
         self.0 >> Self::POSITION_AT & 127
     }
 
-    /// As many bits.
+    /// Width in bits.
     #[inline(always)]
     #[must_use]
     pub const fn width(self) -> u64 {
         self.0 >> Self::WIDTH_AT & 31
     }
 
-    /// What matches.
+    /// Number of the match.
     #[inline(always)]
     #[must_use]
     pub const fn number(self) -> u64 {
         self.0 >> Self::PLACE_BITS & ((1 << Self::NUMBER_BITS) - 1)
     }
 
-    /// Where in the array.
+    /// Place in the array.
     #[inline(always)]
     #[must_use]
     pub const fn place(self) -> u64 {
         self.0 & ((1 << Self::PLACE_BITS) - 1)
     }
 
-    /// Which of a table's entries, or the value of a near prefix.
+    /// Index of a table's entry, or the value of a near prefix.
     #[inline(always)]
     const fn index(self, key: Key) -> u64 {
         first(key.from(self.position()), self.width())
     }
 
-    /// Is the key's half, up to and with the position, this one?
+    /// Returns true if the key's half equals this one through the position.
     #[inline(always)]
     const fn on_path(self, key: Key, path: u64) -> bool {
         (key.half(self.position()) ^ path) >> (63 - (self.position() & 63)) == 0
     }
 }
 
-/// An entry that a lookup has come to.
+/// An entry that a lookup has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
     /// The entry.
     pub entry: Entry,
     /// The word beside it, which may belong to it.
     pub beside: u64,
-    /// The number of the part around.
+    /// Number of the surrounding part.
     pub around: u64,
 }
 
 impl At {
-    /// The one that stands for everything.
+    /// The root entry.
     #[inline(always)]
     #[must_use]
     pub const fn root(entry: Entry) -> Self {
@@ -242,13 +241,13 @@ impl At {
     }
 }
 
-/// A node, as a key sees it.
+/// A node, seen from one key.
 struct Node {
-    /// The place of what belongs to the cells.
+    /// Place of the cells' contents.
     rest: u64,
-    /// The cell's bit is set.
+    /// Whether the cell's bit is set.
     begins: bool,
-    /// As many bits are set up to and with the cell's.
+    /// Number of set bits through the cell's.
     begun: u64,
 }
 
@@ -266,18 +265,18 @@ impl Node {
     }
 }
 
-/// Where a lookup has got to.
+/// Result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// This number matches; 0 is none.
+    /// This number matches; 0 is no match.
     Found(u64),
-    /// There is more.
+    /// The lookup goes on here.
     On(At),
 }
 
 /// One step of a lookup.
 ///
-/// All arithmetic is in 64 bits: the eBPF verifier would lose track of what is narrowed in between.
+/// All arithmetic is in 64 bits: the eBPF verifier loses track of values that are narrowed in between.
 #[inline(always)]
 pub fn step<W: Words + ?Sized>(words: &W, At { entry, beside, around }: At, key: Key) -> Step {
     let (number, place) = (entry.number(), entry.place());
@@ -317,11 +316,11 @@ pub fn step<W: Words + ?Sized>(words: &W, At { entry, beside, around }: At, key:
             node.rest + node.begun - 1
         }
     };
-    // Read at once, and so that the verifier need not follow from where.
+    // One load, so that the verifier need not track where it came from.
     Step::On(At { entry: Entry(words.word(next)), beside: words.word(next + 1), around: number })
 }
 
-/// The number of the longest prefix that holds the key; 0 if there is none.
+/// Number of the longest prefix that contains the key; 0 if there is none.
 #[inline(always)]
 pub fn find<W: Words + ?Sized>(words: &W, root: Entry, key: Key) -> u64 {
     let mut at = At::root(root);

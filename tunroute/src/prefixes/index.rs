@@ -1,6 +1,6 @@
-//! The array of words that the programs look prefixes up in: made whole, or changed where an operation concerns it.
+//! The array of words in which the programs look up prefixes: built whole, or changed in place.
 //!
-//! Besides the tries it has a [record], from which a later daemon learns what stands in it.
+//! Besides the tries it holds a [record], from which a restarted daemon reads the prefixes back.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "words are cut into their fields, and a place in memory fits a usize"
@@ -30,42 +30,42 @@ use crate::{
     prefixes::trie::{self, Builder, Part, Prefix, Sites},
 };
 
-/// What is to be looked up.
+/// Prefixes to look up.
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'a> {
-    /// What is known of each source prefix.
+    /// The source prefixes and their values.
     pub sources: &'a PrefixMap<Source>,
     /// The destinations of each exemption set.
     pub exempt: &'a BTreeSet<Exemption>,
 }
 
-/// An array that can be written while programs read it.
+/// An array that is written while programs read it.
 pub trait Memory: Words {
-    /// As many words as it has.
+    /// Length in words.
     fn length(&self) -> u64;
 
-    /// Writes a word after all that has been written before: who reads this one finds those.
+    /// Writes a word after all earlier writes: a reader that sees this word sees those.
     fn write(&self, index: u64, word: u64);
 }
 
-/// It does not fit.
+/// The array is too small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full {
-    /// As many words are needed.
+    /// Number of words needed.
     pub needed: u64,
 }
 
-/// An array that has been made, with room behind what is used.
+/// A compiled array, with free space behind the used words.
 #[derive(Debug)]
 pub struct Image {
     used: Vec<u64>,
-    /// As it is pushed: the first word belongs at the end of the array.
+    /// In the order of construction; the first word belongs at the end of the array.
     record: Vec<u64>,
 }
 
-/// The number of the first source in the table.
+/// Number of the first source in the table.
 const FIRST_SOURCE: u64 = EXEMPT as u64 + 1;
-/// As many sources as there are in the table beyond those that are known.
+/// Room in the table for sources beyond the known ones.
 const TABLE_ROOM: usize = 64;
 
 impl Image {
@@ -122,23 +122,23 @@ impl Image {
         Self { used, record }
     }
 
-    /// As many words as it takes, without room for changes.
+    /// Size in words, without room for changes.
     #[must_use]
     pub fn length(&self) -> u64 {
         (self.used.len() + self.record.len()) as u64
     }
 
-    /// As many words as an array should have that it is to be written into: with room for changes.
+    /// Recommended size in words of the array that it is written into, with room for changes.
     #[must_use]
     pub fn length_with_room(&self) -> u64 {
         (self.length() + self.length() / 4 + MINIMUM).next_multiple_of(MINIMUM)
     }
 
-    /// Writes it into an array of zeros that nobody reads yet.
+    /// Writes it into an array of zeros that no program reads yet.
     ///
     /// # Errors
     ///
-    /// If it does not fit.
+    /// The array is too small.
     pub fn write<M: Memory + ?Sized>(&self, memory: &M) -> Result<(), Full> {
         if self.length() > memory.length() || memory.length() > 1 << Entry::PLACE_BITS {
             return Err(Full { needed: self.length_with_room() });
@@ -153,11 +153,11 @@ impl Image {
     }
 }
 
-/// An array has at least so many words, and a multiple of it.
+/// Minimum size of an array in words; sizes are multiples of it.
 pub const MINIMUM: u64 = 1 << 13;
 
-/// As many words as an array should have for so many source prefixes, as far as can be told before they are compiled: with
-/// more, programs need not be loaded twice. The first table, and in bytes for each prefix what random ones have taken.
+/// Estimated size in words for source prefixes that are not compiled yet, so that programs are not loaded a second
+/// time: the first table, and the bytes per prefix that random prefixes have taken.
 #[must_use]
 pub fn expected<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> u64 {
     let (mut counts, mut bytes) = ([0; 2], 0);
@@ -175,11 +175,11 @@ pub fn expected<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> u64 {
     (words + words / 16 + MINIMUM).next_multiple_of(MINIMUM)
 }
 
-/// Changes an array, which others read, where operations concern it. `content` is what it is to be afterwards. False if it
-/// takes a new array, since there is no room in this one; some of them may have been done then.
+/// Applies operations to an array that programs read; `content` is the state afterwards. Returns false if there is no
+/// room and a new array is needed; some operations may have been applied by then.
 #[must_use]
 pub fn change<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operations: &[&FastOp]) -> bool {
-    // What is built for one operation may refer to what comes by another.
+    // The parts built for one operation may refer to what another operation adds.
     let known = operations.iter().all(|operation| match operation {
         FastOp::PutSource(_, source) => number_of(memory, *source).is_some(),
         _ => true,
@@ -235,10 +235,10 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
     }
 }
 
-/// So many parts are built anew at most for one operation; beyond that a whole new array is as fast.
+/// Maximum number of parts rebuilt for one operation; beyond that a new array is as fast.
 const MAX_SITES: u64 = 1 << 12;
 
-/// Builds the parts anew that a prefix concerns. All new words come first, then the entries that lead to them.
+/// Rebuilds the parts that a prefix affects: first all new words, then the entries that lead to them.
 fn rebuild<M: Memory + ?Sized>(
     memory: &M,
     journal: &Journal,
@@ -283,12 +283,12 @@ fn rebuild<M: Memory + ?Sized>(
     for (place, entry) in entries {
         memory.write(place, entry.0);
     }
-    // Last: what is recorded has been done, even if the daemon dies here.
+    // Last: a recorded change has been made, even if the daemon dies here.
     memory.write(header::RECORD, record_end);
     Some(())
 }
 
-/// As many words of an array as are used.
+/// Number of used words of an array.
 pub fn used<M: Memory + ?Sized>(memory: &M) -> u64 {
     memory.word(header::USED) + memory.word(header::RECORD)
 }
@@ -299,7 +299,7 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
     builder.build(family, Part { cover, ..Part::ALL }, &prefixes[whole..]).0
 }
 
-/// The number of a source in the table, which it is added to if it is not there.
+/// The number of a source in the table; adds it if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
     let end = memory.word(header::SETS) & 0xffff_ffff;
     for place in header::TABLE + FIRST_SOURCE..end {
@@ -314,7 +314,7 @@ fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
     None
 }
 
-/// Puts sets where [`root_of_set`] looks for them. The number of places is a power of 2.
+/// Places sets where [`root_of_set`] finds them. The number of places is a power of 2.
 fn place_sets(sets: impl Iterator<Item = u32> + Clone) -> Vec<Option<u32>> {
     let mut size = (sets.clone().count() * 2).next_power_of_two();
     'size: loop {
@@ -351,7 +351,7 @@ fn mask(length: u32) -> u128 {
     u128::MAX.checked_shl(128 - length.min(128)).unwrap_or(0)
 }
 
-/// The family and the address as the programs have them.
+/// Family and address in the programs' form.
 #[must_use]
 pub fn key(address: IpAddr) -> (Root, Key) {
     match address {

@@ -1,11 +1,11 @@
-//! A sorted list of prefixes with a value each: up to a million of them, compared and changed as a whole far more often
-//! than one by one.
+//! A sorted list of prefixes with values: up to a million, compared and changed as a whole far more often than one by
+//! one.
 
 use std::{cmp::Ordering, ops::RangeInclusive, slice, sync::Arc};
 
 use ipnet::IpNet;
 
-/// Prefixes in their order, each once, with a value. Copies share one list until one of them changes.
+/// Sorted, unique prefixes with values. Copies share one list until one of them changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefixMap<V>(Arc<Vec<(IpNet, V)>>);
 
@@ -16,10 +16,10 @@ impl<V> Default for PrefixMap<V> {
 }
 
 impl<V: Copy> FromIterator<(IpNet, V)> for PrefixMap<V> {
-    /// Of a prefix that comes several times, the last one stays.
+    /// Of a prefix that occurs several times, the last value counts.
     fn from_iter<I: IntoIterator<Item = (IpNet, V)>>(entries: I) -> Self {
         let mut entries: Vec<(IpNet, V)> = entries.into_iter().collect();
-        // Stable, which keeps the last one last, and takes next to no time for what is sorted in parts.
+        // Stable, so the last value stays last; nearly free for input that is sorted in parts.
         entries.sort_by_key(|(prefix, _)| *prefix);
         entries.dedup_by(|later, kept| {
             let same = later.0 == kept.0;
@@ -48,34 +48,34 @@ impl<'a, V> IntoIterator for &'a PrefixMap<V> {
 }
 
 impl<V> PrefixMap<V> {
-    /// How many there are.
+    /// Number of prefixes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// There are none.
+    /// Returns true if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// All, in their order.
+    /// All entries, in order.
     pub fn iter(&self) -> slice::Iter<'_, (IpNet, V)> {
         self.0.iter()
     }
 
-    /// The prefixes.
+    /// The prefixes, in order.
     pub fn keys(&self) -> impl Iterator<Item = &IpNet> + Clone {
         self.iter().map(|(prefix, _)| prefix)
     }
 
-    /// The values.
+    /// The values, in order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
     }
 
-    /// Where a prefix stands, or would.
+    /// The position of a prefix, or the one where it would be inserted.
     fn find(&self, prefix: &IpNet) -> Result<usize, usize> {
         self.0.binary_search_by(|(each, _)| each.cmp(prefix))
     }
@@ -86,13 +86,13 @@ impl<V> PrefixMap<V> {
         self.find(prefix).ok().and_then(|at| self.0.get(at)).map(|(_, value)| value)
     }
 
-    /// Is the prefix among them?
+    /// Returns true if the prefix is present.
     #[must_use]
     pub fn contains_key(&self, prefix: &IpNet) -> bool {
         self.find(prefix).is_ok()
     }
 
-    /// Those from one prefix to another.
+    /// The entries in a range of prefixes.
     #[must_use]
     pub fn range(&self, range: RangeInclusive<IpNet>) -> &[(IpNet, V)] {
         let start = self.0.partition_point(|(each, _)| each < range.start());
@@ -100,7 +100,7 @@ impl<V> PrefixMap<V> {
         self.0.get(start..end).unwrap_or_default()
     }
 
-    /// All prefixes of this map and of another, in their order, with the value that each has here and there.
+    /// Merges two maps: each prefix of either, in order, with its value here and there.
     pub fn beside<'a, W>(
         &'a self,
         other: &'a PrefixMap<W>,
@@ -125,24 +125,24 @@ impl<V> PrefixMap<V> {
 }
 
 impl<V: Copy> PrefixMap<V> {
-    /// Of entries in the order of their prefixes, each of which comes once.
+    /// Makes a map of entries that are sorted and unique.
     #[must_use]
     pub(crate) fn in_order(entries: Vec<(IpNet, V)>) -> Self {
         debug_assert!(entries.is_sorted_by(|(one, _), (next, _)| one < next), "not in order");
         Self(Arc::new(entries))
     }
 
-    /// Puts a prefix. Many at once are better put by [`PrefixMap::change`].
+    /// Inserts or replaces a prefix. For many, use [`PrefixMap::change`].
     pub fn insert(&mut self, prefix: IpNet, value: V) {
         self.change(vec![(prefix, Some(value))]);
     }
 
-    /// Removes a prefix, if it is there.
+    /// Removes a prefix if it is present.
     pub fn remove(&mut self, prefix: &IpNet) {
         self.change(vec![(*prefix, None)]);
     }
 
-    /// Puts the prefixes that come with a value and removes the others. Takes the time that copying all takes.
+    /// Inserts the prefixes that come with a value and removes the others, in the time of one copy.
     pub fn change(&mut self, mut changes: Vec<(IpNet, Option<V>)>) {
         changes.sort_by_key(|(prefix, _)| *prefix);
         let mut changed = Vec::with_capacity(self.len() + changes.len());
@@ -165,7 +165,7 @@ impl<V: Copy> PrefixMap<V> {
     }
 }
 
-/// How many come before a prefix. Looks near the beginning first, where it is when there are many changes.
+/// Number of entries before a prefix. Searches from the front, where it is when there are many changes.
 fn ahead_of<V>(entries: &[(IpNet, V)], prefix: &IpNet) -> usize {
     let mut bound = 1;
     while entries.get(bound).is_some_and(|(each, _)| each < prefix) {

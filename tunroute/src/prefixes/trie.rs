@@ -1,61 +1,61 @@
-//! Builds the trie that [`tunroute_common::trie::find`] looks up in, whole or the parts that a change concerns.
+//! Builds the trie that [`tunroute_common::trie::find`] searches: all of it, or the parts that a change affects.
 
 use tunroute_common::trie::{CHUNK, Entry, Key, Kind, Leaf, STRIDE, Words};
 
 use crate::policy::net::Family;
 
-/// From as many prefixes on, a table leads to them: it costs [`STRIDE`] words for each of its entries, and saves steps.
+/// Minimum number of prefixes for a table: it costs [`STRIDE`] words per entry and saves lookup steps.
 const TABLE_FROM: usize = 64;
-/// A table has at most so many bits: 4 MiB, of which a processor's caches hold what is in use.
+/// Maximum size of a table, in bits of its index: 4 MiB, of which processor caches hold the part in use.
 const TABLE_BITS: u32 = 18;
-/// Passing over so many bits that all prefixes share is worth an entry of its own.
+/// Minimum number of shared bits for which a skip entry pays.
 const SKIP_FROM: u32 = 2 * CHUNK;
-/// A node has so many cells.
+/// Number of cells of a node.
 const CELLS: usize = 1 << CHUNK;
-/// Bits of a half of a key.
+/// Bits in a half of a key.
 const HALF: u32 = u64::BITS;
 
-/// A table of so many bits, 256 KiB, is in the caches that are near in any case.
+/// Size of a table, in bits of its index, up to which it is always in the nearest caches: 256 KiB.
 const SMALL_TABLE_BITS: u32 = 14;
 
-/// So many bits choose at most among a table's entries: two entries for each prefix, or up to four; four times as many in a
-/// small one.
+/// Maximum number of index bits for a number of prefixes: two to four table entries per prefix; four times that in a
+/// small table.
 fn table_bits(prefixes: usize) -> u32 {
     let bits = prefixes.checked_ilog2().unwrap_or_default();
     (bits + 2).max(SMALL_TABLE_BITS.min(bits + 4)).min(TABLE_BITS)
 }
 
-/// As many words as the first table has at most for so many prefixes.
+/// Maximum size in words of the first table for a number of prefixes.
 pub fn table_words(prefixes: usize) -> u64 {
     if prefixes < TABLE_FROM { 0 } else { STRIDE << table_bits(prefixes) }
 }
 
-/// A prefix and what it matches.
+/// A prefix and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    /// Its first address, the first bit in the highest place, followed by zeros.
+    /// First address: the first bit is the most significant one, zeros follow the prefix.
     pub start: u128,
-    /// In bits.
+    /// Length in bits.
     pub length: u32,
-    /// Not 0, and of at most [`Entry::NUMBER_BITS`].
+    /// Number of the match: not 0, at most [`Entry::NUMBER_BITS`] bits.
     pub number: u32,
 }
 
-/// The key of an address that begins in the highest place.
+/// The key of an address whose first bit is the most significant one.
 #[must_use]
 #[allow(clippy::cast_possible_truncation, reason = "the other half")]
 pub const fn key(address: u128) -> Key {
     Key { high: (address >> HALF) as u64, low: address as u64 }
 }
 
-/// A part of the address space: that of an entry.
+/// Part of the address space that an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// So many of the key's first bits have led there.
+    /// Number of key bits that lead here.
     pub depth: u32,
-    /// The number of the part around.
+    /// Number of the surrounding part.
     pub around: u32,
-    /// The number of the longest prefix that holds the whole part.
+    /// Number of the longest prefix that covers the whole part.
     pub cover: u32,
 }
 
@@ -64,12 +64,12 @@ impl Part {
     pub const ALL: Self = Self { depth: 0, around: 0, cover: 0 };
 }
 
-/// New words, to be put into free places.
+/// New words for free places of the array.
 #[derive(Debug)]
 pub struct Builder {
-    /// As many bits as an address has.
+    /// Bits of an address: 32 or 128.
     end: u32,
-    /// The place of the first word.
+    /// Place of the first word.
     base: usize,
     words: Vec<u64>,
 }
@@ -87,31 +87,32 @@ impl Builder {
         self.words
     }
 
-    /// Builds what stands in a part. The prefixes lie within it, sorted by start and then length; those that hold all of it
-    /// have been taken for its cover already.
+    /// Builds a part. The prefixes lie within it, sorted by start and then length; prefixes that cover all of it are
+    /// not among them: they are its cover.
     pub fn build(&mut self, family: Family, part: Part, prefixes: &[Prefix]) -> Entry {
         self.end = if family == Family::V4 { 32 } else { 128 };
         self.entry(part, prefixes, None)
     }
 
-    /// Room for so many words.
+    /// Reserves room for `len` words.
     fn reserve(&mut self, count: usize) -> usize {
         let at = self.words.len();
         self.words.resize(at + count, 0);
         at
     }
 
-    /// The place of a word. One that does not fit is noticed by whoever has too many words then.
+    /// The place of a word as a number. A place that does not fit means that the array is too large, which its owner
+    /// checks.
     fn place(&self, at: usize) -> u32 {
         u32::try_from(self.base + at).unwrap_or(u32::MAX) & ((1 << Entry::PLACE_BITS) - 1)
     }
 
-    /// Where the half ends that the bits from there on belong to.
+    /// End of the key half that holds the bit at `depth`.
     fn half_end(&self, depth: u32) -> u32 {
         if depth < HALF { self.end.min(HALF) } else { self.end }
     }
 
-    /// An entry, and all that it leads to. What belongs beside it is put there, if it has such a word.
+    /// Builds an entry and everything below it. The word beside it is written too, if the place has one.
     fn entry(&mut self, part: Part, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
         let Part { depth, around, cover } = part;
         let [first, .., last] = prefixes else {
@@ -127,12 +128,12 @@ impl Builder {
         {
             return entry;
         }
-        // Sorted: if any is as short as what all share, the first is.
+        // Sorted: if any prefix is as short as the shared bits, the first one is.
         let shared = (first.start ^ last.start).leading_zeros().min(first.length).min(self.half_end(depth));
         if shared >= depth + SKIP_FROM {
             return self.skip(part, first.start, shared, prefixes);
         }
-        // Near the end of a half, a node looks at bits again that have led to it.
+        // Near the end of a half, a node reads some bits a second time.
         let position = depth.min(self.half_end(depth) - CHUNK);
         if prefixes.iter().all(|prefix| prefix.length <= position + CHUNK) {
             return self.runs(position, cover, prefixes, beside);
@@ -144,7 +145,7 @@ impl Builder {
         self.sparse(position, cover, prefixes, beside)
     }
 
-    /// One prefix, in a part in which nothing else is but what is around.
+    /// The entry of a single prefix in a part.
     fn single(&mut self, part: Part, prefix: &Prefix) -> Entry {
         if let Some(entry) = self.near(Kind::Near, part, prefix) {
             return entry;
@@ -159,7 +160,7 @@ impl Builder {
         Entry::new(Kind::Path, length - 1, both.into(), number, self.place(at))
     }
 
-    /// One prefix whose bits have room in an entry.
+    /// The entry of a single prefix whose remaining bits fit into the entry.
     fn near(&self, kind: Kind, Part { depth, .. }: Part, prefix: &Prefix) -> Option<Entry> {
         let width = prefix.length - depth;
         let fits = width <= Entry::PLACE_BITS && prefix.length <= self.half_end(depth);
@@ -167,10 +168,10 @@ impl Builder {
         fits.then(|| Entry(value | bits(prefix.start, depth, width) as u64))
     }
 
-    /// Two prefixes, the second one's entry beside that of the first.
+    /// The entry of two prefixes: the second one's entry stands beside the first one's.
     fn two(&mut self, part: Part, one: &Prefix, other: &Prefix, beside: usize) -> Option<Entry> {
         let nested = (one.start ^ other.start).leading_zeros() >= one.length;
-        // What is nested in the other is looked at first. Sorted: it is the second of them.
+        // The nested prefix is tried first. Sorted: it is the second one.
         let (entry, last) = match (self.near(Kind::Two, part, other), self.near(Kind::Two, part, one)) {
             (Some(entry), _) => (entry, one),
             (None, Some(entry)) if !nested => (entry, other),
@@ -180,7 +181,7 @@ impl Builder {
         Some(entry)
     }
 
-    /// Passes over the bits that all prefixes share.
+    /// Skips the bits that all prefixes share.
     fn skip(&mut self, Part { depth, cover, .. }: Part, start: u128, shared: u32, prefixes: &[Prefix]) -> Entry {
         let at = self.reserve(2);
         self.words[at] = half(start, depth);
@@ -224,7 +225,7 @@ impl Builder {
         }
     }
 
-    /// Nothing here is deeper than a cell.
+    /// No prefix in this part is longer than a cell's.
     fn runs(&mut self, position: u32, cover: u32, prefixes: &[Prefix], beside: Option<usize>) -> Entry {
         let mut numbers = [0; CELLS];
         covers(&mut numbers, (position, CHUNK), cover, prefixes);
@@ -242,8 +243,8 @@ impl Builder {
         self.node(Kind::Runs, (position, width), 0, bitmap, packed(width, runs), beside)
     }
 
-    /// A bitmap of cells, and what belongs to them. Where it looks at the key, and the width of its numbers, stand in its
-    /// entry.
+    /// A bitmap of cells and their contents. The entry holds the node's position in the key and the width of its
+    /// numbers.
     fn node(
         &mut self,
         kind: Kind,
@@ -268,8 +269,8 @@ impl Builder {
         Entry::new(kind, position, width, number, self.place(at))
     }
 
-    /// Goes through the cells that so many bits from a position on make, with what holds each and what is in it. There is
-    /// room for a number of each.
+    /// Iterates over the 2^`bits` cells from `depth` on: for each, the number that covers it and the prefixes inside.
+    /// `covers` has one element per cell.
     fn cells(
         &mut self,
         numbers: &mut [u32],
@@ -285,14 +286,14 @@ impl Builder {
             let end = rest.iter().position(|prefix| !in_cell(prefix)).unwrap_or(rest.len());
             let (here, after) = rest.split_at(end);
             rest = after;
-            // Shorter ones come first, as all that hold the cell start where it does.
+            // Shorter prefixes come first: every prefix that covers the cell starts where the cell starts.
             let deeper = &here[here.partition_point(|prefix| prefix.length <= position + width)..];
             visit(self, cell, Part { depth: position + width, around: cover, cover: held_by }, deeper);
         }
     }
 }
 
-/// Numbers of 2 to the power of the width bits, in words.
+/// Packs numbers of 2^`width` bits into words.
 fn packed(width: u32, numbers: &[u64]) -> impl Iterator<Item = u64> {
     let in_word = move |numbers: &[u64]| {
         numbers.iter().rev().fold(0, |word, number| (word << ((1 << width) % u64::BITS)) | number)
@@ -300,11 +301,11 @@ fn packed(width: u32, numbers: &[u64]) -> impl Iterator<Item = u64> {
     numbers.chunks((u64::BITS >> width) as usize).map(in_word)
 }
 
-/// The fewest bits of a table that are enough, where at most so many are allowed. In a small one, nearly every prefix is to
-/// have an entry for itself: the programs' next instructions are always the same then. Else two have room in one, and what
-/// is not touched for nothing stays in a processor's caches.
+/// Smallest sufficient number of index bits of a table, at most `most`. In a small table nearly every prefix gets an
+/// entry of its own, so the programs always run the same instructions. In a large one two prefixes may share an entry,
+/// which keeps unused words out of the caches.
 fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
-    // Of those in a row, how many differ first in each bit.
+    // For each bit: how many neighbouring prefixes differ first there.
     let mut differ = [0; TABLE_BITS as usize];
     for pair in prefixes.windows(2) {
         let at = (pair[0].start ^ pair[1].start).leading_zeros() - depth;
@@ -323,42 +324,42 @@ fn enough_bits(depth: u32, most: u32, prefixes: &[Prefix]) -> u32 {
     most
 }
 
-/// The number of the longest prefix that holds each of the cells that so many bits from a position on make.
+/// For each of the 2^`bits` cells from `depth` on: the number of the longest prefix that covers it.
 fn covers(covers: &mut [u32], (position, width): (u32, u32), cover: u32, prefixes: &[Prefix]) {
     covers.fill(cover);
     for prefix in prefixes.iter().filter(|prefix| prefix.length <= position + width) {
         let first = bits(prefix.start, position, width);
-        // Sorted: what is nested in another comes after it.
+        // Sorted: a nested prefix comes after the one around it.
         covers[first..first + (1 << (position + width - prefix.length.max(position)))].fill(prefix.number);
     }
 }
 
-/// The bits of an address from a position on; at most as many as a place has.
+/// Bits of an address from a position on, at most as many as fit a place.
 const fn bits(address: u128, position: u32, width: u32) -> usize {
     (address << position >> (u128::BITS - width)) as usize
 }
 
-/// The half of the address that the bits at a depth belong to.
+/// The half of the address that holds the bits at a depth.
 const fn half(address: u128, depth: u32) -> u64 {
     let Key { high, low } = key(address);
     if depth < HALF { high } else { low }
 }
 
-/// Entries that a change of one prefix concerns: the part of each is to be built anew, and nothing else.
+/// The entries that a change of one prefix affects: exactly these parts are rebuilt.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sites {
-    /// The place of the first one. The others stand [`STRIDE`] words apart.
+    /// Place of the first entry. The others follow every [`STRIDE`] words.
     first: u64,
-    /// As many as they are.
+    /// Number of entries.
     pub count: u64,
-    /// So many bits lead to each.
+    /// Number of key bits that lead to each.
     pub depth: u32,
-    /// The number of the part around them.
+    /// Number of the part around them.
     pub around: u32,
 }
 
 impl Sites {
-    /// Looks for those of a prefix below the entry at a place.
+    /// Finds the affected entries of a prefix below the entry at `place`.
     pub fn find<W: Words + ?Sized>(words: &W, root: u64, start: u128, length: u32) -> Option<Self> {
         let mut sites = Self { first: root, count: 1, depth: 0, around: 0 };
         loop {
@@ -372,7 +373,7 @@ impl Sites {
                 {
                     sites = Self { first: entry.place() + 1, count: 1, depth: position + 1, around };
                 }
-                // What holds the whole table changes its number, too.
+                // A prefix that covers the whole table changes the table's number as well.
                 Kind::Table if length > position => {
                     let first = entry.place() + bits(start, position, width) as u64 * STRIDE;
                     let depth = position + width;
@@ -387,7 +388,7 @@ impl Sites {
         }
     }
 
-    /// The places of the entries.
+    /// Places of the entries.
     pub fn places(&self) -> impl Iterator<Item = u64> {
         (0..self.count).map(|index| self.first + index * STRIDE)
     }

@@ -1,5 +1,5 @@
-//! What stands in an array of words, for a later daemon: a list of everything, made with the array, and behind it a journal
-//! of what was put and removed since. It begins at the end of the array and goes downwards.
+//! The record at the end of an array of words, for a restarted daemon: a list of all prefixes, written with the array,
+//! and a journal of later changes. It starts at the end of the array and grows downwards.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,7 @@ use tunroute_common::{
 use super::{Memory, prefix_at};
 use crate::{policy::fast::Exemption, policy::net::Family, prefixes::map::PrefixMap, prefixes::trie::Prefix};
 
-/// The words of a list, as they are pushed: the sources of both families and the destinations of each exemption set, in
-/// order.
+/// The words of a list: the sources of both families and the destinations of each exemption set, in order.
 pub(super) fn list(sources: &[Vec<Prefix>; 2], sets: &BTreeMap<u32, [Vec<Prefix>; 2]>) -> Vec<u64> {
     let mut bytes = Bytes::default();
     bytes.prefixes(sources);
@@ -29,7 +28,8 @@ pub(super) fn list(sources: &[Vec<Prefix>; 2], sets: &BTreeMap<u32, [Vec<Prefix>
     bytes.0.chunks(8).map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect()
 }
 
-/// Numbers of any size, seven bits in each byte, the lowest first; all bytes but a number's last have the highest bit set.
+/// A byte stream of numbers: seven bits per byte, lowest first; the highest bit is set in all bytes of a number but the
+/// last.
 #[derive(Default)]
 struct Bytes(Vec<u8>);
 
@@ -42,8 +42,8 @@ impl Bytes {
         self.0.push(number as u8);
     }
 
-    /// How many there are of each family; and of each its number, its length if that is another than before, and how far it
-    /// is from the one before: so many prefixes of its length.
+    /// Writes the number of prefixes of each family, then for each prefix: its number, its length if it differs from
+    /// the one before, and its distance from the one before in units of its own size.
     fn prefixes(&mut self, families: &[Vec<Prefix>; 2]) {
         for prefixes in families {
             self.push(prefixes.len() as u128);
@@ -66,7 +66,7 @@ fn first(address: u128, length: u32) -> u128 {
     address.checked_shr(u128::BITS.saturating_sub(length)).unwrap_or(0)
 }
 
-/// The next number.
+/// Reads the next number.
 fn pull(bytes: &mut impl Iterator<Item = u8>) -> Option<u128> {
     let mut number = 0;
     for at in (0..u128::BITS).step_by(7) {
@@ -79,7 +79,7 @@ fn pull(bytes: &mut impl Iterator<Item = u8>) -> Option<u128> {
     None
 }
 
-/// The next prefixes of both families, with their numbers.
+/// Reads the next prefixes of both families, with their numbers.
 fn pull_prefixes(bytes: &mut impl Iterator<Item = u8>, mut each: impl FnMut(IpNet, u64)) -> Option<()> {
     for family in Family::ALL {
         let (mut start, mut length) = (0, 0);
@@ -96,7 +96,7 @@ fn pull_prefixes(bytes: &mut impl Iterator<Item = u8>, mut each: impl FnMut(IpNe
     Some(())
 }
 
-/// What stands in an array, as its record tells. `None` if it is damaged.
+/// Reads an array's record. `None` if it is damaged.
 #[must_use]
 pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeSet<Exemption>)> {
     let source = |number: u64| unpack(memory.word(header::TABLE + (number & MAX_NUMBER)));
@@ -145,7 +145,7 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeS
     Some((read, exempt))
 }
 
-/// The kinds of a journal's entries, in the highest bits of their first word.
+/// Kinds of journal entries, in the highest bits of their first word.
 const SOURCE_V4: u64 = 1;
 const SOURCE_V6: u64 = 2;
 const EXEMPT_V4: u64 = 3;
@@ -155,8 +155,8 @@ const LENGTH_AT: u32 = 53;
 const NUMBER_AT: u32 = 32;
 const MAX_NUMBER: u64 = (1 << Entry::NUMBER_BITS) - 1;
 
-/// Words of the journal: kind, prefix length, number (0: removed) and 32 bits (an address or a set), then the address's other
-/// words, but none of zeros behind the prefix.
+/// Words of the journal: kind, prefix length, number (0: removed) and 32 bits (an address or a set), then the address's
+/// other words, without words that are zero behind the prefix.
 #[derive(Default)]
 pub(super) struct Journal(pub(super) Vec<u64>);
 
