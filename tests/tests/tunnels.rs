@@ -1,6 +1,7 @@
 //! The kernel's own tunnel devices, and VRFs: what not every kernel has. Each is asked for first; the tests of a device that
 //! is not there are reported as ignored. `cargo xtask test --vm` runs them on kernels that have them.
 
+#[path = "suites/cells/mod.rs"]
 mod cells;
 
 use std::{

@@ -9,6 +9,7 @@ mod fuzz;
 mod lint;
 mod run;
 mod setup;
+mod tally;
 mod test;
 mod vm;
 

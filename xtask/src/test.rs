@@ -2,9 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fmt,
     io::{self, BufRead, BufReader, Write},
-    ops::AddAssign,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -16,6 +14,7 @@ use crate::{
     dist, fuzz,
     run::build_release,
     setup,
+    tally::Tally,
     vm::{self, Selection},
 };
 
@@ -61,12 +60,12 @@ pub fn all_tests() -> Result<Command> {
 }
 
 /// The suites that are run once more with XDP wherever devices allow.
-const WITH_XDP: [&str; 6] = ["semantics", "faults", "survival", "explain", "trace", "following"];
+const WITH_XDP: [&str; 6] = ["semantics::", "faults::", "survival::", "explain::", "trace::", "following::"];
 
 /// The command that does so.
 fn with_xdp() -> Result<Command> {
     let mut tests = cargo(["test", "--release", "--package", "tunroute-tests", "--no-fail-fast"])?;
-    tests.args(WITH_XDP.iter().flat_map(|suite| ["--test", suite])).env("TUNROUTE_XDP", "on");
+    tests.args(["--test", "suites", "--"]).args(WITH_XDP).env("TUNROUTE_XDP", "on");
     Ok(tests)
 }
 
@@ -137,61 +136,9 @@ fn pass_on_and_count(mut from: impl BufRead, mut to: impl Write) -> Result<Tally
     Ok(tally)
 }
 
-/// Numbers of tests.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub passed: usize,
-    pub failed: usize,
-    pub ignored: usize,
-}
-
-impl Tally {
-    /// Reads the closing line of a test binary, `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
-    pub fn read(line: &str) -> Option<Self> {
-        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let count = |name| counts.split("; ").find_map(|part| part.strip_suffix(name)?.trim_end().parse().ok());
-        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed", self.passed)?;
-        let others = [(self.failed, "failed"), (self.ignored, "skipped")];
-        others.into_iter().filter(|(count, _)| *count > 0).try_for_each(|(count, what)| write!(f, ", {count} {what}"))
-    }
-}
-
-impl AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_the_closing_line_of_a_test_binary() {
-        for (line, expected) in [
-            (
-                "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
-                Some(Tally { passed: 12, failed: 0, ignored: 3 }),
-            ),
-            (
-                "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\n",
-                Some(Tally { passed: 1, failed: 2, ignored: 0 }),
-            ),
-            ("test lab::test_result ... ok\n", None),
-            ("test result: ok. many passed; 0 failed; 0 ignored\n", None),
-            ("", None),
-        ] {
-            assert_eq!(Tally::read(line), expected, "{line:?}");
-        }
-    }
 
     #[test]
     fn counts_over_all_test_binaries_and_passes_on_every_byte() {

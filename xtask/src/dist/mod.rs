@@ -158,7 +158,7 @@ pub fn test(args: &[OsString]) -> Result<()> {
     ensure!(is_root(), "a clean Debian root is made by root: start this as root");
     let root = root::CleanRoot::make(&workspace()?.join("target/dist"))?;
     root.install(&package)?;
-    let mut story = cargo(["test", "--release", "--package", "tunroute-tests", "--test", "dist", "--", "--ignored"])?;
-    story.args(args).env("TUNROUTE_DIST_ROOT", root.path());
+    let mut story = cargo(["test", "--release", "--package", "tunroute-tests", "--test", "suites"])?;
+    story.args(["--", "dist::", "--ignored"]).args(args).env("TUNROUTE_DIST_ROOT", root.path());
     run(&mut story, "see above which part of the story failed")
 }

@@ -10,6 +10,7 @@ mod results;
 mod suites;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs,
     path::PathBuf,
@@ -30,7 +31,7 @@ use crate::{
     command::{cargo, output_of, release_dir, say, workspace},
     run::build_release,
     setup,
-    test::Tally,
+    tally::Tally,
 };
 
 /// The series that are tested unless others are named: the oldest that is supported, and the newest of Debian stable.
@@ -71,7 +72,8 @@ impl Selection<'_> {
     }
 }
 
-/// Runs the tests on the newest kernel of each series; `args` are for the test binaries.
+/// Runs the tests on the newest kernel of each series. `args` are for the test binaries: options, and how names begin
+/// within a suite.
 pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> Result<()> {
     let start = Instant::now();
     let suites = selection.suites()?;
@@ -134,8 +136,9 @@ pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> 
 /// The binaries of the suites and tunroute itself, built, with their names.
 fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
     say("building the tests");
+    let binaries: BTreeSet<&str> = suites.iter().map(|suite| suite.binary()).collect();
     let mut build = cargo(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])?;
-    build.args(["-p", "tunroute", "-p", "tunroute-tests"]).args(suites.iter().flat_map(|suite| ["--test", suite.name]));
+    build.args(["-p", "tunroute", "-p", "tunroute-tests"]).args(binaries.iter().flat_map(|name| ["--test", name]));
     build.stderr(Stdio::inherit());
     let messages = output_of(&mut build)?;
     let mut programs = vec![("tunroute".to_owned(), release_dir()?.join("tunroute"))];
@@ -143,7 +146,7 @@ fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
         let (name, path) = (message["target"]["name"].as_str(), message["executable"].as_str());
         let is_test = message["target"]["kind"][0] == "test";
         if let (true, Some(name), Some(path)) = (is_test, name, path)
-            && suites.iter().any(|suite| suite.name == name)
+            && binaries.contains(name)
         {
             programs.push((name.to_owned(), path.into()));
         }
@@ -151,30 +154,36 @@ fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
     Ok(programs)
 }
 
-/// What the guest does, in the words that [`Results::read`] knows.
+/// What the guest does, in the words that [`Results::read`] knows. Of `args`, those without a dash are parts of names.
 fn script(suites: &[&Suite], smoke: bool, accelerator: Accelerator, args: &[OsString]) -> Result<String> {
+    let args = args.iter().map(|arg| arg.to_str().with_context(|| format!("not text: {}", arg.display())));
+    let args = args.collect::<Result<Vec<&str>>>()?;
+    let (options, names): (Vec<&str>, Vec<&str>) = args.into_iter().partition(|arg| arg.starts_with('-'));
+    let quoted = |arg: &str| format!(" '{}'", arg.replace('\'', r"'\''"));
     let (slowdown, factor) = SLOWDOWN;
     let mut script = String::from("cd /payload\nexport TUNROUTE_BIN=/payload/tunroute RUST_BACKTRACE=0");
     if accelerator == Accelerator::Emulation {
         script += &format!(" {slowdown}={factor}");
     }
-    for Suite { name, smoke: few, skip, emulated } in suites {
+    for suite in suites {
+        let Suite { name, smoke: few, skip, emulated } = suite;
         script += &format!("\necho 'vm: suite {name}'\n");
         for (variable, value) in emulated.iter().filter(|_| accelerator == Accelerator::Emulation) {
             script += &format!("{variable}={value} ");
         }
         // Two at a time, so that one works while the other waits.
-        script += &format!("timeout -s KILL {} ./{name} --test-threads 2", SUITE_LIMIT.as_secs());
+        script += &format!("timeout -s KILL {} ./{} --test-threads 2", SUITE_LIMIT.as_secs(), suite.binary());
         for (test, _) in *skip {
             script += &format!(" --skip {test}");
         }
-        for test in few.filter(|_| smoke).unwrap_or_default() {
-            script += &format!(" {test}");
+        let names = few.filter(|_| smoke).unwrap_or(&names);
+        if names.is_empty() {
+            script.extend(Some(suite.prefix()).filter(|prefix| !prefix.is_empty()).map(|prefix| quoted(&prefix)));
         }
-        for arg in args {
-            let arg = arg.to_str().with_context(|| format!("not text: {}", arg.display()))?;
-            script += &format!(" '{}'", arg.replace('\'', r"'\''"));
+        for name in names {
+            script += &quoted(&format!("{}{name}", suite.prefix()));
         }
+        options.iter().for_each(|option| script += &quoted(option));
         script += &format!("\necho \"vm: {name} ended with $?\"");
     }
     script.push('\n');

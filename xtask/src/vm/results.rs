@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::test::Tally;
+use crate::tally::Tally;
 
 /// What became of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +33,7 @@ pub struct Results {
 const NOTE: &str = "note: ";
 /// The tests of this suite are named `DEVICE::TEST`.
 const TUNNELS: &str = "tunnels";
-/// The tests of this suite that are named after a device.
+/// The tests of this suite that are named after a device, `matrix::DEVICE`.
 const MATRIX: (&str, [&str; 3]) = ("matrix", ["tun", "veth", "vxlan"]);
 
 impl Results {
@@ -56,7 +56,7 @@ impl Results {
             self.tally += tally;
         } else if let Some((name, outcome)) = outcome(line) {
             if outcome == Outcome::Failed {
-                self.failures.push(format!("{} {name}", self.suite));
+                self.failures.push(format!("{} {}", self.suite, name.trim_start_matches(&format!("{}::", self.suite))));
             }
             if let Some(device) = self.device(name) {
                 let worst = self.devices.entry(device).or_insert(outcome);
@@ -70,7 +70,10 @@ impl Results {
         if self.suite == TUNNELS {
             test.split_once("::").map(|(device, _)| device.to_owned())
         } else {
-            (self.suite == matrix && devices.contains(&test)).then(|| test.to_owned())
+            devices
+                .iter()
+                .find(|device| self.suite == matrix && test == format!("{matrix}::{device}"))
+                .map(ToString::to_string)
         }
     }
 
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn a_device_is_as_good_as_its_worst_test() {
         let old = read(
-            "vm: up\nvm: suite matrix\ntest tun ... ok\ntest clsact ... ok\nvm: matrix ended with 0\nvm: suite tunnels\n\
+            "vm: up\nvm: suite matrix\ntest matrix::tun ... ok\ntest matrix::clsact ... ok\nvm: matrix ended with 0\nvm: suite tunnels\n\
              test gre::carries ... ok\ntest gre::too_big    ... FAILED\ntest netkit::carries ... ignored\n\
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured\nvm: tunnels ended with 101",
         );

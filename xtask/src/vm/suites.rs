@@ -1,9 +1,10 @@
 //! What is run in a guest, and what is not.
 
-/// A test binary, and what of it is run in a guest.
+/// A suite, and which of its tests run in a guest.
 pub struct Suite {
+    /// A module of the test binary [`SUITES_BINARY`], or a test binary of its own.
     pub name: &'static str,
-    /// A part of the names of the tests in the smoke test; it leaves out a suite that has none.
+    /// Parts of the names of the tests that the smoke test runs; it leaves out a suite that has none.
     pub smoke: Option<&'static [&'static str]>,
     /// Tests that cannot be run there, by a part of their names, and why.
     pub skip: &'static [(&'static str, &'static str)],
@@ -11,7 +12,22 @@ pub struct Suite {
     pub emulated: &'static [(&'static str, &'static str)],
 }
 
+/// The test binary with most suites, each a module.
+const SUITES_BINARY: &str = "suites";
+/// The suites that are binaries of their own.
+const ALONE: [&str; 3] = ["tunnels", "datapath", "kernel"];
+
 impl Suite {
+    /// The test binary that it is in.
+    pub fn binary(&self) -> &'static str {
+        if ALONE.contains(&self.name) { self.name } else { SUITES_BINARY }
+    }
+
+    /// How the names of its tests begin.
+    pub fn prefix(&self) -> String {
+        if self.binary() == self.name { String::new() } else { format!("{}::", self.name) }
+    }
+
     const fn whole(name: &'static str) -> Self {
         Self { name, smoke: None, skip: &[], emulated: &[] }
     }

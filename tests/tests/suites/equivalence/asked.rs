@@ -23,7 +23,7 @@ use tunroute_common::{
 };
 use tunroute_tests::{rule_walk::Decision, snapshot::has_tcx};
 
-use crate::{
+use super::{
     expect::{Fate, Situation},
     packet::{Edges, Oddity, Packet, Recipe, recipe},
     router::{Product, Router, is_own, macs},

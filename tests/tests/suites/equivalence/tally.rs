@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::expect::Fate;
+use super::expect::Fate;
 
 /// Every fate of the two programs.
 pub const FATES: [&str; 15] = [

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use tunroute::policy::net::Family;
 use tunroute_tests::{Capture, TUNNELS, TunnelKind, device::ask_neighbours_often};
 
-use crate::scene::{IN_TIME, Scene, Setting};
+use super::scene::{IN_TIME, Scene, Setting};
 
 const DEVICE: &str = TUNNELS[0].device;
 

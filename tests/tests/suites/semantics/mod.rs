@@ -24,7 +24,7 @@ use tunroute_tests::{
     traffic::Answer,
 };
 
-use crate::places::{A_WHILE, Marks, Places, marked, packet};
+use self::places::{A_WHILE, Marks, Places, marked, packet};
 
 /// How soon a change of the system has taken effect, on a busy machine too: the daemon is told of it, and does not come across
 /// it when it looks at everything, twice a minute.

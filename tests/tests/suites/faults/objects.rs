@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use tunroute::policy::net::Family;
 
-use crate::scene::{IN_TIME, Scene, Setting};
+use super::scene::{IN_TIME, Scene, Setting};
 
 /// Removes something of tunroute's; it comes back in time, and one line of the log says what happened.
 fn restored(

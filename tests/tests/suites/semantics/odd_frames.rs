@@ -17,7 +17,7 @@ use tunroute_tests::{
     traffic::Answer,
 };
 
-use crate::{
+use super::{
     fix_checksum,
     places::{Places, marked, packet},
 };

@@ -27,7 +27,7 @@ use tunroute_tests::{
     snapshot::has_tcx,
 };
 
-use crate::{
+use super::{
     packet::Packet,
     router::macs,
     scenario::{DEVICES, Scenario, TUNNELS, special},

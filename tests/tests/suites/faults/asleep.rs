@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::scene::{IN_TIME, Setting};
+use super::scene::{IN_TIME, Setting};
 
 /// Nobody follows the devices when the heartbeat is over: the ingress program steps aside, and the kernel carries on.
 #[test]

@@ -23,7 +23,7 @@ use tunroute_tests::{
     pace::{SOON, patience, until},
 };
 
-use crate::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
+use super::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
 
 /// The protocol number of a scenario's own routes, by which they are removed again.
 const PROTOCOL: u32 = 99;

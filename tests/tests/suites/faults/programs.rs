@@ -7,7 +7,7 @@ use tunroute::policy::net::Family;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
 use tunroute_tests::{DaemonOptions, nft, offload::programs, snapshot::has_tcx};
 
-use crate::{
+use super::{
     scene::{IN_TIME, OUR_FILTERS, Scene, Setting},
     tools,
 };

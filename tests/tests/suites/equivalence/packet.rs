@@ -10,7 +10,7 @@ use proptest::{
 use tunroute::policy::net::Family;
 use tunroute_common::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
-use crate::scenario::{DEVICES, Scenario};
+use super::scenario::{DEVICES, Scenario};
 
 /// How to make a packet, whatever the scenario is.
 #[derive(Clone, Debug)]

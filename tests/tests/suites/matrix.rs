@@ -1,8 +1,6 @@
 //! {IPv4, IPv6} × {tun, vxlan, veth} × {kernel, both, ebpf} × {UDP, TCP bulk with GSO, ICMP echo} × {from behind the host,
 //! from the host itself}: what arrives at the far end, by which device it left, and who decided.
 
-mod cells;
-
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, ensure};

@@ -24,7 +24,7 @@ use tunroute_tests::{
     snapshot::{can_ask_main, can_use_xdp},
 };
 
-use crate::{
+use super::{
     expect::{Fate, Situation},
     packet::{Edges, Oddity, Packet, recipe},
     router::{Product, Router, is_own, macs},

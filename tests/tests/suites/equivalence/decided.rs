@@ -11,7 +11,7 @@ use tunroute_common::{
     packet::{Segmented, Slice},
 };
 
-use crate::{
+use super::{
     expect::Situation,
     packet::{Edges, Recipe, recipe},
     scenario::{Scenario, scenario},

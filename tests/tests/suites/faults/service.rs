@@ -14,7 +14,7 @@ use nix::{
 };
 use tunroute_tests::{Daemon, DaemonOptions, Earlier, TUNNELS, snapshot::has_tcx};
 
-use crate::scene::{IN_TIME, Scene, Setting};
+use super::scene::{IN_TIME, Scene, Setting};
 
 /// What the log calls changes.
 const CHANGES: [&str; 6] = ["ip ", "ip -6", "map policy", "attach", "fast path IP", "prefix maps"];
