@@ -117,7 +117,7 @@ fn compared(answer: Result<Answer, ControlError>, json: bool) -> anyhow::Result<
     let colour = colour(&io::stdout());
     let (text, value, agree) = match answer {
         Ok(Answer::Explanation(explanation)) => {
-            (explanation.render(colour), serde_json::to_value(&explanation), explanation.agree != Some(false))
+            (explanation.render(colour), serde_json::to_value(&explanation), explanation.agree)
         }
         Ok(Answer::Verified(verification)) => {
             (verification.render(colour), serde_json::to_value(&verification), verification.agree())

@@ -97,6 +97,7 @@ impl World {
             l3mdev: false,
             iif: None,
             oif: None,
+            foreign: None,
         };
         let mut rules: Vec<ObservedRule> = (self.rules.iter().enumerate())
             .map(|(index, rule)| observed(index, rule.family(), rule.priority, Some(rule.clone())))

@@ -247,7 +247,6 @@ fn what_cannot_be_asked_ends_with_2_and_says_why() -> Result<()> {
         (&["explain", "10.0.0.1"], "required"),
         (&["explain", "10.0.0.1", "somewhere"], "invalid"),
         (&["verify", "--samples", "1000000"], "10000"),
-        (&["verify"], "\"ebpf\" has no rules"),
     ] {
         let output = daemon.client(arguments)?;
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output));
@@ -255,7 +254,7 @@ fn what_cannot_be_asked_ends_with_2_and_says_why() -> Result<()> {
     }
     let (client, remote) = (TUNNELS[0].client.v6.to_string(), REMOTE.v6.to_string());
     let (code, said) = asked(&daemon, &["explain", &client, &remote])?;
-    assert_eq!((code, &said["agree"], &said["program"]["outcome"]), (Some(0), &Value::Null, &json!("forwarded")));
+    assert_eq!((code, &said["agree"], &said["program"]["outcome"]), (Some(0), &json!(true), &json!("forwarded")));
     daemon.terminate()?;
     for arguments in [&["explain", &client, &remote][..], &["verify"]] {
         let output = daemon.client(arguments)?;

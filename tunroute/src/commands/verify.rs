@@ -1,11 +1,12 @@
-//! `tunroute verify`: many packets through both datapaths, chosen where a mistake would be.
+//! `tunroute verify`: asks both datapaths about many packets, at the edges of prefixes and inside them, and compares the
+//! answers with each other and with the configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,47 +18,59 @@ use serde::{Deserialize, Serialize};
 use crate::{
     commands::explain::{
         Way,
-        agreement::Decision,
-        examiner::{ExamineError, Examiner, Sighting, Subject},
+        agreement::Handling,
+        examiner::{ExamineError, Examiner, Setting, Sighting, Subject},
+        expected::Intent,
     },
     config::Policy,
     datapath::Place,
     kernel::Answer,
     policy::fast::Hook,
-    policy::net::{Family, IfIndex},
+    policy::net::{Family, IfIndex, KernelState, MainRoute},
 };
 
-/// More random addresses of each prefix are not asked about.
+/// Maximum number of random addresses of each prefix.
 pub const MAX_SAMPLES: u32 = 10_000;
-/// How long after a disagreement it is looked at again: what others change is followed, and undone, by then.
+/// Time from a disagreement to its second look: the daemon has followed, or undone, what others changed by then.
 pub const SECOND_LOOK: Duration = Duration::from_millis(700);
-/// A packet is asked about again so often while something is being changed.
+/// Maximum number of looks at a packet while something is being changed.
 const ATTEMPTS: usize = 5;
-/// So many disagreements are looked at again, and so many are told.
+/// Maximum number of disagreements that are looked at again.
 const SUSPECTS: usize = 10_000;
-const TOLD: usize = 20;
+/// Maximum number of disagreements in the report.
+const REPORTED: usize = 20;
 
 /// Ordinary unicast destinations.
 const ANYWHERE_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(128, 0, 0, 0), 2);
 const ANYWHERE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// Where packets may come from and go to besides the policies' prefixes.
+/// A place where packets are asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Spot {
+    /// The hook and the device.
+    pub place: Place,
+    /// A program runs there.
+    pub program: bool,
+}
+
+/// Places, sources and destinations of the packets, besides the policies' prefixes.
 #[derive(Clone, Debug, Default)]
 pub struct Field {
-    /// Where programs run.
-    pub places: Vec<Place>,
-    /// The host's own addresses, which packets cannot come from outside with.
+    /// The ingress devices and the uplinks.
+    pub spots: Vec<Spot>,
+    /// The host's own addresses: no packet enters with one of them as its source.
     pub own: BTreeSet<IpAddr>,
-    /// Destinations that some policy does not apply to.
+    /// Exempt destinations, of any policy.
     pub exempt: Vec<IpNet>,
 }
 
 impl Field {
-    /// A packet from this source to somewhere, or none if there is no program that would see it.
+    /// A packet from this source to somewhere; none if nothing could enter with it, without an ingress device.
     fn subject(&self, source: IpAddr) -> Option<Subject> {
         let hook = if self.own.contains(&source) { Hook::Egress } else { Hook::Ingress };
-        let place = *fastrand::choice(self.places.iter().filter(|place| place.hook == hook).collect::<Vec<_>>())?;
-        Some(Subject { place, source, destination: self.destination(Family::of_addr(&source)) })
+        let spots = self.spots.iter().filter(|spot| spot.place.hook == hook);
+        let Spot { place, program } = *fastrand::choice(spots.collect::<Vec<_>>())?;
+        Some(Subject { place, program, source, destination: self.destination(Family::of_addr(&source)) })
     }
 
     /// Mostly anywhere; sometimes at the edge of what is exempt.
@@ -185,7 +198,7 @@ impl Names {
     /// A disagreement in words.
     #[must_use]
     pub fn describe(&self, subject: &Subject, sighting: &Sighting) -> Disagreement {
-        let Subject { place, source, destination } = *subject;
+        let Subject { place, source, destination, .. } = *subject;
         let way = |device, gateway| format!("leaves {}", Way { device: self.of(device), gateway });
         let device = self.of(place.device);
         let iif = if place.hook == Hook::Ingress { format!(" --iif {device}") } else { String::new() };
@@ -193,20 +206,46 @@ impl Names {
             source,
             destination,
             hook: place.hook,
-            program: match sighting.decision {
-                Decision::Left => "left to the kernel".to_owned(),
-                Decision::Dropped => "dropped".to_owned(),
-                Decision::Leaves { device, gateway } => way(device, gateway),
+            program: match sighting.handling {
+                None => "none runs here".to_owned(),
+                Some(Handling::Left) => "left to the kernel".to_owned(),
+                Some(Handling::Dropped) => "dropped".to_owned(),
+                Some(Handling::Leaves { device, gateway }) => way(device, gateway),
             },
             kernel: match sighting.kernel {
                 Answer::Leaves { device, gateway, .. } => way(device, gateway),
                 Answer::Local { .. } => "for this host".to_owned(),
                 Answer::Refused(refused) => refused.to_string(),
             },
-            because: sighting.agreement.because.to_owned(),
+            because: sighting.because().to_owned(),
             explain: format!("tunroute explain {source} {destination}{iif}"),
             device,
         }
+    }
+}
+
+/// What a running verification compares with; the daemon brings it up to date after each pass.
+#[derive(Debug, Default)]
+pub struct Wanted(RwLock<Arc<Want>>);
+
+/// See [`Setting`].
+#[derive(Debug, Default)]
+struct Want {
+    intent: Arc<Intent>,
+    main: Vec<MainRoute>,
+    uplinks: BTreeSet<IfIndex>,
+    rules: bool,
+}
+
+impl Wanted {
+    /// Replaces it.
+    pub fn set(&self, intent: Arc<Intent>, kernel: &KernelState, uplinks: BTreeSet<IfIndex>, rules: bool) {
+        let want = Arc::new(Want { intent, main: kernel.main.clone(), uplinks, rules });
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = want;
+    }
+
+    fn get(&self) -> Arc<Want> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -218,9 +257,9 @@ pub struct Verifier {
     pub samples: u32,
     /// Where packets come from and go to.
     pub field: Arc<Field>,
-    /// The uplinks.
-    pub uplinks: BTreeSet<IfIndex>,
-    /// Names for the devices.
+    /// What the answers are compared with.
+    pub wanted: Arc<Wanted>,
+    /// The devices' names.
     pub names: Names,
     /// Goes up whenever the daemon changes something: answers from before and after do not belong together.
     pub generation: Arc<AtomicU64>,
@@ -251,7 +290,7 @@ impl Verifier {
             for subject in self.field.all(prefix, self.samples).collect::<Vec<_>>() {
                 told.packets += 1;
                 match self.look(&subject) {
-                    Ok(sighting) if sighting.agreement.agree => {}
+                    Ok(sighting) if sighting.agree() => {}
                     Ok(_) if suspects.len() < SUSPECTS => suspects.push(subject),
                     Ok(_) => told.disagreeing += 1,
                     Err(error) => {
@@ -267,13 +306,14 @@ impl Verifier {
         }
         for subject in suspects {
             if let Ok(sighting) = self.look(&subject)
-                && !sighting.agreement.agree
+                && !sighting.agree()
             {
                 confirmed.push((subject, sighting));
             }
         }
         told.disagreeing += u64::try_from(confirmed.len()).unwrap_or(u64::MAX);
-        let described = confirmed.iter().take(TOLD).map(|(subject, sighting)| self.names.describe(subject, sighting));
+        let described =
+            confirmed.iter().take(REPORTED).map(|(subject, sighting)| self.names.describe(subject, sighting));
         told.disagreements = described.collect();
         told.seconds = start.elapsed().as_secs_f64();
         (told, confirmed)
@@ -283,12 +323,19 @@ impl Verifier {
     fn look(&mut self, subject: &Subject) -> Result<Sighting, ExamineError> {
         for _ in 1..ATTEMPTS {
             let before = self.generation.load(Ordering::Acquire);
-            let sighting = self.examiner.look(subject, &self.uplinks);
-            if self.generation.load(Ordering::Acquire) == before || matches!(&sighting, Ok(s) if s.agreement.agree) {
+            let sighting = self.ask(subject);
+            if self.generation.load(Ordering::Acquire) == before || matches!(&sighting, Ok(s) if s.agree()) {
                 return sighting;
             }
         }
-        self.examiner.look(subject, &self.uplinks)
+        self.ask(subject)
+    }
+
+    fn ask(&mut self, subject: &Subject) -> Result<Sighting, ExamineError> {
+        let want = self.wanted.get();
+        let Want { intent, main, uplinks, rules } = &*want;
+        let setting = Setting { intent, main, uplinks, names: &self.names.0, rules: *rules };
+        self.examiner.look(subject, &setting)
     }
 }
 
@@ -376,9 +423,9 @@ mod tests {
 
     #[test]
     fn own_addresses_start_here_and_others_enter() {
-        let place = |hook, device| Place { xdp: false, hook, device, address: [0; 6] };
+        let spot = |hook, device| Spot { place: Place { xdp: false, hook, device, address: [0; 6] }, program: true };
         let field = Field {
-            places: vec![place(Hook::Ingress, 2), place(Hook::Egress, 3)],
+            spots: vec![spot(Hook::Ingress, 2), spot(Hook::Egress, 3)],
             own: ["10.0.0.1".parse().expect("an address")].into(),
             exempt: vec!["192.0.2.0/24".parse().expect("a prefix")],
         };

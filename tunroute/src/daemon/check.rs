@@ -20,22 +20,27 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::Daemon;
+use super::{Daemon, explain::names};
 use crate::{
-    commands::explain::examiner::{Examiner, Sighting, Subject},
-    commands::verify::{Field, MAX_SAMPLES, Names, Verification, Verifier},
+    commands::explain::{
+        examiner::{Examiner, Setting, Sighting, Subject},
+        expected::Intent,
+    },
+    commands::verify::{Field, MAX_SAMPLES, Names, Spot, Verification, Verifier, Wanted},
     config::{Config, Policy},
     control::socket::Answer,
     datapath::Place,
-    kernel::{Kinds, Oracle},
-    policy::compile::Desired,
+    kernel::Kinds,
+    policy::compile::{Desired, matching},
     policy::fast::Hook,
     policy::net::{Family, IfIndex, KernelState, MainRoute},
 };
 
-/// So many packets are asked about at each audit, some 50 µs each.
+/// Packets that are asked about at each audit, some 50 µs each.
 const SAMPLES: usize = 3;
-/// While a policy is closed, the maps are read this often, in case what is wrong stands there.
+/// Packets that go another way than configured which are remembered, and told by `status`.
+const STRAYS: usize = 3;
+/// While a policy is closed, the maps are read this often: they may hold the cause.
 const READ_MAPS: Duration = Duration::from_secs(10);
 
 /// A finished verification, and who waits for it.
@@ -56,9 +61,10 @@ struct Dispute {
 
 /// What the checks need, and what they have found.
 pub(super) struct Checker {
-    /// On the maps of the loaded programs.
     examiner: Option<Examiner>,
-    oracle: Option<Oracle>,
+    intent: Option<Arc<Intent>>,
+    /// What a running verification compares with, as it changes.
+    wanted: Arc<Wanted>,
     /// Link-layer addresses, as far as they were asked for.
     addresses: BTreeMap<IfIndex, [u8; 6]>,
     field: Option<Arc<Field>>,
@@ -69,6 +75,8 @@ pub(super) struct Checker {
     suspects: Vec<Subject>,
     /// By the policy's name.
     disputes: BTreeMap<String, Dispute>,
+    /// Packets that go another way than configured, in words.
+    strays: Vec<(Subject, String)>,
     maps_read: Instant,
     /// Why nothing can be sampled, as it was said last.
     complaint: Option<String>,
@@ -78,7 +86,8 @@ impl Checker {
     pub(super) fn new(verified: mpsc::UnboundedSender<Verified>) -> Self {
         Self {
             examiner: None,
-            oracle: None,
+            intent: None,
+            wanted: Arc::default(),
             addresses: BTreeMap::new(),
             field: None,
             generation: Arc::default(),
@@ -86,6 +95,7 @@ impl Checker {
             verified,
             suspects: Vec::new(),
             disputes: BTreeMap::new(),
+            strays: Vec::new(),
             maps_read: Instant::now(),
             complaint: None,
         }
@@ -99,7 +109,7 @@ impl Checker {
     /// Something is being changed, or has been.
     pub(super) fn note_change(&mut self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.field = None;
+        (self.field, self.intent) = (None, None);
         self.addresses.clear();
     }
 
@@ -107,13 +117,12 @@ impl Checker {
     pub(super) fn forgive(&mut self) {
         self.disputes.clear();
         self.suspects.clear();
+        self.strays.clear();
     }
 
-    pub(super) fn oracle(&mut self) -> anyhow::Result<&mut Oracle> {
-        match &mut self.oracle {
-            Some(oracle) => Ok(oracle),
-            none => Ok(none.insert(Oracle::connect()?)),
-        }
+    /// Packets that go another way than configured.
+    pub(super) fn strays(&self) -> impl Iterator<Item = String> {
+        self.strays.iter().map(|(_, text)| text.clone())
     }
 
     /// A device's link-layer address; zeros if it has none.
@@ -141,11 +150,16 @@ impl Checker {
 
 impl Daemon {
     pub(super) fn examiner(&mut self) -> anyhow::Result<&mut Examiner> {
-        if self.checker.examiner.is_none() {
-            let fast = self.fast.as_mut().context("no programs are loaded")?;
-            self.checker.examiner = Some(Examiner::new(fast.trial()?)?);
+        let deciding = self.fast.as_ref().is_some_and(|fast| fast.state().deciding().next().is_some());
+        if self.checker.examiner.as_ref().is_none_or(|examiner| deciding && !examiner.has_programs()) {
+            self.checker.examiner = Some(self.new_examiner()?);
         }
-        self.checker.examiner.as_mut().context("no programs are loaded")
+        self.checker.examiner.as_mut().context("the kernel cannot be asked")
+    }
+
+    fn new_examiner(&mut self) -> anyhow::Result<Examiner> {
+        let deciding = self.fast.as_mut().filter(|fast| fast.state().deciding().next().is_some());
+        Ok(Examiner::new(deciding.map(crate::datapath::Datapath::trial).transpose()?)?)
     }
 
     /// Enters in the desired state which policies are left to the kernel.
@@ -166,15 +180,27 @@ impl Daemon {
         if let Some(field) = &self.checker.field {
             return Arc::clone(field);
         }
-        let attached = self.fast.iter().flat_map(|fast| fast.state().deciding());
-        let attached: Vec<_> = attached.map(|attachment| (attachment.hook, attachment.ifindex)).collect();
-        let places = attached.into_iter().map(|(hook, device)| Place {
-            hook,
-            device,
-            address: self.checker.address(device),
-            xdp: hook == Hook::Ingress && self.decides_early(device),
+        let deciding: BTreeSet<(Hook, IfIndex)> = (self.fast.iter().flat_map(|fast| fast.state().deciding()))
+            .map(|attachment| (attachment.hook, attachment.ifindex))
+            .collect();
+        let interfaces = &self.config.interfaces;
+        let ingress = matching(&interfaces.ingress, kernel).map(|link| (Hook::Ingress, link.index));
+        let uplink = matching(&interfaces.uplink, kernel).map(|link| (Hook::Egress, link.index));
+        let mut spots: BTreeSet<(Hook, IfIndex)> = ingress.chain(uplink).chain(deciding.iter().copied()).collect();
+        // The host's own packets are asked about in any case.
+        if !spots.iter().any(|(hook, _)| *hook == Hook::Egress) {
+            spots.insert((Hook::Egress, 0));
+        }
+        let spots = spots.into_iter().map(|(hook, device)| Spot {
+            program: deciding.contains(&(hook, device)),
+            place: Place {
+                hook,
+                device,
+                address: self.checker.address(device),
+                xdp: hook == Hook::Ingress && self.decides_early(device),
+            },
         });
-        let places = places.collect();
+        let spots = spots.collect();
         // Nobody sends from the addresses at the ends of an IPv4 network, which are for broadcasts.
         let ends = |route: &MainRoute| match route.dst {
             IpNet::V4(net) if route.on_link && net.prefix_len() < 31 => {
@@ -188,7 +214,7 @@ impl Daemon {
         let literal = self.config.policies.iter().flat_map(|policy| &policy.exempt).copied();
         let on_link = kernel.main.iter().filter(|route| route.on_link).map(|route| route.dst);
         let field = Arc::new(Field {
-            places,
+            spots,
             own: own.collect(),
             exempt: kernel.local.iter().copied().chain(literal).chain(on_link).collect(),
         });
@@ -220,51 +246,58 @@ impl Daemon {
             !self.checker.verifying.load(Ordering::Acquire),
             "a verification is under way; wait for its end"
         );
-        anyhow::ensure!(
-            self.rules_installed(),
-            "datapath = \"ebpf\" has no rules to compare the programs with; \"shadow\" and \"both\" have"
-        );
         let snapshot = self.snapshot.take().context("the kernel could not be observed yet; try again")?;
         let field = self.field(&snapshot.state);
-        let uplinks = self.uplinks(&snapshot.state);
-        let names = snapshot.state.links.values().map(|link| (link.index, link.name.clone())).collect();
+        let names = names(&snapshot.state);
         self.snapshot = Some(snapshot);
-        anyhow::ensure!(
-            !field.places.is_empty(),
-            "no program is attached, so there is nothing to compare the rules with (`tunroute status` says why)"
-        );
-        let fast = self.fast.as_mut().context("no programs are loaded")?;
+        self.publish_wanted();
         Ok(Verifier {
             policies: self.config.policies.clone(),
             samples,
             field,
-            uplinks,
+            wanted: Arc::clone(&self.checker.wanted),
             names: Names(names),
             generation: Arc::clone(&self.checker.generation),
-            examiner: Examiner::new(fast.trial()?)?,
+            examiner: self.new_examiner()?,
         })
+    }
+
+    /// What the configuration asks for, as of the last pass.
+    fn intended(&mut self, kernel: &KernelState) -> Arc<Intent> {
+        let intent = self.checker.intent.take().unwrap_or_else(|| Arc::new(self.intent(kernel)));
+        self.checker.intent = Some(Arc::clone(&intent));
+        intent
+    }
+
+    /// Tells a running verification what is wanted now.
+    pub(super) fn publish_wanted(&mut self) {
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let intent = self.intended(&snapshot.state);
+        self.checker.wanted.set(intent, &snapshot.state, self.uplinks(&snapshot.state), self.rules_installed());
+        self.snapshot = Some(snapshot);
+    }
+
+    /// Is a verification running?
+    pub(super) fn is_verifying(&self) -> bool {
+        self.checker.verifying.load(Ordering::Acquire)
     }
 
     /// Takes note of what a verification has found, and answers who waits for it.
     pub(super) async fn finish_verify(&mut self, verified: Verified) {
         let Verified { mut verification, disagreements, answer } = verified;
         self.dispute(&disagreements).await;
+        self.checker.wanted = Arc::default();
         verification.closed = self.checker.reasons().collect();
         let _nobody_waits = answer.send(Answer::Verified(Box::new(verification)));
     }
 
-    /// A few packets through both datapaths; and another look at what they disagreed about.
+    /// Asks about a few packets, and again about those of the last time that something was wrong with.
     pub(super) async fn sample(&mut self) {
         // Not while something is being changed: it is done again when it is.
         let quiet = self.problems.is_empty() && self.retry.is_none() && self.postponed == Kinds::NONE;
-        let decides = self.fast.as_ref().is_some_and(|fast| fast.state().deciding().next().is_some());
-        if !quiet || !decides || !self.rules_installed() {
+        if !quiet {
             return;
         }
-        let Some(snapshot) = self.snapshot.take() else { return };
-        let field = self.field(&snapshot.state);
-        let uplinks = self.uplinks(&snapshot.state);
-        self.snapshot = Some(snapshot);
         if let Err(error) = self.examiner() {
             let error = Some(format!("{error:#}"));
             if self.checker.complaint != error {
@@ -273,25 +306,40 @@ impl Daemon {
             }
             return;
         }
+        let Some(snapshot) = self.snapshot.take() else { return };
+        let (field, intent) = (self.field(&snapshot.state), self.intended(&snapshot.state));
+        let (uplinks, device_names) = (self.uplinks(&snapshot.state), names(&snapshot.state));
         let Some(mut examiner) = self.checker.examiner.take() else { return };
-        let mut confirmed = Vec::new();
-        let seconds = std::mem::take(&mut self.checker.suspects).into_iter().map(|subject| (subject, true));
+        let setting = Setting {
+            intent: &intent,
+            main: &snapshot.state.main,
+            uplinks: &uplinks,
+            names: &device_names,
+            rules: self.rules_installed(),
+        };
+        let (mut disputed, mut strays) = (Vec::new(), Vec::new());
+        let again = std::mem::take(&mut self.checker.suspects);
+        let again = again.into_iter().chain(self.checker.strays.iter().map(|(subject, _)| *subject));
+        let again = again.collect::<Vec<_>>().into_iter().map(|subject| (subject, true));
         let firsts = (0..SAMPLES).filter_map(|_| field.any(&self.config.policies)).map(|subject| (subject, false));
-        for (subject, seen_before) in seconds.chain(firsts) {
-            match examiner.look(&subject, &uplinks) {
-                Ok(sighting) if sighting.agreement.agree => {}
-                Ok(sighting) if seen_before => confirmed.push((subject, sighting)),
-                Ok(_) => self.checker.suspects.push(subject),
+        for (subject, seen_before) in again.chain(firsts) {
+            match examiner.look(&subject, &setting) {
+                Ok(sighting) if sighting.agree() => {}
+                Ok(_) if !seen_before => self.checker.suspects.push(subject),
+                Ok(sighting) if !sighting.programs.agree => disputed.push((subject, sighting)),
+                Ok(sighting) => strays.push((subject, sighting)),
                 // The device may have gone.
                 Err(error) => debug!("{error}"),
             }
         }
         let mended: Vec<String> = (self.checker.disputes.iter())
             .filter(|(_, dispute)| dispute.mendable)
-            .filter(|(_, dispute)| matches!(examiner.would_agree(&dispute.subject, &uplinks), Ok(true)))
+            .filter(|(_, dispute)| matches!(examiner.would_agree(&dispute.subject, &setting), Ok(true)))
             .map(|(policy, _)| policy.clone())
             .collect();
         self.checker.examiner = Some(examiner);
+        self.snapshot = Some(snapshot);
+        self.note_strays(&Names(device_names), strays);
         for policy in &mended {
             info!("policy \"{policy}\": both datapaths agree again");
             self.checker.disputes.remove(policy);
@@ -300,24 +348,41 @@ impl Daemon {
         if look_closer {
             self.read_maps();
         }
-        self.dispute(&confirmed).await;
+        self.dispute(&disputed).await;
         if look_closer || !mended.is_empty() {
             self.reconcile(Kinds::NONE).await;
         }
     }
 
+    /// Remembers packets that go another way than configured.
+    fn note_strays(&mut self, names: &Names, strays: Vec<(Subject, Sighting)>) {
+        let before = std::mem::take(&mut self.checker.strays);
+        for (subject, sighting) in strays.into_iter().take(STRAYS) {
+            let told = names.describe(&subject, &sighting);
+            let text = format!("{} to {}: {} ({})", told.source, told.destination, told.because, told.explain);
+            if !before.iter().any(|(known, _)| *known == subject) {
+                warn!("not as configured: {text}");
+            }
+            self.checker.strays.push((subject, text));
+        }
+    }
+
     /// Leaves to the kernel the policies of packets that both datapaths disagree about.
     async fn dispute(&mut self, disagreements: &[(Subject, Sighting)]) {
-        let Some(snapshot) = &self.snapshot else { return };
+        let Some(snapshot) = self.snapshot.as_ref().filter(|_| !disagreements.is_empty()) else { return };
         let (uplinks, kernel) = (self.uplinks(&snapshot.state), &snapshot.state);
-        let names = Names(kernel.links.values().map(|link| (link.index, link.name.clone())).collect());
+        let (main, rules) = (kernel.main.clone(), self.rules_installed());
+        let names = Names(names(kernel));
+        let intent = self.intent(kernel);
+        let setting = Setting { intent: &intent, main: &main, uplinks: &uplinks, names: &names.0, rules };
         let mut new = false;
         for (subject, sighting) in disagreements {
             // Where a gate is closed, the uplink's program is meant to stop what others' rules send there.
-            if !self.gates.open().family(Family::of_addr(&subject.source)) {
+            if sighting.programs.agree || !self.gates.open().family(Family::of_addr(&subject.source)) {
                 continue;
             }
-            let policies = self.policies_of(sighting.program.maps.slots.keys().copied());
+            let slots = sighting.program.iter().flat_map(|program| program.maps.slots.keys().copied());
+            let policies = self.policies_of(slots);
             let name = |policy: usize| Some(self.config.policies.get(policy)?.name.clone());
             let policies: Vec<String> = policies.into_iter().filter_map(name).collect();
             for policy in policies {
@@ -333,7 +398,7 @@ impl Daemon {
                 warn!("{reason}");
                 let examiner = self.checker.examiner.as_mut();
                 let mendable =
-                    examiner.is_some_and(|examiner| matches!(examiner.would_agree(subject, &uplinks), Ok(false)));
+                    examiner.is_some_and(|examiner| matches!(examiner.would_agree(subject, &setting), Ok(false)));
                 self.checker.disputes.insert(policy, Dispute { subject: *subject, reason, mendable });
                 new = true;
             }

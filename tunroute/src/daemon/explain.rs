@@ -1,6 +1,9 @@
 //! The daemon's answer to `explain`.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -9,15 +12,16 @@ use super::Daemon;
 use crate::{
     commands::explain::{
         Candidate, Considered, Explanation, KernelSays, ProgramSays, Way,
-        agreement::Decision,
-        examiner::{HOP_LIMIT, Sighting, Subject},
+        agreement::Handling,
+        examiner::{HOP_LIMIT, Setting, Sighting, Subject},
+        expected::{Intent, Looked},
     },
-    config::{Datapath, Interfaces, OnDown},
+    config::{Datapath, Interfaces},
     datapath::Place,
-    kernel::{Answer, Question},
-    policy::compile::{ChainId, DesiredFast, Inputs, TunnelState, compile, matching, tunnel_state},
-    policy::fast::{Exemption, Hook},
-    policy::net::{Family, IfIndex, KernelState, Link, RouteKind, TABLE_LOCAL, TABLE_MAIN},
+    kernel::Answer,
+    policy::compile::{ChainId, Inputs, TunnelState, matching, tunnel_state},
+    policy::fast::Hook,
+    policy::net::{Family, IfIndex, KernelState, Link, ObservedRule, Route, RouteKind},
     policy::plan::number_slots,
 };
 
@@ -49,7 +53,9 @@ impl Daemon {
         let family = Family::of_addr(&source);
         let interfaces = self.config.interfaces.clone();
         let (hook, link, device_because) = place(&interfaces, kernel, source, iif)?;
+        let runs = link.map(|link| self.runs(hook, link)).unwrap_or_else(|| Err("there is no uplink".to_owned()));
         let subject = Subject {
+            program: runs.is_ok(),
             place: Place {
                 hook,
                 device: link.map_or(0, |link| link.index),
@@ -60,19 +66,18 @@ impl Daemon {
             destination,
         };
         let way = |(device, gateway): (IfIndex, Option<IpAddr>)| Way { device: name(kernel, device), gateway };
-        let runs = link.map(|link| self.runs(hook, link)).unwrap_or_else(|| Err("there is no uplink".to_owned()));
-        let uplinks = self.uplinks(kernel);
-        let (sighting, no_program) = match runs {
-            Ok(()) => (Some(self.examiner()?.look(&subject, &uplinks)?), None),
-            Err(why) => (None, Some(why)),
+        let intent = self.intent(kernel);
+        let setting = Setting {
+            intent: &intent,
+            main: &kernel.main,
+            uplinks: &self.uplinks(kernel),
+            names: &names(kernel),
+            rules: self.rules_installed(),
         };
-        let question = Question { source, destination, iif: (hook == Hook::Ingress).then_some(subject.place.device) };
-        let answer = match &sighting {
-            Some(sighting) => sighting.kernel,
-            None => self.checker.oracle()?.ask(&question)?,
-        };
-        let route = self.checker.oracle()?.route(&question, &|index| name(kernel, index))?;
-        let (policies, applying) = self.considered(kernel, source, destination);
+        let sighting = self.examiner()?.look(&subject, &setting)?;
+        let answer = sighting.kernel;
+        let route = self.examiner()?.oracle().route(&subject.question(), &|index| name(kernel, index))?;
+        let applying = sighting.looked.iter().find(|looked| looked.applies).map(|looked| looked.policy);
         let policy = applying.map(|policy| &self.config.policies[policy]);
         let mut candidates = Vec::new();
         for tunnel in policy.iter().flat_map(|policy| &policy.via) {
@@ -92,13 +97,7 @@ impl Daemon {
                 chosen: word == "up" && candidates.iter().all(|candidate: &Candidate| !candidate.chosen),
             });
         }
-        let comparable = self.rules_installed();
-        let (agree, because) = match &sighting {
-            Some(sighting) if comparable => (Some(sighting.agreement.agree), sighting.agreement.because),
-            Some(_) => (None, "datapath = \"ebpf\" has no rules; the program alone decides"),
-            None => (Some(true), "only the kernel decides here"),
-        };
-        let (rule, reject) = deciding(kernel, source, family, answer);
+        let (rule, reject) = deciding(kernel, (source, destination), family, answer);
         let shadow = self.config.datapath == Datapath::Shadow;
         Ok(Explanation {
             source,
@@ -110,12 +109,12 @@ impl Daemon {
             device: link.map(|link| link.name.clone()),
             device_because,
             datapath: self.config.datapath,
-            policies,
+            policies: self.considered(&sighting.looked, source),
             tunnels: candidates,
             on_down: policy.map(|policy| policy.on_down),
             gates: self.closed_gates(),
-            program: sighting.as_ref().map(|sighting| program_says(sighting, !shadow, way)),
-            no_program,
+            program: program_says(&sighting, !shadow, way),
+            no_program: runs.err(),
             kernel: KernelSays {
                 decision: match answer {
                     Answer::Leaves { .. } => "leaves".to_owned(),
@@ -129,8 +128,8 @@ impl Daemon {
                 rule,
                 route: route.or(reject),
             },
-            agree,
-            because: because.to_owned(),
+            agree: sighting.agree(),
+            because: sighting.because().to_owned(),
         })
     }
 
@@ -165,47 +164,20 @@ impl Daemon {
         !matches!(self.config.datapath, Datapath::Ebpf) || self.fallback
     }
 
-    /// The policies around a source, up to the one that applies, and that one's index.
-    fn considered(
-        &self,
-        kernel: &KernelState,
-        source: IpAddr,
-        destination: IpAddr,
-    ) -> (Vec<Considered>, Option<usize>) {
-        let desired = self.desired_fast(kernel);
-        let mut considered = Vec::new();
-        let mut next =
-            longest(source, |prefix| desired.sources.chain_of(prefix).map(|chain| chain.id)).map(|(_, id)| id);
-        while let Some(slot) = next.and_then(|id| desired.slots.get(&id)) {
-            let policy = &self.config.policies[slot.policy];
+    /// The policies that were considered, by name, with the prefix that holds the source.
+    fn considered(&self, looked: &[Looked], source: IpAddr) -> Vec<Considered> {
+        let named = looked.iter().filter_map(|Looked { policy, exempt, applies }| {
+            let policy = self.config.policies.get(*policy)?;
             let holding = policy.sources().filter(|prefix| prefix.contains(&source));
-            let Some(prefix) = holding.max_by_key(|prefix| prefix.prefix_len()) else { break };
-            let set = slot.exempt_set;
-            let exempt = longest(destination, |prefix| {
-                desired.exempt.contains(&Exemption { set, prefix: *prefix }).then_some(())
-            });
-            let up = policy
-                .via
-                .iter()
-                .any(|tunnel| matches!(tunnel_state(tunnel, slot.family, kernel, &self.failed), TunnelState::Up(_)));
-            let applies = exempt.is_none() && (up || policy.on_down != OnDown::Next);
-            considered.push(Considered {
-                policy: policy.name.clone(),
-                prefix: *prefix,
-                exempt: exempt.map(|(prefix, ())| prefix),
-                applies,
-            });
-            if applies {
-                return (considered, Some(slot.policy));
-            }
-            next = slot.next;
-        }
-        (considered, None)
+            let prefix = holding.max_by_key(|prefix| prefix.prefix_len())?;
+            Some(Considered { policy: policy.name.clone(), prefix: *prefix, exempt: *exempt, applies: *applies })
+        });
+        named.collect()
     }
 
-    /// What the maps should hold, whether there are programs or not.
-    pub(super) fn desired_fast(&self, kernel: &KernelState) -> DesiredFast {
-        let inputs = Inputs {
+    /// What the configuration asks for on this host.
+    pub(super) fn intent(&self, kernel: &KernelState) -> Intent {
+        Intent::new(&Inputs {
             config: &self.config,
             kernel,
             tables: self.tables.numbers(),
@@ -213,8 +185,7 @@ impl Daemon {
             rules: false,
             fast: Some(self.gates.inputs(&self.xdp.chosen)),
             before: self.sources.as_ref(),
-        };
-        compile(&inputs).fast.unwrap_or_default()
+        })
     }
 
     /// The policies that slots belong to, by the slots' numbers.
@@ -256,43 +227,46 @@ fn place<'a>(
     Ok((Hook::Egress, uplink(), "there is no ingress device, so as if it were this host's own".to_owned()))
 }
 
-fn program_says(sighting: &Sighting, acts: bool, way: impl Fn((IfIndex, Option<IpAddr>)) -> Way) -> ProgramSays {
-    let (decision, way) = match sighting.decision {
-        Decision::Left => ("left", None),
-        Decision::Dropped => ("dropped", None),
-        Decision::Leaves { device, gateway } => ("leaves", Some(way((device, gateway)))),
+fn program_says(
+    sighting: &Sighting,
+    acts: bool,
+    way: impl Fn((IfIndex, Option<IpAddr>)) -> Way,
+) -> Option<ProgramSays> {
+    let program = sighting.program.as_ref()?;
+    let (decision, way) = match sighting.handling? {
+        Handling::Left => ("left", None),
+        Handling::Dropped => ("dropped", None),
+        Handling::Leaves { device, gateway } => ("leaves", Some(way((device, gateway)))),
     };
-    ProgramSays {
+    Some(ProgramSays {
         acts,
         decision: decision.to_owned(),
-        xdp: sighting.program.xdp,
-        outcome: sighting.program.counted.map(|(_, outcome)| outcome.name().to_owned()),
+        xdp: program.xdp,
+        outcome: program.counted.map(|(_, outcome)| outcome.name().to_owned()),
         way,
-    }
+    })
+}
+
+/// The names of all devices.
+pub(super) fn names(kernel: &KernelState) -> BTreeMap<IfIndex, String> {
+    kernel.links.values().map(|link| (link.index, link.name.clone())).collect()
 }
 
 pub(super) fn name(kernel: &KernelState, device: IfIndex) -> String {
     kernel.links.get(&device).map_or_else(|| format!("ifindex {device}"), |link| link.name.clone())
 }
 
-/// The longest prefix around an address for which there is something.
-fn longest<T>(address: IpAddr, find: impl Fn(&IpNet) -> Option<T>) -> Option<(IpNet, T)> {
-    let mut prefix = Some(IpNet::from(address));
-    while let Some(current) = prefix {
-        if let Some(found) = find(&current) {
-            return Some((current, found));
-        }
-        prefix = current.supernet();
-    }
-    None
-}
-
 /// The rule, and where the kernel does not tell it the route, by which a packet is decided: the kernel names the table at
 /// most.
-fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer) -> (Option<String>, Option<String>) {
+fn deciding(
+    kernel: &KernelState,
+    (source, destination): (IpAddr, IpAddr),
+    family: Family,
+    answer: Answer,
+) -> (Option<String>, Option<String>) {
     let mut rules = kernel.rules.iter().filter(|rule| rule.family == family && rule.oif.is_none());
     let ours = |table: Option<u32>| {
-        move |rule: &&crate::policy::net::ObservedRule| {
+        move |rule: &&ObservedRule| {
             rule.rule.as_ref().is_some_and(|rule| {
                 let asked = rule.table().filter(|_| rule.from.contains(&source) != rule.not);
                 asked.is_some_and(|asked| table.is_none_or(|table| asked == table))
@@ -305,7 +279,7 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
             // Tables that throw are passed over.
             let reject = rules.filter(ours(None)).find_map(|rule| {
                 let table = rule.rule.as_ref()?.table()?;
-                let rejects = |route: &&crate::policy::net::Route| {
+                let rejects = |route: &&Route| {
                     route.table == table
                         && Family::of(&route.dst) == family
                         && matches!(route.kind, RouteKind::Unreachable | RouteKind::Blackhole | RouteKind::Prohibit)
@@ -316,13 +290,9 @@ fn deciding(kernel: &KernelState, source: IpAddr, family: Family, answer: Answer
             return reject.unzip();
         }
     };
-    let named = match table {
-        TABLE_LOCAL => "local".to_owned(),
-        TABLE_MAIN => "main".to_owned(),
-        table => table.to_string(),
+    let theirs = |rule: &&ObservedRule| {
+        rule.foreign.as_ref().is_some_and(|rule| rule.table == Some(table) && rule.may_match(source, destination))
     };
-    let looks_up = format!("lookup {named} ");
-    let found = rules.clone().find(ours(Some(table)));
-    let found = found.or_else(|| rules.find(|rule| rule.rule.is_none() && rule.text.contains(&looks_up)));
-    (found.map(crate::policy::net::ObservedRule::text), None)
+    let found = rules.clone().find(ours(Some(table))).or_else(|| rules.find(theirs));
+    (found.map(ObservedRule::text), None)
 }

@@ -395,6 +395,9 @@ impl Daemon {
         {
             fast.forget_other_layouts();
         }
+        if self.is_verifying() {
+            self.publish_wanted();
+        }
         self.checker.note_change();
         self.retry = (!self.problems.is_empty()).then(|| tokio::time::Instant::now() + RETRY);
         self.service.status(self.summary());

@@ -48,6 +48,7 @@ impl Daemon {
                 .into_iter()
                 .chain(self.gates.hints().iter().cloned())
                 .chain(self.kept_out())
+                .chain(self.checker.strays().map(|stray| format!("not as configured: {stray}")))
                 .chain(self.endpoint_error.clone())
                 .chain(self.lists())
                 .chain(self.config.policies.iter().filter_map(without_sources))

@@ -154,10 +154,11 @@ fn is_unsupported(error: &std::io::Error) -> bool {
 
 async fn observe_routes(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(), KernelError> {
     snapshot.routes.clear();
-    let KernelState { links, routes, local, main, foreign_tables, .. } = &mut snapshot.state;
+    let KernelState { links, routes, local, main, main_refuses, foreign_tables, .. } = &mut snapshot.state;
     routes.clear();
     local.clear();
     main.clear();
+    main_refuses.clear();
     foreign_tables.clear();
     let messages = &mut snapshot.routes;
     // The kernel does not flag an interrupted route dump, and one that went on after a change repeats itself
@@ -188,6 +189,9 @@ async fn observe_routes(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<
                     local.insert(seen.dst);
                 }
                 TABLE_MAIN if seen.kind == RouteType::Unicast => main.push(seen.main_route()),
+                TABLE_MAIN => {
+                    main_refuses.insert(seen.dst);
+                }
                 _ => {}
             }
         };

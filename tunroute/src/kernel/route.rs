@@ -14,7 +14,7 @@ use super::{
     address_family,
     socket::{Request, attributes, u32_of, value},
 };
-use crate::policy::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind};
+use crate::policy::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind, TableName};
 
 /// The length of `struct rtmsg`.
 pub(super) const HEADER: usize = 12;
@@ -189,7 +189,7 @@ impl Seen {
         if self.other_hops {
             text.push_str(" [several next hops]");
         }
-        text.push_str(&format!(" table {} metric {}", self.table, self.metric));
+        text.push_str(&format!(" table {} metric {}", TableName(self.table), self.metric));
         if self.ours {
             text.push_str(&format!(" protocol {PROTOCOL}"));
         }

@@ -16,7 +16,9 @@ use super::{
     address_family,
     socket::{Request, attributes},
 };
-use crate::policy::net::{self, Family, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN};
+use crate::policy::net::{
+    self, Family, Foreign, Handle, ObservedRule, PROTOCOL, Rule, TABLE_LOCAL, TABLE_MAIN, TableName,
+};
 
 /// The length of `struct fib_rule_hdr`.
 const HEADER: usize = 12;
@@ -221,8 +223,21 @@ impl Seen {
                 && self.oif.is_none()
                 && action == Some(net::RuleAction::Lookup(table))
         };
+        let foreign = (!ours).then(|| {
+            Box::new(Foreign {
+                inverted,
+                from: self.from.filter(|from| from.prefix_len() > 0),
+                to: self.to,
+                table: match action {
+                    Some(net::RuleAction::Lookup(table)) => Some(table),
+                    _ => None,
+                },
+                others: !self.selectors.is_empty() || self.mark.is_some() || self.mask.is_some() || self.oif.is_some(),
+            })
+        });
         ObservedRule {
             handle,
+            foreign,
             family,
             priority: self.priority,
             ours,
@@ -268,10 +283,7 @@ impl Seen {
             RuleAction::ToTable => match self.table {
                 // The table of the device's VRF.
                 0 => Ok(()),
-                TABLE_LOCAL => write!(text, " lookup local"),
-                TABLE_MAIN => write!(text, " lookup main"),
-                253 => write!(text, " lookup default"),
-                table => write!(text, " lookup {table}"),
+                table => write!(text, " lookup {}", TableName(table)),
             },
             RuleAction::Goto => write!(text, " goto {}", self.goto.unwrap_or(0)),
             RuleAction::Nop => write!(text, " nop"),

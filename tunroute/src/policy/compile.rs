@@ -307,14 +307,22 @@ fn compile_table(
 }
 
 fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
-    let shadow = inputs.config.datapath == Datapath::Shadow;
-    let mut desired = DesiredFast { shadow, ..DesiredFast::default() };
+    let mut desired = match inputs.config.datapath {
+        Datapath::Kernel => DesiredFast::default(),
+        Datapath::Both | Datapath::Ebpf | Datapath::Shadow => compile_programs(inputs, fast, connected),
+    };
     compile_clamps(inputs, &mut desired);
-    if inputs.config.datapath == Datapath::Kernel {
-        return desired;
-    }
-    (desired.open, desired.unmatched) = (fast.open, fast.unmatched);
-    desired.sources = Sources::compile(inputs, fast.reverse_path);
+    desired
+}
+
+/// What is decided on each source and destination, whichever datapath is configured: sources, slots and exemptions.
+#[must_use]
+pub fn decisions(inputs: &Inputs<'_>, reverse_path: bool) -> DesiredFast {
+    compile_decisions(inputs, reverse_path, &connected(inputs))
+}
+
+fn compile_decisions(inputs: &Inputs<'_>, reverse_path: bool, connected: &BTreeSet<IpNet>) -> DesiredFast {
+    let mut desired = DesiredFast { sources: Sources::compile(inputs, reverse_path), ..DesiredFast::default() };
     let sets = exempt_sets(inputs.config);
     for Chain { id, family, policies } in desired.sources.chains() {
         // Every suffix is a chain of its own: it is where the one before goes on.
@@ -335,6 +343,14 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
                 .extend(exempt(policy, family, connected).chain(local).map(|prefix| Exemption { set, prefix }));
         }
     }
+    desired
+}
+
+/// The decisions, and the programs that take them.
+fn compile_programs(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
+    let mut desired = compile_decisions(inputs, fast.reverse_path, connected);
+    desired.shadow = inputs.config.datapath == Datapath::Shadow;
+    (desired.open, desired.unmatched) = (fast.open, fast.unmatched);
     if fast.unmatched.any() {
         desired.exempt.extend(inputs.kernel.local.iter().map(|own| Exemption { set: OWN_SET, prefix: *own }));
     }

@@ -20,6 +20,23 @@ pub const PROTOCOL: u8 = 116;
 pub const TABLE_LOCAL: u32 = 255;
 /// The kernel's main table (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
+/// The kernel's default table (`RT_TABLE_DEFAULT`), which is asked last.
+pub const TABLE_DEFAULT: u32 = 253;
+
+/// A routing table as `ip` writes it: the kernel's own three by name, others by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableName(pub u32);
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            TABLE_LOCAL => f.write_str("local"),
+            TABLE_MAIN => f.write_str("main"),
+            TABLE_DEFAULT => f.write_str("default"),
+            table => table.fmt(f),
+        }
+    }
+}
 
 /// The kernel's number of a network device in this namespace; never 0.
 pub type IfIndex = u32;
@@ -230,7 +247,7 @@ impl fmt::Display for Rule {
             write!(f, " oif {oif}")?;
         }
         match action {
-            RuleAction::Lookup(table) => write!(f, " lookup {table}")?,
+            RuleAction::Lookup(table) => write!(f, " lookup {}", TableName(*table))?,
             RuleAction::Goto(target) => write!(f, " goto {target}")?,
             RuleAction::Nop => f.write_str(" nop")?,
         }
@@ -322,7 +339,7 @@ impl fmt::Display for Route {
                 None => write!(f, " dev {device}")?,
             }
         }
-        write!(f, " table {table}")?;
+        write!(f, " table {}", TableName(*table))?;
         if *metric != Family::of(dst).default_metric() {
             write!(f, " metric {metric}")?;
         }
@@ -358,8 +375,35 @@ pub struct ObservedRule {
     pub iif: Option<String>,
     /// The `oif` selector: such a rule never matches a packet that is being forwarded.
     pub oif: Option<String>,
+    /// What a rule of others selects and asks; none for tunroute's own, and where it is not known.
+    pub foreign: Option<Box<Foreign>>,
     /// In `ip rule` syntax, for people; empty where `rule` says it, for those are many. See [`Self::text`].
     pub text: String,
+}
+
+/// The prefixes that a rule of others selects, and the table that it asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// `not`: it matches what the selectors do not.
+    pub inverted: bool,
+    /// The source prefix; none for all sources.
+    pub from: Option<IpNet>,
+    /// The destination prefix; none for all destinations.
+    pub to: Option<IpNet>,
+    /// The routing table that it asks; none for any other action.
+    pub table: Option<u32>,
+    /// It has selectors besides the two prefixes, such as `fwmark` or `iif`.
+    pub others: bool,
+}
+
+impl Foreign {
+    /// May the rule match a packet, as far as its prefixes tell?
+    #[must_use]
+    pub fn may_match(&self, source: IpAddr, destination: IpAddr) -> bool {
+        let holds = |prefix: &Option<IpNet>, address| prefix.is_none_or(|prefix| prefix.contains(address));
+        let matches = holds(&self.from, &source) && holds(&self.to, &destination);
+        matches != (self.inverted && !self.others)
+    }
 }
 
 impl ObservedRule {
@@ -407,6 +451,8 @@ pub struct KernelState {
     pub local: BTreeSet<IpNet>,
     /// The unicast routes of the main table.
     pub main: Vec<MainRoute>,
+    /// The destinations that the main table refuses, or leaves to the rules behind it (`throw`).
+    pub main_refuses: BTreeSet<IpNet>,
     /// Tables with routes of others in them.
     pub foreign_tables: BTreeSet<u32>,
 }

@@ -124,6 +124,7 @@ impl World {
             l3mdev: false,
             iif: None,
             oif: rule.oif.clone(),
+            foreign: None,
             text: rule.to_string(),
         });
         let routes = self.routes.values().enumerate().map(|(index, route)| ObservedRoute {

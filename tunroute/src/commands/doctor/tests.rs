@@ -90,6 +90,7 @@ fn rule(priority: u32, text: &str) -> ObservedRule {
         l3mdev: false,
         iif: None,
         oif: None,
+        foreign: None,
         text: text.to_owned(),
     }
 }

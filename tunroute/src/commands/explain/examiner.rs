@@ -1,6 +1,9 @@
-//! Asks both datapaths about a packet.
+//! Asks the loaded program and the kernel about a packet, and compares both with the configuration.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use etherparse::PacketBuilder;
 use tunroute_common::{
@@ -9,13 +12,16 @@ use tunroute_common::{
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Slice},
 };
 
-use super::agreement::{Agreement, Decision, agreement, no};
+use super::{
+    agreement::{Agreement, Handling, agreement, as_configured, no, without_rules},
+    expected::{Expected, Intent, Looked, main_way},
+};
 use crate::{
     datapath::{DatapathError, Place, Trial, Trialled},
-    kernel::{Answer, KernelError, Oracle, Question},
+    kernel::{Answer, KernelError, Oracle, Question, Refused, sysctl},
     policy::fast::{FastState, Hook},
     policy::model::Model,
-    policy::net::{Family, IfIndex},
+    policy::net::{Family, IfIndex, MainRoute},
 };
 
 /// The hop limit of the packets that are asked about.
@@ -26,8 +32,10 @@ const PORT: u16 = 33434;
 /// A packet to be asked about, and where it is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject {
-    /// Where the program sees it.
+    /// Where the program sees it, or would.
     pub place: Place,
+    /// A program runs there; otherwise the kernel decides alone.
+    pub program: bool,
     /// Where it comes from.
     pub source: IpAddr,
     /// Where it goes to, of the same family.
@@ -57,7 +65,9 @@ impl Subject {
         packet
     }
 
-    fn question(&self) -> Question {
+    /// The packet as the kernel is asked about it.
+    #[must_use]
+    pub fn question(&self) -> Question {
         let iif = (self.place.hook == Hook::Ingress).then_some(self.place.device);
         Question { source: self.source, destination: self.destination, iif }
     }
@@ -88,17 +98,54 @@ impl Subject {
     }
 }
 
-/// What both say.
+/// What the host does with packets apart from the programs, and what is wanted of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// What the configuration asks for.
+    pub intent: &'a Intent,
+    /// The main table.
+    pub main: &'a [MainRoute],
+    /// The uplinks.
+    pub uplinks: &'a BTreeSet<IfIndex>,
+    /// The names of devices.
+    pub names: &'a BTreeMap<IfIndex, String>,
+    /// Rules are installed; without them the programs decide alone.
+    pub rules: bool,
+}
+
+/// The answers about one packet.
 #[derive(Clone, Debug)]
 pub struct Sighting {
-    /// What the program counted and what its maps hold.
-    pub program: Trialled,
-    /// What it decides.
-    pub decision: Decision,
-    /// What the kernel would do without it.
+    /// What the program counted and what its maps hold; none where none runs.
+    pub program: Option<Trialled>,
+    /// What the program does with it.
+    pub handling: Option<Handling>,
+    /// What the kernel would do without the program.
     pub kernel: Answer,
-    /// Whether they agree.
-    pub agreement: Agreement,
+    /// The policies that were considered.
+    pub looked: Vec<Looked>,
+    /// The program against the rules.
+    pub programs: Agreement,
+    /// What becomes of the packet, against the configuration.
+    pub configured: Agreement,
+}
+
+impl Sighting {
+    /// Does everything agree?
+    #[must_use]
+    pub const fn agree(&self) -> bool {
+        self.programs.agree && self.configured.agree
+    }
+
+    /// In which respect, or why not.
+    #[must_use]
+    pub const fn because(&self) -> &'static str {
+        match (self.programs.agree, self.handling) {
+            (false, _) => self.programs.because,
+            (true, Some(Handling::Leaves { .. } | Handling::Dropped)) if self.configured.agree => self.programs.because,
+            _ => self.configured.because,
+        }
+    }
 }
 
 /// Why nothing could be asked.
@@ -114,7 +161,8 @@ pub enum ExamineError {
 
 /// Both datapaths, ready to be asked.
 pub struct Examiner {
-    trial: Trial,
+    /// None while no programs are loaded.
+    trial: Option<Trial>,
     oracle: Oracle,
 }
 
@@ -123,29 +171,41 @@ impl Examiner {
     ///
     /// # Errors
     ///
-    /// If there is no socket to be had.
-    pub fn new(trial: Trial) -> Result<Self, ExamineError> {
+    /// If no netlink socket can be opened.
+    pub fn new(trial: Option<Trial>) -> Result<Self, ExamineError> {
         Ok(Self { trial, oracle: Oracle::connect()? })
     }
 
-    /// Asks both.
+    /// Can the programs be asked?
+    #[must_use]
+    pub const fn has_programs(&self) -> bool {
+        self.trial.is_some()
+    }
+
+    /// Asks about a packet.
     ///
     /// # Errors
     ///
     /// If one does not answer, as when the device has just gone.
-    pub fn look(&mut self, subject: &Subject, uplinks: &BTreeSet<IfIndex>) -> Result<Sighting, ExamineError> {
-        let program = self.trial.run(&subject.place, subject.source, subject.destination, &subject.packet())?;
-        let outcome = program.counted.map(|(_, outcome)| outcome);
-        let decision = Decision::of(outcome, program.slot(), subject.family());
-        let kernel = self.oracle.ask(&subject.question())?;
-        let agreement = if program.left != (program.maps.shadow || decision == Decision::Left) {
-            no("the program does one thing and counts another")
-        } else if program.counted != subject.decide(&program.maps) {
-            no("the program does not do what its maps say")
-        } else {
-            agreement(subject.place.hook, decision, kernel, |device| uplinks.contains(&device))
+    pub fn look(&mut self, subject: &Subject, setting: &Setting<'_>) -> Result<Sighting, ExamineError> {
+        let program = match &mut self.trial {
+            Some(trial) if subject.program => {
+                Some(trial.run(&subject.place, subject.source, subject.destination, &subject.packet())?)
+            }
+            _ => None,
         };
-        Ok(Sighting { program, decision, kernel, agreement })
+        let handling = program.as_ref().map(|program| {
+            let outcome = program.counted.map(|(_, outcome)| outcome);
+            Handling::of(outcome, program.slot(), subject.family())
+        });
+        let kernel = self.oracle.ask(&subject.question())?;
+        let programs = match (&program, handling) {
+            (Some(program), Some(handling)) => compare_programs(subject, program, handling, kernel, setting),
+            _ => Agreement { agree: true, because: "the kernel decides alone" },
+        };
+        let (looked, expected) = setting.intent.expect(&subject.question());
+        let configured = compare_configured(subject, handling, kernel, &expected, setting);
+        Ok(Sighting { program, handling, kernel, looked, programs, configured })
     }
 
     /// Would they agree, if the fast path did not leave this packet to the kernel because of a disagreement?
@@ -153,19 +213,77 @@ impl Examiner {
     /// # Errors
     ///
     /// As [`Self::look`].
-    pub fn would_agree(&mut self, subject: &Subject, uplinks: &BTreeSet<IfIndex>) -> Result<bool, ExamineError> {
-        let Sighting { program: Trialled { mut maps, .. }, kernel, .. } = self.look(subject, uplinks)?;
+    pub fn would_agree(&mut self, subject: &Subject, setting: &Setting<'_>) -> Result<bool, ExamineError> {
+        let Sighting { program: Some(Trialled { mut maps, .. }), kernel, .. } = self.look(subject, setting)? else {
+            return Ok(true);
+        };
         for slot in maps.slots.values_mut() {
             slot.egress = slot.egress.without(flags::DISPUTED);
         }
         let counted = subject.decide(&maps);
         let slot = counted.and_then(|(slot, _)| maps.slots.get(&slot));
-        let decision = Decision::of(counted.map(|(_, outcome)| outcome), slot, subject.family());
-        Ok(agreement(subject.place.hook, decision, kernel, |device| uplinks.contains(&device)).agree)
+        let handling = Handling::of(counted.map(|(_, outcome)| outcome), slot, subject.family());
+        let is_uplink = |device| setting.uplinks.contains(&device);
+        Ok(agreement(subject.place.hook, handling, kernel, is_uplink).agree)
     }
 
     /// The kernel alone.
     pub const fn oracle(&mut self) -> &mut Oracle {
         &mut self.oracle
     }
+}
+
+fn compare_programs(
+    subject: &Subject,
+    program: &Trialled,
+    handling: Handling,
+    kernel: Answer,
+    setting: &Setting<'_>,
+) -> Agreement {
+    if program.left != (program.maps.shadow || handling == Handling::Left) {
+        no("the program does one thing and counts another")
+    } else if program.counted != subject.decide(&program.maps) {
+        no("the program does not do what its maps say")
+    } else if setting.rules {
+        agreement(subject.place.hook, handling, kernel, |device| setting.uplinks.contains(&device))
+    } else {
+        Agreement { agree: true, because: "the program decides alone, without rules" }
+    }
+}
+
+fn compare_configured(
+    subject: &Subject,
+    handling: Option<Handling>,
+    kernel: Answer,
+    expected: &Expected,
+    setting: &Setting<'_>,
+) -> Agreement {
+    let (hook, family) = (subject.place.hook, subject.family());
+    let guarded = |device| setting.uplinks.contains(&device);
+    let fate = match setting.rules {
+        true => kernel,
+        false => without_rules(hook, handling, kernel, expected, guarded),
+    };
+    let main = || main_way(setting.main, &setting.intent.main_refuses, subject.destination);
+    let compared = as_configured(expected, fate, (setting.intent, family), main);
+    match fate {
+        Answer::Refused(refused) if !compared.agree && hook == Hook::Ingress => {
+            refused_at(setting.names.get(&subject.place.device), family, refused).unwrap_or(compared)
+        }
+        _ => compared,
+    }
+}
+
+/// Why the kernel refuses a packet before it looks for a route, if the device's settings say so. IPv4 only: for IPv6 the
+/// kernel's answer does not depend on them.
+fn refused_at(device: Option<&String>, family: Family, refused: Refused) -> Option<Agreement> {
+    let device = device.filter(|_| family == Family::V4)?;
+    let because = match refused {
+        Refused::Unreachable if !sysctl::forwards(family, device) => "the kernel does not forward from this device",
+        Refused::Dropped if sysctl::rp_filter(device).is_on() => {
+            "the kernel drops it: rp_filter does not expect the source at this device"
+        }
+        _ => return None,
+    };
+    Some(Agreement { agree: true, because })
 }

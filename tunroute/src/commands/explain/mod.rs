@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod examiner;
+pub mod expected;
 
 use std::{fmt::Write as _, net::IpAddr};
 
@@ -50,9 +51,9 @@ pub struct Explanation {
     pub no_program: Option<String>,
     /// What the kernel's rules say.
     pub kernel: KernelSays,
-    /// Do the two agree? None where there are no two.
-    pub agree: Option<bool>,
-    /// In which respect.
+    /// Do the program, the kernel and the configuration agree?
+    pub agree: bool,
+    /// In which respect, or why not.
     pub because: String,
 }
 
@@ -177,11 +178,7 @@ impl Explanation {
             }
         }
         lines.gap();
-        let (verdict, code) = match self.agree {
-            Some(true) => ("they agree", "32"),
-            Some(false) => ("they DISAGREE", "1;31"),
-            None => ("nothing to compare", "33"),
-        };
+        let (verdict, code) = if self.agree { ("they agree", "32") } else { ("they DISAGREE", "1;31") };
         let text = format!("{verdict}: {}", self.because);
         lines.add("Verdict", &text);
         if colour {

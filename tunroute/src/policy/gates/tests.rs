@@ -18,6 +18,7 @@ fn rule(priority: u32) -> ObservedRule {
         l3mdev: false,
         iif: None,
         oif: None,
+        foreign: None,
         text: "TEXT".into(),
     }
 }
