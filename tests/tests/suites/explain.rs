@@ -141,6 +141,7 @@ fn a_rule_of_a_tree_is_explained() -> Result<()> {
         let rule = said["kernel"]["rule"].as_str().context("no rule")?;
         ensure!(code == Some(0) && rule.starts_with(&format!("from {prefix} lookup")), "{said:#}");
         assert_eq!(said["kernel"]["way"]["device"], TUNNELS[tunnel].device, "{said:#}");
+        assert_eq!((&said["policies"][0]["prefix"], &said["agree"]), (&json!(prefix), &json!(true)), "{said:#}");
     }
     assert_eq!(daemon.status()?["kernel"]["trees"], json!(["v6"]));
     let shown = screen(&daemon, &["status"])?;
@@ -233,6 +234,71 @@ fn what_a_policy_that_is_down_does_is_explained() -> Result<()> {
         assert_eq!(said["kernel"]["decision"], kernel, "{said:#}");
         let shown = screen(&daemon, &["explain", &client, &remote])?;
         ensure!(shown.contains(&format!("on-down = \"{on_down}\"")), "{shown}");
+    }
+    Ok(())
+}
+
+/// A packet that goes another way than the configuration says is never called right, whatever sends it there.
+#[test]
+fn a_packet_that_goes_another_way_than_configured_is_told() -> Result<()> {
+    let (client, remote, lan) = (TUNNELS[0].client.v4, REMOTE.v4, TUNNELS[1].client.v4);
+    let sixxs1 = TUNNELS[1].device;
+    // What is done to the host and undone, with TABLE for the policy's; source and destination; what `explain` says of it.
+    let meddling: [(&str, &str, String, String, &str); 4] = [
+        (
+            "rule add pref 100 lookup 77\nroute add default dev DEV table 77",
+            "rule del pref 100\nroute flush table 77",
+            client.to_string(),
+            remote.to_string(),
+            "it leaves by another device than the policy's tunnel",
+        ),
+        (
+            "rule add pref 100 lookup 77\nroute add default dev DEV table 77",
+            "rule del pref 100\nroute flush table 77",
+            client.to_string(),
+            lan.to_string(),
+            "a rule of others ahead of the policies sends it another way than the main table",
+        ),
+        (
+            "route add 198.18.0.0/24 dev DEV table TABLE",
+            "route del 198.18.0.0/24 dev DEV table TABLE",
+            client.to_string(),
+            remote.to_string(),
+            "it leaves by another device than the policy's tunnel",
+        ),
+        (
+            "rule add pref 100 to 198.18.0.0/24 blackhole",
+            "rule del pref 100",
+            client.to_string(),
+            remote.to_string(),
+            "it is refused, although the policy's tunnel is up",
+        ),
+    ];
+    let world = World::with(TunnelKind::Tun).build()?;
+    world.host.ip("rule add pref 200 from 10.77.0.0/16 lookup 78")?;
+    for datapath in ["kernel", "both", "ebpf"] {
+        let mut daemon = start(&world, datapath)?;
+        for (make, undo, source, destination, because) in &meddling {
+            let (code, said) = asked(&daemon, &["explain", source, destination])?;
+            assert_eq!((code, &said["agree"]), (Some(0), &json!(true)), "{datapath}: {said:#}");
+            let table = daemon.status()?["policies"][0]["table"].to_string();
+            let script = |script: &str| script.replace("TABLE", &table).replace("DEV", sixxs1);
+            world.host.ip(&script(make))?;
+            // In `ebpf` mode rules have to come first where a gate has closed.
+            until("explain tells it", || {
+                let (code, said) = asked(&daemon, &["explain", source, destination])?;
+                let told = said["because"] == *because || said["because"] == "they send it by different devices";
+                Ok(code == Some(1) && said["agree"] == false && told)
+            })?;
+            if datapath == "kernel" && make.contains("lookup 77") {
+                let output = daemon.client(&["verify", "--samples", "200"])?;
+                ensure!(output.status.code() == Some(1), "{}", text(&output));
+            }
+            world.host.ip(&script(undo))?;
+            until("explain is content", || Ok(asked(&daemon, &["explain", source, destination])?.0 == Some(0)))?;
+        }
+        until("verify is content", || Ok(daemon.client(&["verify", "--samples", "50"])?.status.success()))?;
+        daemon.down()?;
     }
     Ok(())
 }

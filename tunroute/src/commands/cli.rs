@@ -92,10 +92,10 @@ pub enum Command {
     /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.
     #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
     Plan(Plan),
-    /// Ask both datapaths what they would do with a packet, and show why.
+    /// Ask both datapaths what they would do with a packet, and compare them with the configuration.
     ///
     /// The loaded programs are asked by a test run, the kernel by a route lookup; nothing is sent, and no counter moves.
-    /// Exit status 0 if they agree, 1 if not, 2 if they could not be asked, 77 if you may not ask.
+    /// Exit status 0 if both do as configured, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute explain 2a02:578:85a0::7 2001:db8::1 --iif lan0")]
     Explain {
         /// The packet's source address.
@@ -111,14 +111,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Compare both datapaths on every prefix of the loaded policies.
+    /// Compare both datapaths with the configuration on every prefix of the loaded policies.
     ///
     /// Packets from the first and the last address of each prefix, from those before and after it, and from random ones
-    /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if the
-    /// datapaths agree on all of them, 1 if not, 2 if they could not be asked, 77 if you may not ask.
+    /// inside, to random and to exempt destinations. Nothing is sent, and no counter moves. Exit status 0 if both
+    /// do as configured for all of them, 1 if not, 2 if they could not be asked, 77 if you may not ask.
     #[command(after_help = "Example: tunroute verify --samples 100")]
     Verify {
-        /// So many random addresses of each prefix.
+        /// Number of random addresses of each prefix.
         #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(..=10_000))]
         samples: u32,
         #[command(flatten)]
