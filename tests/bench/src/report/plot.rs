@@ -13,21 +13,39 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Colours that are told apart with any eyesight (Okabe and Ito, and greys), in the order of the contestants.
-const COLOURS: [RGBColor; 12] = [
-    RGBColor(213, 94, 0),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(140, 80, 20),
-    RGBColor(0, 114, 178),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 0, 0),
-    RGBColor(90, 90, 90),
-    RGBColor(120, 120, 120),
-    RGBColor(0, 158, 115),
-    RGBColor(170, 170, 170),
-    RGBColor(200, 200, 200),
-];
+/// Size of a plot, and width of the column of names at its right, in pixels.
+const SIZE: (u32, u32) = (900, 480);
+const NAMES: u32 = 150;
+/// Height of a name, in pixels.
+const LINE: i32 = 16;
+
+/// Colour of a contestant, the same in every plot: told apart with any eyesight (Okabe and Ito).
+fn colour(name: &str) -> RGBColor {
+    match name {
+        "ip-rules" => RGBColor(213, 94, 0),
+        "nft-map" => RGBColor(204, 121, 167),
+        "subtree" => RGBColor(190, 130, 0),
+        "tunroute-both" => RGBColor(0, 158, 115),
+        "tunroute-ebpf" => RGBColor(0, 114, 178),
+        "tunroute-kernel" => RGBColor(140, 80, 20),
+        "main-route" => RGBColor(0, 0, 0),
+        _ => RGBColor(110, 110, 110),
+    }
+}
+
+/// Places names beside the ends of their lines, moved apart so that none covers another, within `0..height`.
+fn spread(ends: &mut [i32], height: i32) {
+    let mut free = 0;
+    for end in ends.iter_mut() {
+        *end = (*end).max(free);
+        free = *end + LINE;
+    }
+    let mut limit = height - LINE;
+    for end in ends.iter_mut().rev() {
+        *end = (*end).min(limit);
+        limit = *end - LINE;
+    }
+}
 
 /// Draws series over two logarithmic axes.
 ///
@@ -41,42 +59,40 @@ pub fn draw(path: &Path, title: &str, axes: (&str, &str), series: &[Series]) -> 
     };
     let (x, y) = (range(|point| point.0), range(|point| point.1));
     let failed = |error| anyhow!("cannot draw {}: {error}", path.display());
-    let area = SVGBackend::new(path, (900, 520)).into_drawing_area();
+    let area = SVGBackend::new(path, SIZE).into_drawing_area();
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
+        // Painted, so that it can be read on a dark page, too.
         area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
+        let (left, right) = area.split_horizontally(SIZE.0 - NAMES);
+        let mut chart = ChartBuilder::on(&left)
             .caption(title, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(70)
-            .right_y_label_area_size(150)
             .build_cartesian_2d((x.start..x.end).log_scale(), (y.start * 0.8..y.end).log_scale())?;
         chart
             .configure_mesh()
-            .light_line_style(RGBColor(240, 240, 240))
+            .light_line_style(RGBColor(245, 245, 245))
+            .bold_line_style(RGBColor(225, 225, 225))
             .x_desc(axes.0)
             .y_desc(axes.1)
             .x_label_formatter(&|value| number(*value))
             .y_label_formatter(&|value| number(*value))
             .draw()?;
-        for (series, colour) in series.iter().zip(COLOURS.into_iter().cycle()) {
-            chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
-            chart.draw_series(series.points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+        let mut ends: Vec<(i32, &str)> = Vec::new();
+        for Series { name, points } in series {
+            let colour = colour(name);
+            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+            chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, colour.filled())))?;
+            ends.extend(points.last().map(|end| (chart.backend_coord(end).1 - LINE / 2, name.as_str())));
         }
-        // Names at the right, in the order in which the lines end there, so that none needs to be looked up.
-        let mut ends: Vec<(i32, &str, RGBColor)> = series
-            .iter()
-            .zip(COLOURS.into_iter().cycle())
-            .filter_map(|(series, colour)| {
-                Some((chart.backend_coord(series.points.last()?).1, series.name.as_str(), colour))
-            })
-            .collect();
-        ends.sort_by_key(|(y, ..)| *y);
-        let mut below = 0;
-        for (y, name, colour) in ends {
-            below = y.max(below + 15);
+        ends.sort_by_key(|(y, _)| *y);
+        let mut places: Vec<i32> = ends.iter().map(|(y, _)| *y).collect();
+        spread(&mut places, i32::try_from(SIZE.1)?);
+        for (place, (_, name)) in places.into_iter().zip(ends) {
+            let colour = colour(name);
             let style = TextStyle::from(("sans-serif", 13)).color(&colour);
-            area.draw(&Text::new(name.to_owned(), (757, below - 6), style))?;
+            right.draw(&Text::new(name.to_owned(), (2, place), style))?;
         }
         area.present()?;
         Ok(())
@@ -93,5 +109,23 @@ fn number(value: f64) -> String {
         format!("{}", (value * 1000.0).round() / 1000.0)
     } else {
         format!("{value:.0e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_cover_each_other() {
+        for (mut ends, expected) in [
+            (vec![10, 100, 200], vec![10, 100, 200]),
+            (vec![10, 12, 13], vec![10, 26, 42]),
+            (vec![470, 475, 478], vec![432, 448, 464]),
+            (vec![-5], vec![0]),
+        ] {
+            spread(&mut ends, 480);
+            assert_eq!(ends, expected);
+        }
     }
 }
