@@ -58,7 +58,7 @@ fn prefix(text: &str) -> IpNet {
 }
 
 fn link(index: u32, name: &str) -> Link {
-    Link { index, name: name.into(), layer: LinkLayer::Ip, kind: None, mtu: 1400, mtu_v6: None, up: true, master: None }
+    Link { mtu: 1400, ..Link::new(index, name, LinkLayer::Ip) }
 }
 
 /// A configuration with these sources, by the policy's index, as a tree from so many on.

@@ -197,16 +197,7 @@ fn host(config: &Config) -> KernelState {
     let names = config.tunnels.iter().map(|tunnel| tunnel.name.as_str()).chain(["lan0", "net0"]);
     let links = names.zip(1..).map(|(name, index)| {
         let layer = [LinkLayer::Ip, LinkLayer::Ethernet, LinkLayer::Other][index as usize % 3];
-        let link = Link {
-            index,
-            name: name.to_owned(),
-            layer,
-            kind: None,
-            mtu: 1400,
-            mtu_v6: None,
-            up: index % 2 == 0,
-            master: None,
-        };
+        let link = Link { mtu: 1400, up: index % 2 == 0, ..Link::new(index, name, layer) };
         (index, link)
     });
     KernelState { links: links.collect(), ..KernelState::default() }

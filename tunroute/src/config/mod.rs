@@ -117,6 +117,18 @@ impl Config {
         self.tunnels.iter().any(|tunnel| tunnel.mss.is_some())
     }
 
+    /// The tunnels of a policy, in its order of preference.
+    pub fn tunnels_of<'a>(&'a self, policy: &'a Policy) -> impl Iterator<Item = &'a Tunnel> {
+        policy.via.iter().filter_map(|name| self.tunnels.iter().find(|tunnel| tunnel.name == *name))
+    }
+
+    /// The families that policies send by a tunnel.
+    pub fn families_by(&self, tunnel: &Tunnel) -> impl Iterator<Item = crate::policy::net::Family> {
+        let uses =
+            |family: &_| self.policies.iter().any(|policy| policy.via.contains(&tunnel.name) && policy.uses(*family));
+        crate::policy::net::Family::ALL.into_iter().filter(uses)
+    }
+
     /// Has any policy a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::policy::net::Family) -> bool {

@@ -45,7 +45,8 @@ pub struct Status {
 pub struct TunnelStatus {
     /// The device's name.
     pub name: String,
-    /// `up`, `down`, `failed` (its probe is not answered) or `pending` (there is no such device yet).
+    /// `up`, `down`, `failed` (its probe is not answered), `unable` (it carries no family that policies send by it) or
+    /// `pending` (there is no such device yet).
     pub state: String,
     /// The device's number.
     pub ifindex: Option<u32>,
@@ -56,6 +57,9 @@ pub struct TunnelStatus {
     pub mss: Option<BTreeMap<Family, u16>>,
     /// The families that its probes declare down.
     pub failed: Vec<Family>,
+    /// By family that policies send by it: why the device cannot carry it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub unable: BTreeMap<Family, String>,
     /// What has gone through the device.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic: Option<Traffic>,
@@ -319,6 +323,7 @@ mod tests {
                 mtu: Some(65_535),
                 mss: None,
                 failed: Vec::new(),
+                unable: BTreeMap::new(),
                 traffic: None,
                 command: None,
                 probes: Vec::new(),

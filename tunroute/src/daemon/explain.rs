@@ -80,20 +80,24 @@ impl Daemon {
         let applying = sighting.looked.iter().find(|looked| looked.applies).map(|looked| looked.policy);
         let policy = applying.map(|policy| &self.config.policies[policy]);
         let mut candidates = Vec::new();
-        for tunnel in policy.iter().flat_map(|policy| &policy.via) {
+        for tunnel in policy.iter().flat_map(|policy| self.config.tunnels_of(policy)) {
             let state = tunnel_state(tunnel, family, kernel, &self.failed);
             let (word, link) = match state {
                 TunnelState::Up(link) => ("up", Some(link)),
                 TunnelState::Down(link) => ("down", Some(link)),
+                TunnelState::Unable(link, _) => ("unable", Some(link)),
                 TunnelState::Failed(link) => ("failed", Some(link)),
                 TunnelState::Pending => ("pending", None),
             };
-            let configured = self.config.tunnels.iter().find(|candidate| candidate.name == *tunnel);
             candidates.push(Candidate {
-                tunnel: tunnel.clone(),
+                tunnel: tunnel.name.clone(),
                 state: word.to_owned(),
+                because: match state {
+                    TunnelState::Unable(_, inability) => Some(inability.reason(&tunnel.name, family)),
+                    _ => None,
+                },
                 mtu: link.map(|link| link.mtu_of(family)),
-                gateway: configured.and_then(|tunnel| tunnel.via(family)),
+                gateway: tunnel.via(family),
                 chosen: word == "up" && candidates.iter().all(|candidate: &Candidate| !candidate.chosen),
             });
         }

@@ -12,6 +12,7 @@ use crate::{
     datapath::{self, Method},
     host::networkd,
     kernel::traffic,
+    policy::ability::{Shortcoming, inability, shortcomings},
     policy::compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
     policy::fast::{Hook, Part},
     policy::net::{Family, KernelState, Link},
@@ -49,6 +50,10 @@ impl Daemon {
                 .chain(self.gates.hints().iter().cloned())
                 .chain(self.kept_out())
                 .chain(self.checker.strays().map(|stray| format!("not as configured: {stray}")))
+                .chain(shortcomings(&self.config, kernel).into_iter().map(|found| {
+                    let Shortcoming { reason, effect, advice } = found;
+                    format!("{reason}, so {effect}; to change that: {advice}")
+                }))
                 .chain(self.endpoint_error.clone())
                 .chain(self.lists())
                 .chain(self.config.policies.iter().filter_map(without_sources))
@@ -128,14 +133,28 @@ impl Daemon {
                     .iter()
                     .copied()
                     .filter(|family| {
-                        matches!(tunnel_state(&tunnel.name, *family, kernel, &self.failed), TunnelState::Failed(_))
+                        matches!(tunnel_state(tunnel, *family, kernel, &self.failed), TunnelState::Failed(_))
                     })
                     .collect();
                 let link: Option<&Link> = kernel.link(&tunnel.name);
+                let mut by_it = self.config.families_by(tunnel).peekable();
+                let unable: BTreeMap<Family, String> = link
+                    .into_iter()
+                    .flat_map(|link| self.config.families_by(tunnel).map(move |family| (family, link)))
+                    .filter_map(|(family, link)| {
+                        Some((family, inability(tunnel, link, family)?.reason(&tunnel.name, family)))
+                    })
+                    .collect();
                 let state = match link {
                     None => "pending",
                     Some(link) if !link.up => "down",
-                    Some(_) if !failed.is_empty() && failed.len() == families.len() => "failed",
+                    Some(_) if by_it.peek().is_some() && by_it.all(|family| unable.contains_key(&family)) => "unable",
+                    Some(_)
+                        if !failed.is_empty()
+                            && families.iter().all(|family| failed.contains(family) || unable.contains_key(family)) =>
+                    {
+                        "failed"
+                    }
                     Some(_) => "up",
                 };
                 TunnelStatus {
@@ -148,6 +167,7 @@ impl Daemon {
                         [(Family::V4, v4), (Family::V6, v6)].into()
                     }),
                     failed,
+                    unable,
                     traffic: link.and_then(|link| traffic.get(&link.name).copied()),
                     command: commands.get(&tunnel.name).and_then(|status| serde_json::to_value(status).ok()),
                     probes: probes.iter().filter(|status| status.tunnel == tunnel.name).cloned().collect(),

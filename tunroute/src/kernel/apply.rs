@@ -140,30 +140,20 @@ fn verdict(op: &KernelOp, answer: Result<(), Refusal>) -> Result<(), KernelError
             command: op.to_string(),
             source: io::Error::from_raw_os_error(errno),
             explanation: refusal.message,
-            advice: advice(errno),
+            advice: advice(op, errno),
         }),
     }
 }
 
-/// What the operator can do about an error number.
-const fn advice(errno: i32) -> &'static str {
-    match errno {
-        libc::EPERM | libc::EACCES => "tunroute needs CAP_NET_ADMIN in this network namespace: run it as root",
-        libc::ENODEV | libc::ENXIO => "the device is gone: it is tried again when a device of that name appears",
-        libc::ENETDOWN => "the device is down: set it up with `ip link set DEVICE up`",
-        libc::EEXIST => {
-            "another route has this table, destination and metric: remove it, or give the policy another `table`"
+/// What the operator can do, where the error number has one meaning for the operation. The kernel's explanation says the
+/// rest.
+const fn advice(op: &KernelOp, errno: i32) -> Option<&'static str> {
+    match (op, errno) {
+        (_, libc::EPERM) => Some("tunroute needs CAP_NET_ADMIN in this network namespace: run it as root"),
+        (KernelOp::AddRoute(_), libc::ENETDOWN) => Some("the device is down: set it up with `ip link set DEVICE up`"),
+        (KernelOp::AddRoute(_), libc::EEXIST) => {
+            Some("another route has this table, destination and metric: remove it, or give the policy another `table`")
         }
-        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL => {
-            "if the route has a gateway: it must be a neighbour's address of the same family, and not one of this host"
-        }
-        libc::EAFNOSUPPORT | libc::EOPNOTSUPP => {
-            "the kernel was built or booted without this: for IPv6 see ipv6.disable=1, for rules \
-             CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
-        }
-        libc::ENOSPC | libc::ENOMEM | libc::ENOBUFS => {
-            "the kernel has no room: look for memory, and for IPv6 at net.ipv6.route.max_size"
-        }
-        _ => "please report this with the output of `ip rule` and `ip route show table all`",
+        _ => None,
     }
 }

@@ -67,11 +67,13 @@ impl Kinds {
         self.0 == 0
     }
 
-    /// Adds what changes along without being told: IPv4 routes vanish silently with their device or address
-    /// (`fib_table_flush()` in `net/ipv4/fib_trie.c`), and routes are shown with device names.
+    /// Adds what changes along without an event of its own: IPv4 routes vanish silently with their device or address
+    /// (`fib_table_flush()` in `net/ipv4/fib_trie.c`), and routes are shown with device names. When IPv6 is disabled on a
+    /// device, only its routes are reported (`addrconf_ifdown()` in `net/ipv6/addrconf.c`).
     #[must_use]
     fn with_consequences(self) -> Self {
-        if self.0 & (Self::LINKS | Self::ADDRESSES).0 == 0 { self } else { self | Self::ROUTES }
+        let both = Self::LINKS | Self::ROUTES;
+        if self.0 & (both | Self::ADDRESSES).0 == 0 { self } else { self | both }
     }
 }
 
@@ -139,7 +141,7 @@ pub enum KernelError {
         attempts: usize,
     },
     /// The kernel refused a change.
-    #[error("`{command}` failed: {source}{}; {advice}", explained(.explanation.as_ref()))]
+    #[error("`{command}` failed: {source}{}{}", explained(.explanation.as_ref()), advised(*.advice))]
     Refused {
         /// What was tried, in `ip` syntax.
         command: String,
@@ -147,8 +149,8 @@ pub enum KernelError {
         source: io::Error,
         /// The kernel's explanation, where it gives one.
         explanation: Option<String>,
-        /// What the operator can do.
-        advice: &'static str,
+        /// What the operator can do, where the error number tells.
+        advice: Option<&'static str>,
     },
     /// An operation names an object that the snapshot does not have: it was planned from another one.
     #[error("`{command}` was planned from another observation; nothing was done")]
@@ -176,6 +178,10 @@ pub enum KernelError {
 
 fn explained(explanation: Option<&String>) -> String {
     explanation.map(|explanation| format!(" ({explanation})")).unwrap_or_default()
+}
+
+fn advised(advice: Option<&str>) -> String {
+    advice.map(|advice| format!("; {advice}")).unwrap_or_default()
 }
 
 /// The kernel of one network namespace.

@@ -107,7 +107,8 @@ fn what_depends_on_a_kind_is_observed_with_it() {
         (Kinds::RULES, Kinds::RULES),
         (Kinds::NETCONF, Kinds::NETCONF),
         (Kinds::LINKS, Kinds::LINKS | Kinds::ROUTES),
-        (Kinds::ADDRESSES, Kinds::ADDRESSES | Kinds::ROUTES),
+        (Kinds::ROUTES, Kinds::LINKS | Kinds::ROUTES),
+        (Kinds::ADDRESSES, Kinds::ADDRESSES | Kinds::LINKS | Kinds::ROUTES),
     ] {
         assert_eq!(kinds.with_consequences(), expected);
     }

@@ -16,10 +16,12 @@ use super::{
 use crate::policy::net::{Family, IfIndex};
 
 /// What is listened to.
-const GROUPS: [MulticastGroup; 9] = [
+const GROUPS: [MulticastGroup; 10] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
+    // A device's IPv6 settings; the message is that of a link.
+    MulticastGroup::Ipv6Ifinfo,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,

@@ -18,8 +18,11 @@ use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, Station, flags};
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
+    policy::ability::inability,
     policy::fast::{Attachment, Exemption, Hook, Open, Part, address_words},
-    policy::net::{Family, IfIndex, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction},
+    policy::net::{
+        Family, IfIndex, Inability, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction,
+    },
     policy::xdp,
 };
 
@@ -140,6 +143,8 @@ pub enum TunnelState<'a> {
     Up(&'a Link),
     /// The device is down.
     Down(&'a Link),
+    /// The device is up, but cannot carry the family.
+    Unable(&'a Link, Inability),
     /// The device is up, but its probe is not answered.
     Failed(&'a Link),
     /// There is no such device yet.
@@ -149,30 +154,31 @@ pub enum TunnelState<'a> {
 /// How a tunnel is, for a family.
 #[must_use]
 pub fn tunnel_state<'a>(
-    name: &str,
+    tunnel: &Tunnel,
     family: Family,
     kernel: &'a KernelState,
     failed: &BTreeSet<(String, Family)>,
 ) -> TunnelState<'a> {
-    match kernel.link(name) {
-        None => TunnelState::Pending,
-        Some(link) if !link.up => TunnelState::Down(link),
-        Some(link) if failed.contains(&(name.to_owned(), family)) => TunnelState::Failed(link),
-        Some(link) => TunnelState::Up(link),
+    let Some(link) = kernel.link(&tunnel.name) else { return TunnelState::Pending };
+    match inability(tunnel, link, family) {
+        _ if !link.up => TunnelState::Down(link),
+        Some(inability) => TunnelState::Unable(link, inability),
+        None if failed.contains(&(tunnel.name.clone(), family)) => TunnelState::Failed(link),
+        None => TunnelState::Up(link),
     }
 }
 
 /// The tunnel that carries a policy's packets of a family: the first in order of preference that is up.
 #[must_use]
 pub fn active_tunnel<'a>(
-    policy: &Policy,
+    policy: &'a Policy,
     family: Family,
     config: &'a Config,
     kernel: &'a KernelState,
     failed: &BTreeSet<(String, Family)>,
 ) -> Option<(&'a Tunnel, &'a Link)> {
-    policy.via.iter().find_map(|name| match tunnel_state(name, family, kernel, failed) {
-        TunnelState::Up(link) => Some((config.tunnels.iter().find(|tunnel| tunnel.name == *name)?, link)),
+    config.tunnels_of(policy).find_map(|tunnel| match tunnel_state(tunnel, family, kernel, failed) {
+        TunnelState::Up(link) => Some((tunnel, link)),
         _ => None,
     })
 }

@@ -1,5 +1,6 @@
 //! What should be: policies and observed state compiled to rules, routes and maps, and the changes that lead there. Pure.
 
+pub mod ability;
 pub mod compile;
 pub mod fast;
 pub mod gates;

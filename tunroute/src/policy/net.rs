@@ -82,6 +82,16 @@ impl Family {
         }
     }
 
+    /// The smallest MTU with which the kernel has the family on a device (`IPV4_MIN_MTU` in `include/net/ip.h`,
+    /// `IPV6_MIN_MTU` in `include/uapi/linux/ipv6.h`).
+    #[must_use]
+    pub const fn smallest_mtu(self) -> u32 {
+        match self {
+            Self::V4 => 68,
+            Self::V6 => 1280,
+        }
+    }
+
     /// The metric that the kernel gives a route for which none is asked
     /// (`IP6_RT_PRIO_USER` in `include/uapi/linux/ipv6_route.h`; 0 for IPv4).
     #[must_use]
@@ -140,9 +150,78 @@ pub struct Link {
     pub up: bool,
     /// The device that this one is a port of: a bridge, bond or VRF.
     pub master: Option<IfIndex>,
+    /// The families that it cannot carry.
+    pub unable: BTreeMap<Family, Inability>,
+    /// It asks for the link-layer address of each next hop: Ethernet with ARP and neighbour discovery.
+    pub asks_neighbours: bool,
+}
+
+/// Why a device carries no packets of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inability {
+    /// The setting `disable_ipv6` is 1.
+    Disabled,
+    /// The MTU is too small for the family, so the kernel has removed the family from the device.
+    Mtu(u32),
+    /// The kernel has nothing of the family on the device: it was booted without it.
+    Absent,
+    /// The driver carries packets of the other family only.
+    Driver,
+    /// The device asks for its neighbours, and the tunnel has a gateway of the other family only.
+    NoGateway,
+}
+
+impl Inability {
+    /// The reason, in words.
+    #[must_use]
+    pub fn reason(self, device: &str, family: Family) -> String {
+        match self {
+            Self::Disabled => format!("{family} is disabled on {device} (net/ipv6/conf/{device}/disable_ipv6 is 1)"),
+            Self::Mtu(mtu) => {
+                format!("the MTU of {device} is {mtu} bytes, and {family} needs {}", family.smallest_mtu())
+            }
+            Self::Absent => format!("the kernel has no {family} on {device}"),
+            Self::Driver => format!("{device} is of a kind that carries no {family}"),
+            Self::NoGateway => {
+                format!("{device} is an Ethernet device, and the tunnel's `via` has no {family} gateway")
+            }
+        }
+    }
+
+    /// What makes the device carry the family.
+    #[must_use]
+    pub fn advice(self, device: &str, family: Family) -> String {
+        match self {
+            Self::Disabled => {
+                format!("if the tunnel carries {family}: sysctl -w net/ipv6/conf/{device}/disable_ipv6=0")
+            }
+            Self::Mtu(_) => format!("ip link set dev {device} mtu {}", family.smallest_mtu()),
+            Self::Absent => "boot without ipv6.disable=1".to_owned(),
+            Self::Driver => "name a tunnel of another kind in `via` of the policy".to_owned(),
+            Self::NoGateway => format!("write the {family} gateway in `via` of [tunnel.{device}]"),
+        }
+    }
 }
 
 impl Link {
+    /// A device that is up, with an MTU of 1500 bytes, and carries both families.
+    #[must_use]
+    pub fn new(index: IfIndex, name: impl Into<String>, layer: LinkLayer) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            layer,
+            kind: None,
+            mtu: 1500,
+            mtu_v6: None,
+            up: true,
+            master: None,
+            unable: BTreeMap::new(),
+            asks_neighbours: layer == LinkLayer::Ethernet,
+        }
+    }
+
     /// The largest packet of a family, in bytes (`ip6_dst_mtu_maybe_forward()` in `include/net/ip6_route.h`).
     #[must_use]
     pub fn mtu_of(&self, family: Family) -> u32 {

@@ -10,11 +10,13 @@ use proptest::prelude::*;
 use tunroute::{
     config::{Config, Unmatched, Xdp},
     kernel::sysctl::RpFilter,
+    policy::ability::shortcomings,
     policy::compile::{Desired, FastInputs, Inputs, compile, follow, probes},
     policy::fast::{FastOp, FastState, Open, Part},
     policy::gates::kept_out,
     policy::net::{
-        Family, Handle, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule, Route, Rule,
+        Family, Handle, Inability, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule,
+        Route, RouteKind, Rule,
     },
     policy::plan::{Op, PlanError, plan},
     policy::xdp::Chosen,
@@ -41,7 +43,7 @@ const STORY: &str = r#"
 "#;
 
 fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
-    Link { index, name: name.into(), layer, kind: None, mtu: 1400, mtu_v6: None, up: true, master: None }
+    Link { mtu: 1400, ..Link::new(index, name, layer) }
 }
 
 fn main_route(dst: &str, oif: u32, on_link: bool) -> MainRoute {
@@ -432,6 +434,48 @@ fn sources_follow_an_interface() {
     follow(&mut config, &host);
     let refused = plan(&desired(&config, &host, true, false), &host, Some(&FastState::default())).unwrap_err();
     assert_eq!(refused, PlanError::Nesting { needed: 9 });
+}
+
+/// What a tunnel cannot carry goes by the next one, or nowhere; the other family does not notice.
+#[test]
+fn each_family_has_its_own_tunnel() {
+    const VIA: &str = "[tunnel.sixxs0]\n[tunnel.wg0]\nvia = \"2001:db8::1\"\n";
+    let by = |device: &str, family| Some((device.to_owned(), family));
+    let (v4, v6) = (Family::V4, Family::V6);
+    for (unable, up, expected) in [
+        (None, true, [by("sixxs0", v4), by("sixxs0", v6)]),
+        (Some((v6, Inability::Disabled)), true, [by("sixxs0", v4), by("wg0", v6)]),
+        (Some((v6, Inability::Mtu(1200))), true, [by("sixxs0", v4), by("wg0", v6)]),
+        (Some((v4, Inability::Driver)), true, [None, by("sixxs0", v6)]),
+        (None, false, [None, by("wg0", v6)]),
+    ] {
+        let what = format!("{unable:?}, up: {up}");
+        let text = format!(
+            "{VIA}[[policy]]\nname = \"p\"\nfrom = [\"10.0.0.0/8\", \"2a02::/16\"]\nvia = [\"sixxs0\", \"wg0\"]\n"
+        );
+        let config = Config::parse("families", &text).unwrap();
+        let mut host = host();
+        // An Ethernet device whose gateway is IPv6's alone carries no IPv4.
+        host.links.insert(5, link(5, "wg0", LinkLayer::Ethernet));
+        host.links.insert(4, Link { unable: unable.into_iter().collect(), up, ..link(4, "sixxs0", LinkLayer::Ip) });
+        let told: Vec<String> = shortcomings(&config, &host).into_iter().map(|found| found.reason).collect();
+        assert_eq!(
+            told.last().map(String::as_str),
+            Some("wg0 is an Ethernet device, and the tunnel's `via` has no IPv4 gateway")
+        );
+        assert_eq!(told.len(), 1 + usize::from(unable.is_some()), "{what}: {told:?}");
+        let desired = desired(&config, &host, true, false);
+        let device = |route: &Route| match &route.kind {
+            RouteKind::Unicast { device, .. } => Some((device.clone(), Family::of(&route.dst))),
+            _ => None,
+        };
+        let routes: Vec<_> = desired.routes.iter().filter_map(device).collect();
+        assert_eq!(routes, Vec::from_iter(expected.iter().flatten().cloned()), "{what}");
+        for slot in desired.fast.unwrap().slots.values() {
+            let there = expected[slot.family as usize].as_ref().and_then(|(device, _)| host.link(device));
+            assert_eq!(slot.egress.ifindex(), there.map_or(0, |link| link.index), "{what}, {}", slot.family);
+        }
+    }
 }
 
 /// Whoever decides, the tunnels' segment sizes are limited; with the kernel datapath the programs do nothing else.

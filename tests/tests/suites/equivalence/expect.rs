@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use tunroute::{
     config::{OnDown, Policy, Unmatched, Xdp},
-    policy::compile::{ChainId, Desired, FastInputs, Inputs, TunnelState, compile, tunnel_state},
+    policy::compile::{ChainId, Desired, FastInputs, Inputs, active_tunnel, compile},
     policy::fast::{FastState, Open, address_from_words},
     policy::gates::main_decides,
     policy::net::{Family, IfIndex, KernelState, LinkLayer},
@@ -187,8 +187,8 @@ impl<'a> Situation<'a> {
     /// Why the packet's policy does not apply, if none does.
     fn none_applies(&self, first: usize, family: Family) -> Fate {
         let policy = &self.scenario.config.policies[first];
-        let is_up = |name: &String| matches!(tunnel_state(name, family, self.kernel, &self.failed), TunnelState::Up(_));
-        let down = policy.on_down == OnDown::Next && !policy.via.iter().any(is_up);
+        let up = active_tunnel(policy, family, &self.scenario.config, self.kernel, &self.failed).is_some();
+        let down = policy.on_down == OnDown::Next && !up;
         Fate::Aside(first, if down { Outcome::Down } else { Outcome::Exempt })
     }
 

@@ -280,15 +280,11 @@ impl Scenario {
         for ((name, layer), index) in DEVICES.into_iter().zip(2..) {
             let tunnel = TUNNELS.iter().position(|tunnel| *tunnel == name).and_then(|index| self.tunnels.get(index));
             let link = Link {
-                index,
-                name: name.to_owned(),
-                layer,
                 // One that answers what is too big for it.
                 kind: (name == "tun1").then(|| "sit".to_owned()),
                 mtu: tunnel.map_or(MTU, |tunnel| tunnel.mtu),
-                mtu_v6: None,
                 up: tunnel.is_none_or(|tunnel| tunnel.up),
-                master: None,
+                ..Link::new(index, name, layer)
             };
             state.links.insert(index, link);
         }

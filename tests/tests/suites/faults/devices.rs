@@ -6,8 +6,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 use tunroute::policy::net::Family;
-use tunroute_tests::{Capture, TUNNELS, TunnelKind, device::ask_neighbours_often};
+use tunroute_tests::{
+    Capture, TUNNELS, TunnelKind,
+    device::ask_neighbours_often,
+    plan::REMOTE,
+    traffic::{Answer, ping_briefly},
+};
 
 use super::scene::{IN_TIME, Scene, Setting};
 
@@ -191,6 +197,53 @@ fn mtu_changes() -> Result<()> {
                 scene.host(&format!("link set {DEVICE} mtu {mtu}"))?;
                 let followed = format!("mtu {mtu} followed");
                 scene.within(&followed, IN_TIME, |scene| Ok(scene.daemon.status()?["tunnels"][0]["mtu"] == mtu))?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The kernel takes IPv6 from a tunnel: IPv6 is as if the tunnel were down, and IPv4 goes on by the fast path.
+#[test]
+fn a_family_is_taken_from_the_tunnel() -> Result<()> {
+    const DISABLE: &str = "ipv6/conf/sixxs0/disable_ipv6";
+    for mode in ["kernel", "both", "ebpf"] {
+        let setting = Setting { kind: TunnelKind::Tun, family: Family::V4, ..Setting::new(mode) };
+        setting.lossless().run("IPv6 taken from a tunnel", |scene| {
+            let (plan, remote) = (&TUNNELS[0], REMOTE.v6.into());
+            let world = scene.world;
+            let ask = || ping_briefly(&world.client, plan.client.v6.into(), remote);
+            for (disabled, mtu, reason) in [("1", 1400, "IPv6 is disabled on sixxs0"), ("0", 1200, "IPv6 needs 1280")] {
+                scene.within("answered before", IN_TIME, |_| Ok(ask()? == Answer::Reply))?;
+                let mut uplink = Capture::on(&world.host, "net0")?;
+                world.host.sysctl(&[(DISABLE, disabled)])?;
+                scene.host(&format!("link set {DEVICE} mtu {mtu}"))?;
+                scene.within(reason, IN_TIME, |scene| {
+                    let tunnel = scene.daemon.status()?["tunnels"][0].take();
+                    ensure!(tunnel["state"] == "up", "{tunnel}");
+                    Ok(tunnel["unable"]["v6"].as_str().is_some_and(|told| told.contains(reason)))
+                })?;
+                let since = scene.daemon.counters()?;
+                ensure!(ask()? != Answer::Reply, "an answer");
+                uplink.ensure_none(|seen| seen.src == Some(plan.client.v6.into()), Duration::from_millis(100))?;
+                scene.flows_again("IPv4", IN_TIME)?;
+                let status = scene.daemon.status()?;
+                let policy = &status["policies"][0];
+                ensure!(policy["active"] == json!({"v4": DEVICE, "v6": "(unreachable)"}), "{policy}");
+                ensure!(status["problems"] == json!([]), "{status:#}");
+                if mode != "kernel" {
+                    ensure!(status["fast_path"]["state"] == "on", "{status:#}");
+                    ensure!(
+                        scene.daemon.counters()?.packets("tunnel0", "forwarded")?
+                            > since.packets("tunnel0", "forwarded")?
+                    );
+                }
+                // Below 1280 there is no such setting.
+                scene.host(&format!("link set {DEVICE} mtu 1400"))?;
+                world.host.sysctl(&[(DISABLE, "0")])?;
+                scene.host(&format!("-6 addr replace {}/128 dev {DEVICE} nodad", plan.host.v6))?;
+                scene.within("able again", IN_TIME, |_| Ok(ask()? == Answer::Reply))?;
             }
             Ok(())
         })?;

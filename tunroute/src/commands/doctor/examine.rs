@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
     config::{Config, Datapath, DevicePattern, Mss, Policy},
+    policy::ability::shortcomings,
     policy::compile::{follow, matching, tree, wants_tree},
     policy::gates::Gate,
     policy::net::{Family, Link, MainRoute, ObservedRule},
@@ -24,8 +25,6 @@ const OVERHEADS: [(&str, u32); 9] = [
     ("wireguard", 60),
     ("vxlan", 50),
 ];
-/// The smallest MTU that IPv6 works with (RFC 8200).
-const SMALLEST_V6: u32 = 1280;
 /// All unicast addresses that are given out (RFC 4291).
 const UNICAST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3));
 /// A band is so many priorities long, with that of the probes.
@@ -44,6 +43,7 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings.extend(devices(config, seen));
     findings.extend(foreign_rules(config, seen));
     findings.extend(other_ways_out(config, seen));
+    findings.extend(inabilities(config, seen));
     findings.extend(sizes(config, seen));
     findings.extend(segments(config, seen));
     findings.extend(seen.narrow.iter().map(narrow));
@@ -187,19 +187,16 @@ fn other_ways_out(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings
 }
 
-/// Tunnels whose packets do not fit the uplink, or that are too small.
+/// Families that policies send by a tunnel, and that it does not carry.
+fn inabilities(config: &Config, seen: &Observation) -> impl Iterator<Item = Finding> {
+    shortcomings(config, &seen.kernel).into_iter().map(|found| problem(found.reason, found.effect, found.advice))
+}
+
+/// Tunnels whose packets do not fit the uplink.
 fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     let uplink: Option<&Link> = matching(&config.interfaces.uplink, &seen.kernel).min_by_key(|link| link.mtu);
     let mut findings = Vec::new();
     for link in config.tunnels.iter().filter_map(|tunnel| seen.kernel.link(&tunnel.name)) {
-        let uses_v6 = config.policies.iter().any(|policy| policy.via.contains(&link.name) && policy.uses(Family::V6));
-        if uses_v6 && link.mtu < SMALLEST_V6 {
-            findings.push(problem(
-                format!("the MTU of {} is {} bytes", link.name, link.mtu),
-                format!("IPv6 needs {SMALLEST_V6}: the kernel takes it away from the device"),
-                format!("ip link set dev {} mtu {SMALLEST_V6}", link.name),
-            ));
-        }
         let overhead = OVERHEADS.iter().find(|(kind, _)| link.kind.as_deref() == Some(kind));
         if let (Some((kind, overhead)), Some(uplink)) = (overhead, uplink)
             && link.mtu.saturating_add(*overhead) > uplink.mtu

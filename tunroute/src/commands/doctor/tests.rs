@@ -6,7 +6,7 @@ use super::{Finding, Narrow, Observation, OwnAddress, Settings, Severity, examin
 use crate::{
     config::Config,
     policy::gates::Gate,
-    policy::net::{Family, Handle, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
+    policy::net::{Family, Handle, Inability, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
 };
 
 const CONFIG: &str = r#"
@@ -24,11 +24,13 @@ fn config(change: impl Fn(&str) -> String) -> Config {
     Config::parse("t.toml", &change(CONFIG)).unwrap()
 }
 
+/// With a reason why it carries no IPv6.
+fn unable((index, link): (u32, Link), why: Inability) -> (u32, Link) {
+    (index, Link { unable: [(Family::V6, why)].into(), ..link })
+}
+
 fn link(index: u32, name: &str, kind: Option<&str>, mtu: u32) -> (u32, Link) {
-    let kind = kind.map(str::to_owned);
-    let link =
-        Link { index, name: name.to_owned(), layer: LinkLayer::Ip, kind, mtu, mtu_v6: None, up: true, master: None };
-    (index, link)
+    (index, Link { kind: kind.map(str::to_owned), mtu, ..Link::new(index, name, LinkLayer::Ip) })
 }
 
 fn own(device: &str, address: [u8; 4], leaves_by: &str) -> OwnAddress {
@@ -148,10 +150,16 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
             "ip link set dev wg0 mtu 1440",
         ),
         (
-            |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1200)]),
+            |seen| seen.kernel.links.extend([unable(link(4, "wg0", None, 1200), Inability::Mtu(1200))]),
             Severity::Problem,
-            "the MTU of wg0 is 1200 bytes",
-            "mtu 1280",
+            "the MTU of wg0 is 1200 bytes, and IPv6 needs 1280",
+            "ip link set dev wg0 mtu 1280",
+        ),
+        (
+            |seen| seen.kernel.links.extend([unable(link(4, "wg0", None, 1420), Inability::Disabled)]),
+            Severity::Problem,
+            "IPv6 is disabled on wg0",
+            "sysctl -w net/ipv6/conf/wg0/disable_ipv6=0",
         ),
         (
             |seen| seen.addresses.push(own("net0", [192, 0, 2, 9], "net0")),

@@ -277,11 +277,7 @@ on-down = "prohibit"
     const WG1: IfIndex = 5;
 
     fn host() -> KernelState {
-        let link = |index, name: &str| {
-            let layer = LinkLayer::Ip;
-            let name = name.to_owned();
-            (index, Link { index, name, layer, kind: None, mtu: 1500, mtu_v6: None, up: true, master: None })
-        };
+        let link = |index, name: &str| (index, Link::new(index, name, LinkLayer::Ip));
         let main = |dst: &str, oif, on_link| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link };
         KernelState {
             links: [link(LAN, "lan0"), link(NET, "net0"), link(WG0, "wg0"), link(WG1, "wg1")].into(),

@@ -75,8 +75,11 @@ pub struct Considered {
 pub struct Candidate {
     /// The device's name.
     pub tunnel: String,
-    /// `up`, `down`, `failed` or `pending`, as in `status`.
+    /// `up`, `down`, `failed` or `pending`, as in `status`; `unable` if it cannot carry this family.
     pub state: String,
+    /// Why it is unable.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub because: Option<String>,
     /// The largest packet of this family, in bytes.
     pub mtu: Option<u32>,
     /// The gateway.
@@ -208,11 +211,11 @@ impl Explanation {
         let Some(on_down) = self.on_down else { return };
         let names: usize = self.tunnels.iter().map(|candidate| candidate.tunnel.len()).max().unwrap_or(0);
         for (index, candidate) in self.tunnels.iter().enumerate() {
-            let Candidate { tunnel, state, mtu, gateway, chosen } = candidate;
+            let Candidate { tunnel, state, because, mtu, gateway, chosen } = candidate;
             let state = match state.as_str() {
                 "failed" => "does not answer its probes",
                 "pending" => "there is no such device yet",
-                state => state,
+                state => because.as_deref().unwrap_or(state),
             };
             let mut text = format!("{tunnel:<names$}  {state}");
             if let Some(gateway) = gateway {

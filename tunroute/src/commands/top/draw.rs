@@ -39,7 +39,7 @@ impl Paint {
     fn state(self, state: &str) -> Cell<'static> {
         let style = match state {
             "up" | "on" => self.colour(Color::Green),
-            "down" | "failed" | "off" => self.colour(Color::Red),
+            "down" | "failed" | "unable" | "off" => self.colour(Color::Red),
             _ => self.colour(Color::Yellow),
         };
         Cell::new(Text::styled(state.to_owned(), style))

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use super::Inputs;
 use crate::{
     config::{ProbeTarget, Tunnel},
+    policy::ability::inability,
     policy::net::{Family, KernelState, Link, Route, RouteKind, Rule, RuleAction},
 };
 
@@ -75,7 +76,8 @@ pub(super) fn rules(inputs: &Inputs<'_>) -> BTreeSet<Rule> {
 pub(super) fn routes(inputs: &Inputs<'_>) -> BTreeSet<Route> {
     let mut routes = BTreeSet::new();
     for (tunnel, table, family, targets) in probed(inputs) {
-        let Some(link) = inputs.kernel.link(&tunnel.name).filter(|link| link.up) else { continue };
+        let able = |link: &&Link| link.up && inability(tunnel, link, family).is_none();
+        let Some(link) = inputs.kernel.link(&tunnel.name).filter(able) else { continue };
         for target in targets {
             let gateway = tunnel.via(family).filter(|gateway| !on_link(target, *gateway, link, inputs.kernel));
             let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway };

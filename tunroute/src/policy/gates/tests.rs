@@ -2,8 +2,7 @@ use super::*;
 use crate::policy::net::Handle;
 
 fn link(index: IfIndex, name: &str, kind: Option<&str>, master: Option<IfIndex>) -> (IfIndex, Link) {
-    let (layer, kind) = (LinkLayer::Ethernet, kind.map(Into::into));
-    (index, Link { index, name: name.into(), layer, kind, mtu: 1500, mtu_v6: None, up: true, master })
+    (index, Link { kind: kind.map(Into::into), master, ..Link::new(index, name, LinkLayer::Ethernet) })
 }
 
 fn rule(priority: u32) -> ObservedRule {

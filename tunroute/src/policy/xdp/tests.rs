@@ -6,7 +6,7 @@ use crate::policy::net::Link;
 const CARD: u64 = BASIC | REDIRECT | TRANSMIT;
 
 fn link(index: IfIndex, name: &str, layer: LinkLayer) -> (IfIndex, Link) {
-    (index, Link { index, name: name.into(), layer, kind: None, mtu: 1500, mtu_v6: None, up: true, master: None })
+    (index, Link::new(index, name, layer))
 }
 
 /// A host with an ingress device (1) and two tunnels (2, 3).
