@@ -97,7 +97,7 @@ fn print(config: &Config) -> String {
         table([
             ("name", Some(policy.name.clone().into())),
             ("table", policy.table.map(|table| i64::from(table).into())),
-            ("from", Some(list(from.chain(policy.follow.iter().map(|pattern| format!("@{}", pattern.0)))))),
+            ("from", Some(list(from.chain(policy.follow.iter().map(|follow| format!("@{follow}")))))),
             ("via", Some(list(&policy.via))),
             ("on-down", Some(on_down.into())),
             ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),

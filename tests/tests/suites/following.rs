@@ -1,12 +1,15 @@
 //! Sources that follow an interface, `from = ["@lan0"]`: it is renumbered under a flow.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tunroute::policy::net::Family;
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World, pace::SOON, plan::REMOTE,
+    Capture, Daemon, DaemonOptions, Flow, FlowOptions, TUNNELS, TunnelKind, Watch, World,
+    pace::{SOON, until},
+    plan::REMOTE,
+    traffic::{Answer, ping_briefly},
 };
 
 /// The prefix that comes, and the client's address in it.
@@ -95,6 +98,56 @@ fn both_datapaths_follow_a_renumbered_interface() -> Result<()> {
             ensure!(!rules(&world)?.contains(prefix), "{}: {}", what(), rules(&world)?);
             flow.stop()?;
         }
+    }
+    Ok(())
+}
+
+/// The own address of a point-to-point device leaves by that device, also after it has changed; the peer's address is
+/// nobody's.
+#[test]
+fn own_addresses_of_point_to_point_devices() -> Result<()> {
+    const CONFIG: &str = r#"
+[interfaces]
+uplink = ["net0"]
+[tunnel.sixxs0]
+[tunnel.sixxs1]
+[[policy]]
+name = "first"
+from = ["@sixxs0"]
+via = "sixxs0"
+[[policy]]
+name = "second"
+from = ["@sixxs1"]
+via = "sixxs1"
+"#;
+    const PEER: &str = "198.51.100.77";
+    for datapath in ["kernel", "both", "ebpf"] {
+        let world = World::with(TunnelKind::Tun).build()?;
+        let own = TUNNELS[0].host.v4;
+        world.host.ip(&format!("addr del {own}/32 dev sixxs0\naddr add {own} peer {PEER}/32 dev sixxs0"))?;
+        let options = DaemonOptions { datapath: Some(datapath), ..DaemonOptions::default() };
+        let daemon = Daemon::start(&world, CONFIG, &options)?;
+        let answered = |index: usize, family| {
+            let answer = ping_briefly(&world.host, TUNNELS[index].host.of(family), REMOTE.of(family))?;
+            Ok(answer == Answer::Reply)
+        };
+        for (index, family) in [(0, Family::V4), (0, Family::V6), (1, Family::V4), (1, Family::V6)] {
+            until(&format!("{datapath}: {family} by {}", TUNNELS[index].device), || answered(index, family))?;
+        }
+        let status = daemon.status()?;
+        ensure!((prefixes(&status), &status["problems"]) == (&json!(2), &json!([])), "{datapath}: {status:#}");
+        ensure!(!rules(&world)?.contains(PEER), "{}", rules(&world)?);
+        // The address goes and comes back.
+        world.host.ip(&format!("addr del {own} peer {PEER}/32 dev sixxs0"))?;
+        daemon.wait_status(|status| *prefixes(status) == json!(1), SOON)?;
+        world.host.ip(&format!("addr add {own} peer {PEER}/32 dev sixxs0"))?;
+        until(&format!("{datapath}: again by {}", TUNNELS[0].device), || answered(0, Family::V4))?;
+        // While the device is down its address is still the policy's: it does not leave by the uplink.
+        let mut uplink = Capture::on(&world.host, "net0")?;
+        world.set_tunnel(0, false)?;
+        daemon.wait_status(|status| status["tunnels"][0]["state"] == json!("down"), SOON)?;
+        ensure!(!answered(0, Family::V4)?, "{datapath}: an answer");
+        uplink.ensure_none(|seen| seen.src == Some(own.into()), Duration::from_millis(100))?;
     }
     Ok(())
 }

@@ -5,7 +5,12 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tunroute_tests::{
-    Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World, inject::udp, nft, pace::SOON, plan::REMOTE,
+    Capture, Daemon, DaemonOptions, TUNNELS, TunnelKind, World,
+    inject::udp,
+    nft,
+    pace::{SOON, until},
+    plan::REMOTE,
+    traffic::{Answer, ping_briefly},
 };
 
 /// What is not to come does not come within this.
@@ -176,4 +181,64 @@ fn rp_filter_is_told_where_it_bites() -> Result<()> {
         ensure!(counted == [(("tunnel0".to_owned(), outcome.to_owned()), 1)].into(), "{step}: {counted:?}");
     }
     Ok(())
+}
+
+/// With `datapath = "ebpf"`, rules stand in wherever a policy's packets could leave without a program seeing them, and go
+/// when that is over.
+#[test]
+fn rules_stand_in_where_no_program_guards() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let options = DaemonOptions { datapath: Some("ebpf"), ..DaemonOptions::default() };
+    let config = world.config();
+    let daemon = Daemon::start(&world, &config, &options)?;
+    let (own, remote) = (TUNNELS[0].host.v4.into(), REMOTE.v4.into());
+    let is = |state: &'static str, rules: bool, reason: &str| {
+        daemon.wait_status(
+            |status| {
+                let fast = &status["fast_path"];
+                fast["state"] == state
+                    && (status["kernel"]["rules"] != 0) == rules
+                    && fast["reasons"].to_string().contains(reason)
+            },
+            SOON,
+        )
+    };
+    // Whoever decides, the policy's packets leave by its tunnel and by nothing else.
+    let by_its_tunnel = |when: &str| -> Result<()> {
+        let mut others = [Capture::on(&world.host, "net0")?, Capture::on(&world.host, TUNNELS[1].device)?];
+        until(when, || Ok(ping_briefly(&world.host, own, remote)? == Answer::Reply))?;
+        for other in &mut others {
+            other.ensure_none(|seen| seen.src == Some(own), A_WHILE).with_context(|| when.to_owned())?;
+        }
+        Ok(())
+    };
+    let reload = |config: &str| {
+        daemon.write_config(config)?;
+        daemon.reload()
+    };
+    is("on", false, "")?;
+    by_its_tunnel("guarded")?;
+
+    // The default route moves to the other policy's tunnel.
+    world.host.ip("route replace default dev sixxs1")?;
+    is("partly", true, "the main table has 0.0.0.0/0 by sixxs1")?;
+    by_its_tunnel("the default route by a tunnel")?;
+    world.host.ip("route replace default via 192.0.2.2 dev net0")?;
+    is("on", false, "")?;
+
+    // An uplink that may come.
+    reload(&config.replace("[\"net0\"]", "[\"net0\", \"net1\"]"))?;
+    is("partly", true, "the uplink net1 does not exist")?;
+    world.host.ip("link add net1 type veth peer name peer1\nlink set net1 up")?;
+    is("on", false, "")?;
+    world.host.ip("link del net1")?;
+    is("partly", true, "the uplink net1 does not exist")?;
+
+    // No program at all.
+    reload(&config.replace("uplink = [\"net0\"]", "").replace("ingress = [\"lan0\"]", ""))?;
+    is("off", true, "there is no ingress device and no uplink")?;
+    by_its_tunnel("no uplink")?;
+    reload(&config)?;
+    is("on", false, "")?;
+    by_its_tunnel("guarded again")
 }

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Config, Datapath, DevicePattern, Policy,
+    Config, Datapath, DevicePattern, Follow, Policy,
     parse::Spans,
     report::{Finding, Findings, Span, quote},
     section::nearest,
@@ -209,21 +209,16 @@ fn prefixes(config: &Config, spans: &Spans, findings: &mut Findings) {
             }
         }
     }
-    let mut followed: HashMap<&DevicePattern, (usize, &Span)> = HashMap::new();
+    let mut followed: HashMap<&Follow, (usize, &Span)> = HashMap::new();
     for (index, (policy, at)) in policies().enumerate() {
-        for (pattern, span) in policy.follow.iter().zip(&at.follow) {
-            match followed.entry(pattern) {
+        for (follow, span) in policy.follow.iter().zip(&at.follow) {
+            match followed.entry(follow) {
                 Entry::Vacant(entry) => {
                     entry.insert((index, span));
                 }
                 Entry::Occupied(entry) => {
                     let (first, earlier) = *entry.get();
-                    findings.error(twice(
-                        &format!("@{}", pattern.0),
-                        (index, span),
-                        (first, earlier),
-                        &config.policies,
-                    ));
+                    findings.error(twice(&format!("@{follow}"), (index, span), (first, earlier), &config.policies));
                 }
             }
         }

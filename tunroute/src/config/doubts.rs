@@ -3,13 +3,16 @@
 use ipnet::IpNet;
 
 use super::{
-    Config, OnDown, Policy,
+    Config, Datapath, DevicePattern, Follow, OnDown, Policy,
     parse::Spans,
-    report::{Finding, Findings, quote},
+    report::{Finding, Findings, Span, quote},
 };
 
 /// Looks for it in a configuration without errors.
 pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
+    if let Some(span) = spans.datapath.as_ref().filter(|_| config.datapath == Datapath::Ebpf) {
+        unguarded(config, span, spans, findings);
+    }
     let fates = fates(config);
     for ((policy, at), fate) in config.policies.iter().zip(&spans.policies).zip(fates) {
         if fate.shadowed {
@@ -18,7 +21,7 @@ pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
                         or look at their `from`";
             findings.warning(Finding::new(at.name.as_ref().unwrap_or(&at.header), message, help));
         }
-        for (pattern, span) in policy.follow.iter().zip(&at.follow) {
+        for (Follow { devices: pattern, .. }, span) in policy.follow.iter().zip(&at.follow) {
             if config.interfaces.uplink.contains(pattern) {
                 let message = format!("the sources are those of the uplink {}", quote(&pattern.0));
                 let help = "the tunnels' own packets carry an address of it, and would be sent into the tunnel: name the \
@@ -33,6 +36,23 @@ pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
             let help = "a provider drops sources that are not its own: write \"unreachable\", so that they do not leave, and \
                         the sender is told";
             findings.warning(Finding::new(span, message, help));
+        }
+    }
+}
+
+/// Without rules, programs have to stand at every way out, from the first packet on.
+fn unguarded(config: &Config, datapath: &Span, spans: &Spans, findings: &mut Findings) {
+    if config.interfaces.uplink.is_empty() {
+        let message = "no device is an `uplink`, so rules stand in for the programs";
+        let help = "name the devices of the default routes in `uplink`, or write \"both\"";
+        findings.warning(Finding::new(datapath, message, help));
+    }
+    for (DevicePattern(name), span) in config.interfaces.uplink.iter().zip(&spans.uplink) {
+        if name.ends_with('*') {
+            let message =
+                format!("a new device that matches {} is not guarded at first, so rules stand in", quote(name));
+            let help = "write the whole names of the uplinks, or `datapath = \"both\"`";
+            findings.warning(Finding::new(span, message, help).and(datapath, "programs without rules"));
         }
     }
 }

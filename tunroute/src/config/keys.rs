@@ -303,8 +303,10 @@ pub(super) const POLICY: &[Key] = &[
         "from = [\"2a02:578:85a0::/48\", \"@lan0\"]",
         Kind::Texts("an address, a prefix, or @ and an interface's name or the beginning of names and *"),
         "The source prefixes. An address without a length is that address alone. \"@lan0\" stands for the networks on the \
-         link at that interface, as they change: none that is link-local. If two policies would get the same prefix so, the \
-         first has it, and one that has it literally comes before both.",
+         link at that interface and for its own addresses, as they change: never the peer's address of a point-to-point \
+         link, and nothing link-local. \"@lan0 in 2001:db8:a::/48\" takes only those in that range. If two policies would \
+         get the same prefix so, the one with the longer range has it, else the first; one that has it literally comes \
+         before both.",
     )
     .unless("from-file"),
     key(

@@ -178,6 +178,26 @@ impl DevicePattern {
     }
 }
 
+/// `from = ["@lan0"]` or `from = ["@lan0 in 2001:db8:a::/48"]`: sources that are read from interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Follow {
+    /// The interfaces.
+    pub devices: DevicePattern,
+    /// The range that the sources must lie in.
+    pub within: Option<IpNet>,
+}
+
+/// As it is written, without the `@`.
+impl fmt::Display for Follow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { devices: DevicePattern(name), within } = self;
+        match within {
+            Some(within) => write!(f, "{name} in {within}"),
+            None => f.write_str(name),
+        }
+    }
+}
+
 /// `[tunnel.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
@@ -316,9 +336,9 @@ pub struct Policy {
     /// `from` and `from-file`: the source prefixes, without host bits, sorted. None twice in the whole configuration, and
     /// never empty unless `follow` has something.
     pub from: Vec<IpNet>,
-    /// `from = ["@lan0"]`: the interfaces whose on-link prefixes are sources, too, as they change. None twice in the whole
-    /// configuration.
-    pub follow: Vec<DevicePattern>,
+    /// `from = ["@lan0"]`: the interfaces whose networks and addresses are sources, too, as they change. None twice in the
+    /// whole configuration.
+    pub follow: Vec<Follow>,
     /// The prefixes of those interfaces as [`crate::policy::compile::follow`] saw them last; none in what has just been read.
     pub followed: Vec<IpNet>,
     /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.

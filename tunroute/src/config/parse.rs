@@ -28,6 +28,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Where the parts of a configuration stand, index by index.
 #[derive(Debug, Default)]
 pub(super) struct Spans {
+    pub(super) datapath: Option<Span>,
     pub(super) band: Option<Span>,
     pub(super) ingress: Vec<Span>,
     pub(super) uplink: Vec<Span>,
@@ -58,6 +59,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
     let top = Section::new(root, TOP, "the file's top level", 0..0, findings);
     let mut spans = Spans::default();
     let datapath = top.get("datapath").and_then(|field| {
+        spans.datapath = Some(field.span());
         let choices =
             [Datapath::Both, Datapath::Kernel, Datapath::Ebpf, Datapath::Shadow].map(|choice| (choice.name(), choice));
         field.choice(&choices, findings)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    DevicePattern, Listen, ProbeTarget,
+    DevicePattern, Follow, Listen, ProbeTarget,
     report::{Refusal, quote},
 };
 use crate::policy::net::{TABLE_LOCAL, TABLE_MAIN};
@@ -89,8 +89,17 @@ pub(super) fn pattern(text: &str) -> Result<DevicePattern, Refusal> {
     Ok(DevicePattern(text.to_owned()))
 }
 
-/// An interface whose prefixes are followed: `@` and its name, or the beginning of names and `*`.
-pub(super) fn followed(text: &str) -> Result<DevicePattern, Refusal> {
+/// Interfaces that are followed: `@` and a name, or the beginning of names and `*`; then perhaps ` in ` and a range.
+pub(super) fn followed(text: &str) -> Result<Follow, Refusal> {
+    match text.split_once(" in ") {
+        Some((devices, range)) => {
+            Ok(Follow { devices: followed_devices(devices)?, within: Some(super::prefix::source(range, true)?) })
+        }
+        None => Ok(Follow { devices: followed_devices(text)?, within: None }),
+    }
+}
+
+fn followed_devices(text: &str) -> Result<DevicePattern, Refusal> {
     let name = text.strip_prefix('@').unwrap_or(text);
     let refusal = match pattern(name) {
         Err(refusal) => refusal,
@@ -98,7 +107,8 @@ pub(super) fn followed(text: &str) -> Result<DevicePattern, Refusal> {
         Ok(_) if name.starts_with('@') => Refusal::new(format!("{} has one `@` too many", quote(text)), ""),
         Ok(pattern) => return Ok(pattern),
     };
-    let help = "write the name of the interface that the sources are behind, such as \"@lan0\"";
+    let help = "write the name of the interface that the sources are behind, such as \"@lan0\", or a range of them, such \
+                as \"@lan0 in 2001:db8:a::/48\"";
     Err(Refusal { help: help.to_owned(), ..refusal })
 }
 

@@ -68,26 +68,31 @@ impl Daemon {
 
     /// In `ebpf` mode: are the programs in place, so that no rules are needed? Returns whether the answer has changed.
     pub(super) fn update_fallback(&mut self) -> bool {
-        let needed = self.config.datapath == Datapath::Ebpf && !self.fast_path_complete();
+        let needed = self.needs_rules() || self.config.datapath == Datapath::Ebpf && !self.all_attached();
         if needed == self.fallback {
             return false;
         }
         if needed {
-            warn!("the programs are not all in place: installing rules until they are");
+            warn!("the programs cannot do without rules: installing rules until they can");
         } else {
-            info!("the programs are in place: no rules needed");
+            info!("the programs do all the work: removing the rules");
         }
         self.fallback = needed;
         true
     }
 
-    /// All programs are attached that the configuration asks for, and may decide all families in use.
-    fn fast_path_complete(&self) -> bool {
+    /// In `ebpf` mode: do rules have to stand in for the programs, whichever of them are attached?
+    pub(super) fn needs_rules(&self) -> bool {
+        self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete())
+    }
+
+    /// All programs are attached that the configuration asks for.
+    fn all_attached(&self) -> bool {
         let Some(fast) = &self.fast else { return false };
         let Some(desired) = self.desired.as_ref().and_then(|desired| desired.fast.as_ref()) else { return false };
         // What XDP does not do, the others do.
         let mut needed = desired.attachments.iter().filter(|attachment| attachment.part != Part::Xdp);
-        needed.all(|attachment| fast.state().attached.contains(attachment)) && self.gates.complete()
+        needed.all(|attachment| fast.state().attached.contains(attachment))
     }
 
     /// Changes the prefixes that the programs know, all at once. If there is no room, other programs with more take their

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 use crate::{
-    config::{Config, Unmatched},
+    config::{Config, Datapath, Unmatched},
     datapath::features,
     kernel::sysctl::{self, RpFilter},
     policy::compile::{FastInputs, Sources, matching},
     policy::fast::Open,
-    policy::gates::{Gate, GateInput, Probes, gates, kept_out, main_decides},
+    policy::gates::{Gate, GateInput, Probes, gates, kept_out, main_decides, unguarded},
     policy::net::{Family, IfIndex, KernelState, Link, LinkLayer},
     policy::xdp::Chosen,
 };
@@ -101,13 +101,12 @@ impl Gates {
         let agreed = reasons.len();
         reasons.extend(foreign);
         let agreed = agreed == reasons.len();
-        let unguarded = matching(&config.interfaces.uplink, kernel).filter(|link| link.layer == LinkLayer::Other);
-        let unguarded: Vec<Reason> = unguarded
-            .map(|link| Reason {
-                gate: UNGUARDED_UPLINK,
-                text: format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name),
-            })
-            .collect();
+        let unknown = matching(&config.interfaces.uplink, kernel).filter(|link| link.layer == LinkLayer::Other);
+        let unknown = unknown
+            .map(|link| format!("the uplink {} carries neither Ethernet nor bare IP: it cannot be guarded", link.name));
+        let alone = if config.datapath == Datapath::Ebpf { unguarded(config, kernel) } else { Vec::new() };
+        let alone = alone.into_iter().map(|reason| format!("rules stand in for the programs: {reason}"));
+        let unguarded: Vec<Reason> = unknown.chain(alone).map(|text| Reason { gate: UNGUARDED_UPLINK, text }).collect();
         let all_open = |family| ingress.keys().all(|device| is_open(*device, family)) || !config.uses(family);
         let complete = agreed && unguarded.is_empty() && Family::ALL.into_iter().all(all_open);
         reasons.extend(unguarded);

@@ -427,10 +427,8 @@ impl Daemon {
             fast.observe_attachments(&snapshot.state.links, &filters)?;
         }
         self.look_for_xdp(&snapshot.state).await;
-        if self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete()) {
-            // Known before anything is changed: rules that are there stay.
-            self.fallback = true;
-        }
+        // Known before anything is changed: rules that are there stay.
+        self.fallback |= self.needs_rules();
         let (desired, operations) = self.plan(&snapshot)?;
         log_plan(&operations);
         let changed = self.apply(&operations, &snapshot).await;
@@ -506,8 +504,7 @@ impl Daemon {
                 self.too_large = Some(error);
             }
         }
-        self.fallback = self.config.datapath == Datapath::Ebpf;
-        let desired = compile(&Inputs { fast: None, ..self.inputs(&self.config, snapshot) });
+        let desired = compile(&Inputs { fast: None, rules: true, ..self.inputs(&self.config, snapshot) });
         let operations = plan(&desired, &snapshot.state, fast)?;
         Ok((desired, operations))
     }

@@ -13,7 +13,7 @@ use crate::{
     host::networkd,
     kernel::traffic,
     policy::ability::{Shortcoming, inability, shortcomings},
-    policy::compile::{TunnelState, active_tunnel, tunnel_state, wants_tree},
+    policy::compile::{TunnelState, active_tunnel, matching, tunnel_state, wants_tree},
     policy::fast::{Hook, Part},
     policy::net::{Family, KernelState, Link},
     policy::plan::number_slots,
@@ -192,7 +192,8 @@ impl Daemon {
         let carried_by = |family| {
             // Open says nothing where no program is: it is detached from a device that is closed for both families.
             let open = self.fast.as_ref().map(datapath::Datapath::state).is_some_and(|fast| {
-                fast.open.family(family) && fast.deciding().any(|attachment| attachment.hook == Hook::Ingress)
+                !self.rules_installed()
+                    || fast.open.family(family) && fast.deciding().any(|attachment| attachment.hook == Hook::Ingress)
             });
             if open && !stands_back { "fast path" } else { "kernel" }.to_owned()
         };
@@ -201,7 +202,7 @@ impl Daemon {
         PolicyStatus {
             name: policy.name.clone(),
             prefixes: policy.sources().count(),
-            follows: policy.follow.iter().map(|DevicePattern(name)| name.clone()).collect(),
+            follows: policy.follow.iter().map(ToString::to_string).collect(),
             table: self.tables.numbers().get(&policy.name).copied(),
             active: families.iter().map(|family| (*family, active(*family))).collect(),
             carried_by: families.iter().map(|family| (*family, carried_by(*family))).collect(),
@@ -239,6 +240,24 @@ impl Daemon {
         by_policy
     }
 
+    /// How many devices match: a program has its place there.
+    fn deciding_devices(&self, patterns: &[DevicePattern]) -> usize {
+        self.snapshot.as_ref().map_or(0, |snapshot| matching(patterns, &snapshot.state).count())
+    }
+
+    /// Why the programs see no packets, or only those that leave by an uplink.
+    fn without_devices(&self) -> Option<String> {
+        let interfaces = &self.config.interfaces;
+        let of = |patterns| self.deciding_devices(patterns) > 0;
+        match (of(&interfaces.ingress), of(&interfaces.uplink)) {
+            (true, _) => None,
+            // What passes the guard is what the rules would have caught: it does their work.
+            (false, true) if !self.rules_installed() => None,
+            (false, true) => Some("there is no ingress device: the programs only guard the uplinks".to_owned()),
+            (false, false) => Some("there is no ingress device and no uplink: the programs do nothing".to_owned()),
+        }
+    }
+
     fn fast_path(&self) -> FastPathStatus {
         if self.config.datapath == Datapath::Kernel {
             let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
@@ -249,7 +268,7 @@ impl Daemon {
             let reasons = self.fast_error.iter().cloned().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
-        let mut reasons = self.closed_gates();
+        let mut reasons: Vec<String> = self.without_devices().into_iter().chain(self.closed_gates()).collect();
         reasons.extend(self.too_large.map(|error| error.to_string()));
         let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
         let missing = desired.flat_map(|desired| desired.attachments.difference(&fast.state().attached));
@@ -261,6 +280,11 @@ impl Daemon {
         };
         FastPathStatus {
             state: match (self.config.datapath, reasons.is_empty()) {
+                _ if self.deciding_devices(&self.config.interfaces.uplink) == 0
+                    && self.deciding_devices(&self.config.interfaces.ingress) == 0 =>
+                {
+                    "off"
+                }
                 (Datapath::Shadow, _) => "shadow",
                 (_, true) => "on",
                 (_, false) => "partly",
@@ -285,9 +309,9 @@ fn unmatched(datapath: &datapath::Datapath) -> OutcomeStatus {
     OutcomeStatus { packets, bytes }
 }
 
-/// Nothing is on the link at the interfaces that a policy follows.
+/// The interfaces that a policy follows have no networks and no addresses.
 fn without_sources(policy: &Policy) -> Option<String> {
-    let names: Vec<&str> = policy.follow.iter().map(|DevicePattern(name)| name.as_str()).collect();
+    let names: Vec<String> = policy.follow.iter().map(ToString::to_string).collect();
     policy.sources().next().is_none().then(|| {
         format!("policy \"{}\" has no sources: {} has no prefix just now (`ip addr`)", policy.name, names.join(", "))
     })

@@ -4,6 +4,7 @@
 //! it cannot decode (a foreign rule must not be overlooked), holds a whole dump or event storm in memory, and forgets
 //! the bytes that make a deletion exact.
 
+mod address;
 mod apply;
 mod filter;
 mod link;
@@ -46,7 +47,7 @@ impl Kinds {
     pub const ROUTES: Self = Self(2);
     /// Policy rules.
     pub const RULES: Self = Self(4);
-    /// Addresses: seen in the state as routes of the local and the main table.
+    /// The devices' addresses; read with the routes, since both change together.
     pub const ADDRESSES: Self = Self(8);
     /// Settings such as forwarding and rp_filter: not part of the state, but gates depend on them.
     pub const NETCONF: Self = Self(16);

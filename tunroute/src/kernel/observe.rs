@@ -8,10 +8,12 @@ use std::{
 use rtnetlink::packet_route::route::RouteType;
 
 use super::{
-    KernelError, Kinds, link, route, rule,
+    KernelError, Kinds, address, link, route, rule,
     socket::{Dump, Message, Request, Socket},
 };
-use crate::policy::net::{Family, Handle, KernelState, MainRoute, ObservedRoute, Route, TABLE_LOCAL, TABLE_MAIN};
+use crate::policy::net::{
+    Address, Family, Handle, KernelState, MainRoute, ObservedRoute, Route, TABLE_LOCAL, TABLE_MAIN,
+};
 
 /// A list that changes while it is read is read again, this often at most.
 const ATTEMPTS: usize = 10;
@@ -70,6 +72,7 @@ pub(super) async fn observe(
         observe_rules(socket, &mut snapshot).await?;
     }
     if what.contains(Kinds::ROUTES) {
+        observe_addresses(socket, &mut snapshot.state).await?;
         observe_routes(socket, &mut snapshot).await?;
     }
     Ok(snapshot)
@@ -150,6 +153,22 @@ pub(super) async fn rules_digest(socket: &mut Socket) -> Result<u64, KernelError
 /// A kernel without IPv6 has none of it.
 fn is_unsupported(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+}
+
+async fn observe_addresses(socket: &mut Socket, state: &mut KernelState) -> Result<(), KernelError> {
+    let mut addresses = Vec::new();
+    for family in Family::ALL {
+        let start = addresses.len();
+        let each = |addresses: &mut Vec<Address>, message: &Message<'_>| {
+            if message.kind == libc::RTM_NEWADDR {
+                addresses.extend(address::parse(family, message.payload));
+            }
+        };
+        let reset = |addresses: &mut Vec<Address>| addresses.truncate(start);
+        list(socket, "addresses", &address::dump(family), &mut addresses, reset, each).await?;
+    }
+    state.addresses = addresses.into_iter().collect();
+    Ok(())
 }
 
 async fn observe_routes(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(), KernelError> {

@@ -517,6 +517,17 @@ pub struct MainRoute {
     pub on_link: bool,
 }
 
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    /// The device.
+    pub device: IfIndex,
+    /// The device's own address.
+    pub own: IpAddr,
+    /// The address of the other end, on a point-to-point device that has been told it.
+    pub peer: Option<IpAddr>,
+}
+
 /// What the kernel says of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
@@ -528,6 +539,8 @@ pub struct KernelState {
     pub routes: Vec<ObservedRoute>,
     /// The destinations in the local table: local, broadcast and anycast addresses.
     pub local: BTreeSet<IpNet>,
+    /// The devices' addresses, whether the devices are up or not.
+    pub addresses: BTreeSet<Address>,
     /// The unicast routes of the main table.
     pub main: Vec<MainRoute>,
     /// The destinations that the main table refuses, or leaves to the rules behind it (`throw`).

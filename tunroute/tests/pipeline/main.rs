@@ -13,10 +13,10 @@ use tunroute::{
     policy::ability::shortcomings,
     policy::compile::{Desired, FastInputs, Inputs, compile, follow, probes},
     policy::fast::{FastOp, FastState, Open, Part},
-    policy::gates::kept_out,
+    policy::gates::{kept_out, unguarded},
     policy::net::{
-        Family, Handle, Inability, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute, ObservedRule,
-        Route, RouteKind, Rule,
+        Address, Family, Handle, Inability, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute,
+        ObservedRule, Route, RouteKind, Rule,
     },
     policy::plan::{Op, PlanError, plan},
     policy::xdp::Chosen,
@@ -426,6 +426,45 @@ fn sources_follow_an_interface() {
     assert!(problems.len() == 3 && problems.iter().zip(&starts).all(|(problem, start)| problem.starts_with(start)));
     World::default().reach(&config, &host, true);
 
+    // Own addresses, without those in a network that is there anyway; never the peer, and nothing link-local. A longer range
+    // takes its part from a shorter one.
+    for (first, second, expected) in [
+        ("@ppp0", "@wg0", [vec!["100.64.3.7/32", "2001:db8:a::7/128"], vec!["10.8.0.2/32", "2001:db8:b::2/128"]]),
+        ("@lan0", "@ppp0", [vec!["10.0.0.0/24", v6], vec!["100.64.3.7/32", "2001:db8:a::7/128"]]),
+        (
+            "@*",
+            "@* in 2001:db8:a::/48",
+            [
+                vec!["10.0.0.0/24", "10.8.0.2/32", "100.64.3.7/32", "203.0.113.0/24", "2001:db8:b::2/128", v6],
+                vec!["2001:db8:a::7/128"],
+            ],
+        ),
+        ("@ppp0 in ::/0", "@ppp0 in 100.64.0.0/10", [vec!["2001:db8:a::7/128"], vec!["100.64.3.7/32"]]),
+        ("@lan0 in 2a02:578:85a0::/64", "@lan0 in 2a02:578:85a0::/48", [vec![v6], vec![]]),
+        ("@lan0 in 10.0.0.0/25", "@wg0 in 10.8.0.0/16", [vec!["10.0.0.1/32"], vec!["10.8.0.2/32"]]),
+    ] {
+        let policies = policy("first", &format!("\"{first}\"")) + &policy("second", &format!("\"{second}\""));
+        let (mut config, mut host) = text(&policies);
+        host.links.insert(7, link(7, "ppp0", LinkLayer::Ip));
+        // The peer's address is on the link, as the kernel sees it.
+        host.main.push(main_route("100.64.0.1/32", 7, true));
+        let addresses = [
+            (3, "10.0.0.1", None),
+            (3, "2a02:578:85a0::1", None),
+            (3, "fe80::3", None),
+            (5, "10.8.0.2", None),
+            (5, "2001:db8:b::2", None),
+            (7, "100.64.3.7", Some("100.64.0.1")),
+            (7, "2001:db8:a::7", Some("fe80::9")),
+        ];
+        let parse = |text: &str| text.parse().unwrap();
+        let address =
+            |(device, own, peer): (_, _, Option<&str>)| Address { device, own: parse(own), peer: peer.map(parse) };
+        host.addresses = addresses.map(address).into();
+        assert_eq!(follow(&mut config, &host), [""; 0], "{first}, {second}");
+        assert_eq!(sources(&config), expected, "{first}, {second}");
+    }
+
     // What the interface has may be inside more policies than the programs follow: that is told, and not done halfway.
     let nested: String =
         (40..48).map(|length| policy(&length.to_string(), &format!("\"2a02:578:8500::/{length}\""))).collect();
@@ -475,6 +514,30 @@ fn each_family_has_its_own_tunnel() {
             let there = expected[slot.family as usize].as_ref().and_then(|(device, _)| host.link(device));
             assert_eq!(slot.egress.ifindex(), there.map_or(0, |link| link.index), "{what}, {}", slot.family);
         }
+    }
+}
+
+/// Without rules, each way out of the main table has to be guarded from the first packet on.
+#[test]
+fn ways_out_that_no_program_guards() {
+    for (uplinks, routes, expected) in [
+        ("\"net0\"", &[][..], &[][..]),
+        ("", &[], &["no device is an `uplink`", "the main table has 0.0.0.0/0 by net0"]),
+        ("\"net0\", \"net1\"", &[], &["the uplink net1 does not exist"]),
+        ("\"net*\"", &[], &["a new device that matches the uplink \"net*\""]),
+        // Another way out, whole or in parts; and destinations behind a tunnel.
+        ("\"net0\"", &[("::/0", 4, true)], &["the main table has ::/0 by sixxs0"]),
+        ("\"net0\"", &[("128.0.0.0/1", 6, false)], &["the main table has 128.0.0.0/1 by br-guests"]),
+        ("\"net0\"", &[("203.0.113.0/24", 5, false)], &["the main table has 203.0.113.0/24 by wg0"]),
+        // On a tunnel's link, and behind an inside router.
+        ("\"net0\"", &[("10.8.0.0/24", 5, true), ("10.9.0.0/24", 3, false)], &[]),
+    ] {
+        let config = Config::parse("story", &STORY.replace("\"net0\"", uplinks)).unwrap();
+        let mut host = host();
+        host.main.extend(routes.iter().map(|(dst, oif, on_link)| main_route(dst, *oif, *on_link)));
+        let reasons = unguarded(&config, &host);
+        let as_expected = reasons.iter().zip(expected).all(|(reason, start)| reason.starts_with(start));
+        assert!(as_expected && reasons.len() == expected.len(), "{uplinks}, {routes:?}: {reasons:#?}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! From what was seen to findings. Pure.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
@@ -25,8 +25,6 @@ const OVERHEADS: [(&str, u32); 9] = [
     ("wireguard", 60),
     ("vxlan", 50),
 ];
-/// All unicast addresses that are given out (RFC 4291).
-const UNICAST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3));
 /// A band is so many priorities long, with that of the probes.
 const BAND: u32 = 130;
 /// The last priority that belongs to the kernel before there is room for a band.
@@ -150,17 +148,6 @@ fn whose(text: &str) -> Option<&'static str> {
     }
 }
 
-/// A default route, or one of those that are written in its place so that it stays: 0.0.0.0/1 and 128.0.0.0/1; of IPv6's
-/// unicast addresses ::/1, 2000::/3, or 2000::/4 and 3000::/4.
-fn covers_everything(route: &MainRoute) -> bool {
-    let longest = match Family::of(&route.dst) {
-        Family::V4 => 1,
-        Family::V6 if UNICAST_V6.contains(&route.dst) || route.dst.contains(&UNICAST_V6) => 4,
-        Family::V6 => 0,
-    };
-    route.dst.prefix_len() <= longest
-}
-
 /// Default routes of the main table by devices that the configuration does not know.
 fn other_ways_out(config: &Config, seen: &Observation) -> Vec<Finding> {
     let known = |name: &str| {
@@ -169,7 +156,7 @@ fn other_ways_out(config: &Config, seen: &Observation) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     let mut named: Vec<&str> = Vec::new();
-    for route in seen.kernel.main.iter().filter(|route| covers_everything(route)) {
+    for route in seen.kernel.main.iter().filter(|route| route.covers_everything()) {
         let Some(link) = route.oif.and_then(|oif| seen.kernel.links.get(&oif)) else { continue };
         if known(&link.name) || named.contains(&link.name.as_str()) {
             continue;

@@ -162,7 +162,11 @@ fn variants() {
         let policies = take(&from(value, "")).config.policies;
         assert_eq!(policies[0].from[0].prefix_len(), length, "{value}");
     }
-    for (value, literal, followed) in [("\"@lan0\"", 0, 1), ("[\"@lan0\", \"2a02::1\", \"@br-*\"]", 1, 2)] {
+    for (value, literal, followed) in [
+        ("\"@lan0\"", 0, 1),
+        ("[\"@lan0\", \"2a02::1\", \"@br-*\"]", 1, 2),
+        ("[\"@lan0 in 2001:db8:a::/48\", \"@lan0 in 0.0.0.0/0\"]", 0, 2),
+    ] {
         let loaded = take(&from(value, ""));
         let policy = &loaded.config.policies[0];
         assert_eq!((policy.from.len(), policy.follow.len(), policy.followed.len()), (literal, followed, 0), "{value}");
@@ -228,7 +232,8 @@ fn many_prefixes() {
         warnings.iter().map(|warning| warning.message()).collect::<Vec<_>>(),
         ["100001 IPv6 prefixes as rules take minutes to be made, and longer to be removed"]
     );
-    assert!(take(&format!("datapath = \"ebpf\"\n{more}")).warnings.is_empty());
+    let ebpf = format!("datapath = \"ebpf\"\ninterfaces.uplink = \"net0\"\n{more}");
+    assert!(take(&ebpf).warnings.is_empty());
     let last = text.replace("\"2a02:1:869f::/48\",", "\"2a02:1:869f::/48\", \"2a02:0:0::/48\"");
     assert_eq!(super::only_error(&super::refuse(&last)).underlined().count(), 2);
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());

@@ -48,6 +48,22 @@ fn sources_of_an_uplink() {
 }
 
 #[test]
+fn programs_without_rules_at_unknown_ways_out() {
+    let none = "no device is an `uplink`, so rules stand in for the programs";
+    let pattern = "a new device that matches `net*` is not guarded at first, so rules stand in";
+    for (datapath, uplink, messages) in [
+        ("ebpf", "[]", &[none][..]),
+        ("ebpf", "[\"net0\"]", &[]),
+        ("ebpf", "[\"net0\", \"net*\"]", &[pattern]),
+        ("both", "[\"net*\"]", &[]),
+        ("both", "[]", &[]),
+    ] {
+        let text = file(&[("\"10.0.0.0/8\"", "")]).replace("[\"net0\"]", uplink);
+        warned(&format!("datapath = \"{datapath}\"\n{text}"), messages);
+    }
+}
+
+#[test]
 fn a_source_that_goes_to_the_uplink_while_its_tunnel_is_down() {
     let next = "on-down = \"next\"";
     let leaves = |source: &str| format!("while no tunnel is up, packets from {source} leave by the uplink");

@@ -95,6 +95,9 @@ fn followed_interfaces() {
         ("@br-*0", "`*` that is not at its end", "\"@lan0\""),
         ("@@lan0", "one `@` too many", "\"@lan0\""),
         ("@lo", "no network is on the link at `lo`", "\"@lan0\""),
+        ("@lan0 in", "contains a space", "\"@lan0 in 2001:db8:a::/48\""),
+        ("@lan0 in net0", "is not an address", "write an address"),
+        ("@lan0 in fe80::/64", "is link-local and cannot be a source", "remove it"),
         // Meant, perhaps.
         ("lan0", "not an address", "write \"@lan0\" for the prefixes"),
     ] {
@@ -102,6 +105,8 @@ fn followed_interfaces() {
     }
     let two = "[[policy]]\nname = \"q\"\nvia = \"t\"\nfrom = [\"@lan1\", «\"@lan0\"»]";
     check(&from("‹\"@lan0\"›", two), "@lan0 is already in the policy `p`", "keep it in the one");
+    let range = "[‹\"@lan0 in 10.0.0.0/8\"›, «\"@lan0 in 10.0.0.0/8\"»]";
+    check(&from(range, ""), "@lan0 in 10.0.0.0/8 twice in one policy", "remove one");
     check(&from("[‹\"@br-*\"›, «\"@br-*\"»]", ""), "@br-* twice in one policy", "remove one");
 }
 

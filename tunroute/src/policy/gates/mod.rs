@@ -5,12 +5,14 @@
 
 mod probe;
 mod reverse_path;
+mod unguarded;
 
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 pub use self::{
     probe::{Hook, HookPoint, Probes},
     reverse_path::{KeptOut, kept_out},
+    unguarded::unguarded,
 };
 use crate::policy::net::{Family, IfIndex, KernelState, Link, LinkLayer, ObservedRule};
 
