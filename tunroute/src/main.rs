@@ -217,12 +217,15 @@ fn import(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     let setup = if files.is_empty() {
         import::live()?
     } else {
-        let read = |file: &PathBuf| {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            Ok((file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), text))
+        // Comments in scripts need not be UTF-8.
+        let read = |path: &Path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let named = |path: &PathBuf| {
+            let text = read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((path.to_string_lossy().into_owned(), text))
         };
-        let texts: Vec<(String, String)> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
-        import::parse(texts.iter().map(|(name, text)| import::File { name, text }), import::table_names())
+        let texts: Vec<(String, String)> = files.iter().map(named).collect::<anyhow::Result<_>>()?;
+        let files: Vec<import::File<'_>> = texts.iter().map(|(path, text)| import::File { path, text }).collect();
+        import::parse(&files, import::table_names(), &|path| read(Path::new(path)).ok())
     };
     let draft = import::draft(&setup);
     let (policies, prefixes) = draft.counts();

@@ -54,12 +54,12 @@ pub enum Command {
     },
     /// Write a configuration that does what rules and routes made by hand do now.
     ///
-    /// It goes to standard output, with comments for what could not be expressed, and with the commands that remove what
-    /// was made by hand. Nothing is changed.
+    /// The configuration goes to standard output. Comments in it name each rule and route that has no place in it or was not
+    /// understood, and the commands that remove what was made by hand. Nothing is changed.
     #[command(after_help = "Example: tunroute import > new.toml && tunroute plan new.toml")]
     Import {
-        /// Read these files, and not what is there: scripts with `ip` commands, and files for wg-quick (whose name is the
-        /// device's) and systemd-networkd (.network).
+        /// Read these files instead of the rules and routes in force: shell scripts, batch files of `ip`, rt_tables, and
+        /// the files of ifupdown, wg-quick (named after the device), systemd-networkd and RHEL (rule-DEV, route-DEV).
         #[arg(long, value_name = "FILE", num_args = 1..)]
         from_script: Vec<PathBuf>,
     },

@@ -16,9 +16,9 @@ use super::{
 use crate::policy::net::Family;
 
 /// As many policies have a place in the fast path's maps.
-const MOST_POLICIES: usize = 1024;
+pub(crate) const MOST_POLICIES: usize = 1024;
 /// The fast path falls through at most this many policies, one around the other.
-const MOST_LEVELS: u32 = 8;
+pub(crate) const MOST_LEVELS: u32 = 8;
 /// With more prefixes of a family than this, rules are hardly bearable: as many of each are made in 16 s and removed in 43 s
 /// (`ARCHITECTURE.md`).
 const RULES_WITHIN_A_MINUTE: usize = 100_000;

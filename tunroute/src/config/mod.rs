@@ -3,6 +3,7 @@
 //! [`load`] reads the file, [`parse`] takes each value, [`check`] looks at how they fit together; all of them go on after
 //! an error, so that one run shows everything.
 
+pub(crate) mod allowed;
 mod check;
 mod doubts;
 mod file;

@@ -25,7 +25,7 @@ pub(super) struct Source {
 }
 
 /// A character that does nothing to a terminal and has as many bytes in UTF-8.
-pub(super) fn printable(c: char) -> char {
+pub(crate) fn printable(c: char) -> char {
     let bidirectional = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     match (c.is_control() || bidirectional, c.len_utf8()) {
         (false, _) => c,

@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::ini::{Section, sections};
+use super::{
+    files::Reader,
+    ini::{Section, sections},
+};
 
-/// What a rule's keys are to `ip rule`.
+/// The words of `ip rule` for the keys of `[RoutingPolicyRule]`.
 const RULE_WORDS: [(&str, &str); 10] = [
     ("From", "from"),
     ("To", "to"),
@@ -17,66 +20,65 @@ const RULE_WORDS: [(&str, &str); 10] = [
     ("Table", "table"),
     ("Priority", "pref"),
 ];
-/// What a route's keys are to `ip route`.
+/// The words of `ip route` for the keys of `[Route]`.
 const ROUTE_WORDS: [(&str, &str); 5] =
     [("Gateway", "via"), ("Table", "table"), ("Metric", "metric"), ("PreferredSource", "src"), ("MTUBytes", "mtu")];
 
-/// The `ip` commands of a file, and what has none.
-pub(super) fn commands(text: &str) -> (String, Vec<String>) {
-    let text = text.replace("\\\n", " ");
-    let sections = sections(&text);
+/// Does what networkd would do.
+pub(super) fn read(text: &str, reader: &mut Reader<'_>) {
+    let sections = sections(text);
     let names = sections.iter().filter(|section| section.name == "Match").flat_map(|section| section.values("Name"));
     let names: Vec<&str> = names.flat_map(str::split_whitespace).collect();
     let device = match names.as_slice() {
         [name] if !name.contains(['*', '?', '[', '!']) => Some(*name),
         _ => None,
     };
-    let mut script = String::new();
-    let mut notes = Vec::new();
     for section in &sections {
-        let command = match (section.name, device) {
+        let commands = match (section.name.as_str(), device) {
             ("RoutingPolicyRule", _) => rules(section),
-            ("Route", Some(device)) => route(section, device),
+            ("Route", Some(device)) => route(section, device).map(|command| vec![command]),
             ("Route", None) => Err("it is for no single device: `Name=` of `[Match]` must be one name".to_owned()),
-            ("Network" | "Address", Some(device)) => Ok(addresses(section, device)),
+            ("Network" | "Address", Some(device)) => {
+                addresses(section, device, reader);
+                continue;
+            }
             ("DHCPv4" | "IPv6AcceptRA", _) if section.value("RouteTable").is_some() => {
-                Err("its routes are not known before a server or router has told them".to_owned())
+                Err("its routes are known only when a server or router has announced them".to_owned())
             }
             _ => continue,
         };
-        match command {
-            Ok(command) => script += &command,
-            Err(why) => notes.push(format!("{why}: {}", shown(section))),
+        match commands {
+            Ok(commands) => commands.iter().for_each(|command| reader.ip(command, section.line)),
+            Err(why) => reader.note(&why, section.line, &shown(section)),
         }
     }
-    (script, notes)
 }
 
 /// A section in one line.
-fn shown(section: &Section<'_>) -> String {
-    let assignments = section.all().map(|(key, value)| format!(" {key}={value}"));
+fn shown(section: &Section) -> String {
+    let assignments = section.all().map(|found| format!(" {}={}", found.key, found.value));
     format!("[{}]{}", section.name, assignments.collect::<String>())
 }
 
 /// A rule; one for each family that it is for.
-fn rules(section: &Section<'_>) -> Result<String, String> {
+fn rules(section: &Section) -> Result<Vec<String>, String> {
     let is_v6 = ["From", "To"].iter().filter_map(|key| section.value(key)).any(|prefix| prefix.contains(':'));
     let families: &[&str] = match section.value("Family") {
         Some("both") => &["-4", "-6"],
         Some("ipv6") => &["-6"],
         Some("ipv4") => &["-4"],
-        Some(family) => return Err(format!("`{family}` is no family")),
+        Some(family) => return Err(format!("`{family}` is not a family")),
         None if is_v6 => &["-6"],
         None => &["-4"],
     };
     let words = words(section, &RULE_WORDS, &["Family"]);
-    Ok(families.iter().map(|family| format!("ip {family} rule add{words}\n")).collect())
+    Ok(families.iter().map(|family| format!("{family} rule add{words}")).collect())
 }
 
-fn route(section: &Section<'_>, device: &str) -> Result<String, String> {
+fn route(section: &Section, device: &str) -> Result<String, String> {
     let gateway = section.value("Gateway");
-    if let Some(told @ ("_dhcp4" | "_ipv6ra")) = gateway {
-        return Err(format!("the gateway `{told}` is not known before a server or router has told it"));
+    if let Some(announced @ ("_dhcp4" | "_ipv6ra")) = gateway {
+        return Err(format!("the gateway `{announced}` is known only when a server or router has announced it"));
     }
     let to = section.value("Destination");
     let is_v6 =
@@ -86,29 +88,29 @@ fn route(section: &Section<'_>, device: &str) -> Result<String, String> {
     // A route that leads nowhere is no device's.
     let dev = if matches!(kind, "" | "unicast") { format!(" dev {device}") } else { String::new() };
     let words = words(section, &ROUTE_WORDS, &["Destination", "Type"]);
-    Ok(format!("ip {family} route add {kind} {}{dev}{words}\n", to.unwrap_or("default")))
+    Ok(format!("{family} route append {kind} {}{dev}{words}", to.unwrap_or("default")))
 }
 
-/// The words for `ip`. What it has none for stays as it is, so that it is noticed.
-fn words(section: &Section<'_>, known: &[(&str, &str)], done: &[&str]) -> String {
+/// The words for `ip`. A key without one stays as it is, so that the command is reported.
+fn words(section: &Section, known: &[(&str, &str)], done: &[&str]) -> String {
     let mut words = String::new();
-    for (key, value) in section.all().filter(|(key, value)| !done.contains(key) && !value.is_empty()) {
-        let _infallible = match known.iter().find(|(name, _)| *name == key) {
+    for found in section.all().filter(|found| !done.contains(&found.key.as_str()) && !found.value.is_empty()) {
+        let value = &found.value;
+        let _infallible = match known.iter().find(|(name, _)| *name == found.key) {
             Some((_, word)) => write!(words, " {word} {value}"),
-            None if key == "GatewayOnLink" => write!(words, " onlink"),
-            None => write!(words, " {key}={value}"),
+            None if found.key == "GatewayOnLink" => write!(words, " onlink"),
+            None => write!(words, " {}={value}", found.key),
         };
     }
     words
 }
 
 /// The main table's routes that come with addresses and a gateway.
-fn addresses(section: &Section<'_>, device: &str) -> String {
-    let nets = section.values("Address").filter_map(|address| address.parse::<ipnet::IpNet>().ok());
-    let nets = nets.filter(|net| net.prefix_len() < net.max_prefix_len());
-    let mut script: String = nets.map(|net| format!("ip route add {} dev {device}\n", net.trunc())).collect();
-    for gateway in section.values("Gateway").filter_map(|gateway| gateway.parse::<std::net::IpAddr>().ok()) {
-        let _infallible = writeln!(script, "ip route add default via {gateway} dev {device}");
+fn addresses(section: &Section, device: &str, reader: &mut Reader<'_>) {
+    for found in section.of("Address") {
+        reader.on_link(&found.value, device, found.line);
     }
-    script
+    for found in section.of("Gateway") {
+        reader.gateway(&found.value, device, found.line);
+    }
 }

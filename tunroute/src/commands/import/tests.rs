@@ -13,15 +13,15 @@ ip -6 route add default dev sixxs1 table sixxs1
 sudo ip -6 rule add from 2a02::1 table sixxs0; ip -6 rule add from 2a02::2 table sixxs1
 "#;
 
-fn import(script: &str) -> (Draft, Config) {
-    import_files([File { name: "script", text: script }])
+pub(super) fn import(script: &str) -> (Draft, Config) {
+    import_files(&[File { path: "script", text: script }])
 }
 
-fn import_files<'t>(files: impl IntoIterator<Item = File<'t>>) -> (Draft, Config) {
-    let draft = draft(&parse(files, BTreeMap::new()));
+/// What the files amount to, and the configuration read again: what is written must be what `check` takes.
+pub(super) fn import_files(files: &[File<'_>]) -> (Draft, Config) {
+    let draft = draft(&parse(files, BTreeMap::new(), &|_| None));
     let text = draft.write();
     let config = Config::parse("t.toml", &text).unwrap_or_else(|error| panic!("{text}\n{error}"));
-    assert!(text.lines().all(|line| line.chars().count() <= 80 || line.starts_with("#   ip ")), "{text}");
     (draft, config)
 }
 
@@ -129,18 +129,21 @@ fn the_other_devices_are_found_in_the_main_table() {
 
 #[test]
 fn what_cannot_be_expressed_is_noted() {
-    noted("ip rule add fwmark 1 lookup 9", "only rules of the form");
-    noted("ip -6 rule add from 2001:db8::/48 to 2001:db8:1::/48 lookup 9", "only rules of the form");
+    noted("ip rule add fwmark 1 lookup 9", "a policy can only do");
+    noted("ip -6 rule add from 2001:db8::/48 to 2001:db8:1::/48 lookup 9", "a policy can only do");
     noted("ip rule add from all lookup 9", "for all sources");
-    noted("ip rule add from 10.0.0.0/8 lookup main", "no policy applies to 10.0.0.0/8");
-    noted("ip rule add from 10.0.0.0/8 lookup 9 pref 32800", "asked after the main table");
+    noted("ip rule add from 10.0.0.0/8 lookup main", "a table of the kernel, as no policy does");
+    noted("ip rule add from 10.0.0.0/8 lookup 9 pref 32800", "after the rule for the main table");
     noted("ip rule add from 10.0.0.0/8 lookup 9", "table 9 has no default route for IPv4 by a device");
-    noted("ip rule add from $ADDRESS lookup 9", "`$ADDRESS` is no prefix");
-    noted("ip rule add from 10.0.0.0/8 lookup nowhere", "no table `nowhere`");
-    noted("ip route add default dev a table", "nothing after `table`");
+    noted(
+        "ip rule add from $ADDRESS lookup 9",
+        "script:7: `$ADDRESS` has no known value: ip rule add from $ADDRESS lookup 9",
+    );
+    noted("ip rule add from 10.0.0.0/8 lookup nowhere", "names a table `nowhere`");
+    noted("ip route add default dev a table", "there is nothing after `table`");
     noted("ip -6 route add 2001:db8::/32 dev eth7 table sixxs0", "the main table does not have the same route");
     noted("ip -6 route add default dev sixxs0 mtu 1280 table sixxs0 metric 9", "`mtu 1280` is left out");
-    noted("ip -6 rule add from 2a02::2 table sixxs0 pref 32000", "takes its packets");
+    noted("ip -6 rule add from 2a02::2 table sixxs0 pref 32765", "takes its packets");
 }
 
 #[test]
@@ -163,8 +166,8 @@ fn tunroutes_own_rules_and_routes_are_not_imported() {
         let script = format!(
             "ip route add default dev a table 7 proto {protocol}\nip rule add from 10.0.0.1 lookup 7 proto {protocol}"
         );
-        let draft = draft(&parse([File { name: "script", text: &script }], BTreeMap::new()));
-        assert!(draft.is_empty() && draft.notes().is_empty(), "{draft:?}");
+        let draft = draft(&parse(&[File { path: "script", text: &script }], BTreeMap::new(), &|_| None));
+        assert!(draft.is_empty(), "{draft:?}");
     }
 }
 
@@ -186,7 +189,7 @@ fn wg_quick_files() {
              PublicKey = y=\nEndpoint = 192.0.2.7:51820\nallowedips = {allowed}\n"
         )
     };
-    let wg0 = |text: &str| import_files([File { name: "wg0", text }]);
+    let wg0 = |text: &str| import_files(&[File { path: "/etc/wireguard/wg0.conf", text }]);
     let rules = "PostUp = ip rule add from 10.9.0.2 table 200; ip -6 rule add from 2001:db8:9::2 table 200\n\
                  PostDown = ip rule del from 10.9.0.2 table 200";
     let expected = ["table200: 10.9.0.2/32 2001:db8:9::2/128 by wg0"];
@@ -206,10 +209,10 @@ fn wg_quick_files() {
     }
     // A table that nothing leads to.
     let text = file("Table = 200", "::/0");
-    let unused = draft(&parse([File { name: "wg0", text: &text }], BTreeMap::new()));
+    let unused = draft(&parse(&[File { path: "wg0.conf", text: &text }], BTreeMap::new(), &|_| None));
     assert!(unused.is_empty());
     let [note] = unused.notes() else { panic!("{:?}", unused.notes()) };
-    assert!(note.starts_with("no rule leads to table 200, by which wg0 has a default route"), "{note}");
+    assert!(note.starts_with("no rule leads to table 200, which has a default route by wg0"), "{note}");
     // A tunnel that takes everything is no policy; what else there is, is.
     let all = file(
         &format!("PostUp = ip route add default dev %i table 200\n{}", rules.lines().next().unwrap()),
@@ -217,7 +220,7 @@ fn wg_quick_files() {
     );
     let (draft, config) = wg0(&all.replace("; ip -6 rule add from 2001:db8:9::2 table 200", ""));
     assert_eq!(policies(&config), ["table200: 10.9.0.2/32 by wg0"]);
-    let noted: Vec<_> = draft.notes().iter().filter(|note| note.contains("only rules of the form")).collect();
+    let noted: Vec<_> = draft.notes().iter().filter(|note| note.contains("a policy can only do")).collect();
     assert_eq!(noted.len(), 2, "{:?}", draft.notes());
     assert!(draft.notes().iter().any(|note| note.contains("not fwmark 51820")), "{:?}", draft.notes());
 }
@@ -232,8 +235,8 @@ fn networkd_files() {
         "[Match]\nName=net0\n[Network]\nAddress=198.51.100.7/24\nGateway=198.51.100.1\nGateway=fe80::1\n{rules}"
     );
     let lan = "[Match]\nName=lan0\n[Address]\nAddress=10.1.0.1/24\n";
-    let files = [("10-a", tunnel), ("20-b", &uplink), ("30-c", lan)].map(|(name, text)| File { name, text });
-    let (draft, config) = import_files(files);
+    let files = [("10-a", tunnel), ("20-b", &uplink), ("30-c", lan)].map(|(path, text)| File { path, text });
+    let (draft, config) = import_files(&files);
     assert_eq!(draft.notes(), [""; 0]);
     assert_eq!(policies(&config), ["table200: 192.0.2.0/24 2a02::1/128 by sixxs0"]);
     assert_eq!(config.tunnels[0].via_v4, "10.9.0.1".parse().ok());
@@ -245,14 +248,14 @@ fn networkd_files() {
     );
 
     for (section, note) in [
-        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTo=10.1.0.0/16\nTable=9", "only rules of the form"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTo=10.1.0.0/16\nTable=9", "a policy can only do"),
         ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nInvertRule=yes\nTable=9", "InvertRule=yes"),
         ("[RoutingPolicyRule]\nFirewallMark=7\nFamily=both\nTable=9", "ip -6 rule add fwmark 7 table 9"),
-        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nFamily=ipv5\nTable=9", "`ipv5` is no family"),
-        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTable=nowhere", "no table `nowhere`"),
-        ("[Route]\nGateway=_dhcp4\nTable=200", "`_dhcp4` is not known"),
-        ("[DHCPv4]\nRouteTable=200", "not known before a server"),
-        ("[Route]\nDestination=2001:db8:6::/48\nTable=200\nMTUBytes=1280", "`mtu 1280` is left out"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nFamily=ipv5\nTable=9", "`ipv5` is not a family"),
+        ("[RoutingPolicyRule]\nFrom=10.0.0.0/8\nTable=nowhere", "names a table `nowhere`"),
+        ("[Route]\nGateway=_dhcp4\nTable=200", "`_dhcp4` is known only when"),
+        ("[DHCPv4]\nRouteTable=200", "known only when a server"),
+        ("[Route]\nDestination=::/0\nMetric=9\nTable=200\nMTUBytes=1280", "`mtu 1280` is left out"),
         ("[Match]\nName=wg*\n[Route]\nDestination=::/0\nTable=9", "must be one name"),
     ] {
         let last = if section.starts_with("[Match]") {
@@ -260,8 +263,8 @@ fn networkd_files() {
         } else {
             format!("[Match]\nName=sixxs0\n{section}")
         };
-        let files = [("a", tunnel), ("b", rules), ("c", &last)].map(|(name, text)| File { name, text });
-        let (draft, config) = import_files(files);
+        let files = [("a", tunnel), ("b", rules), ("c", &last)].map(|(path, text)| File { path, text });
+        let (draft, config) = import_files(&files);
         assert!(draft.notes().iter().any(|noted| noted.contains(note)), "{section}: {:?}", draft.notes());
         assert_eq!(config.policies.len(), 1, "{section}");
     }

@@ -1,57 +1,49 @@
-//! `wg-quick` files, as the commands that `wg-quick up` gives (wg-quick(8)).
+//! `wg-quick` files, as the commands that `wg-quick up` runs (wg-quick(8)).
 
-use std::fmt::Write as _;
-
-use super::ini::sections;
+use super::{files::Reader, ini::sections};
 
 /// The table of a tunnel that takes everything, which is also its mark (`add_default()` in wireguard-tools'
 /// `wg-quick/linux.bash`; it takes the next one that is free).
 const DEFAULT_TABLE: u32 = 51_820;
 
-/// The `ip` commands; the device has the file's name.
-pub(super) fn commands(text: &str, device: &str) -> String {
+/// Does what `wg-quick up` would do; the device has the file's name.
+pub(super) fn read(text: &str, device: &str, reader: &mut Reader<'_>) {
     let sections = sections(text);
-    let of = |name: &'static str| sections.iter().filter(move |section| section.name.eq_ignore_ascii_case(name));
-    let values = |section: &'static str, key: &'static str| {
-        of(section).flat_map(move |section| section.values(key)).map(without_comment).collect::<Vec<_>>()
+    let all = |section: &'static str, key: &'static str| {
+        let of = sections.iter().filter(move |found| found.name.eq_ignore_ascii_case(section));
+        of.flat_map(move |found| found.of(key)).map(|found| (found.line, without_comment(&found.value)))
     };
-    let mut script = String::new();
-    let hooks = |script: &mut String, key: &'static str| {
-        for hook in values("Interface", key) {
-            let _infallible = writeln!(script, "{}", hook.replace("%i", device));
+    let hooks = |reader: &mut Reader<'_>, key| {
+        for (line, hook) in all("Interface", key) {
+            reader.script(&hook.replace("%i", device), line, &[]);
         }
     };
-    hooks(&mut script, "PreUp");
-    for address in lists(&values("Interface", "Address")) {
-        if let Ok(net) = address.parse::<ipnet::IpNet>()
-            && net.prefix_len() < net.max_prefix_len()
-        {
-            let _infallible = writeln!(script, "ip route add {} dev {device}", net.trunc());
+    hooks(reader, "PreUp");
+    for (line, address) in all("Interface", "Address").flat_map(list) {
+        reader.on_link(address, device, line);
+    }
+    let table = all("Interface", "Table").last().map_or("auto", |(_, table)| table);
+    for (line, allowed) in all("Peer", "AllowedIPs").flat_map(list).filter(|_| table != "off") {
+        let family = if allowed.contains(':') { "-6" } else { "-4" };
+        let mut ip = |command: String| reader.ip(&format!("{family} {command}"), line);
+        match table {
+            "auto" if allowed.ends_with("/0") => {
+                ip(format!("route append {allowed} dev {device} table {DEFAULT_TABLE}"));
+                ip(format!("rule add not fwmark {DEFAULT_TABLE} table {DEFAULT_TABLE}"));
+                ip("rule add table main suppress_prefixlength 0".to_owned());
+            }
+            "auto" => ip(format!("route append {allowed} dev {device}")),
+            table => ip(format!("route append {allowed} dev {device} table {table}")),
         }
     }
-    let table = values("Interface", "Table").last().copied().unwrap_or("auto");
-    for allowed in lists(&values("Peer", "AllowedIPs")).into_iter().filter(|_| table != "off") {
-        let ip = if allowed.contains(':') { "ip -6" } else { "ip -4" };
-        let _infallible = match table {
-            "auto" if allowed.ends_with("/0") => writeln!(
-                script,
-                "{ip} route add {allowed} dev {device} table {DEFAULT_TABLE}\n\
-                 {ip} rule add not fwmark {DEFAULT_TABLE} table {DEFAULT_TABLE}\n\
-                 {ip} rule add table main suppress_prefixlength 0"
-            ),
-            "auto" => writeln!(script, "{ip} route add {allowed} dev {device}"),
-            table => writeln!(script, "{ip} route add {allowed} dev {device} table {table}"),
-        };
-    }
-    hooks(&mut script, "PostUp");
-    script
+    hooks(reader, "PostUp");
 }
 
 fn without_comment(value: &str) -> &str {
     value.split('#').next().unwrap_or(value).trim()
 }
 
-/// `A, B`, once or several times.
-fn lists<'v>(values: &[&'v str]) -> Vec<&'v str> {
-    values.iter().flat_map(|value| value.split(',')).map(str::trim).filter(|item| !item.is_empty()).collect()
+/// `A, B`, with the line that it stands on.
+fn list((line, values): (usize, &str)) -> impl Iterator<Item = (usize, &str)> {
+    values.split(',').map(str::trim).filter(|item| !item.is_empty()).map(move |item| (line, item))
 }

@@ -1,35 +1,47 @@
-//! A draft as a file that a person goes on with.
+//! A draft as a configuration file, with comments for the person who goes on with it.
 
-use std::fmt::{self, Write as _};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write as _},
+};
 
-use super::draft::{Draft, Policy};
+use super::draft::{Draft, Policy, short};
 use crate::{commands::text::wrapped, config::OnDown};
 
 const HEAD: &str = "\
-# Written by `tunroute import`. Next:
+# Written by `tunroute import`. Next steps:
 #
-#   tunroute check FILE   is it right?
-#   tunroute plan FILE    what would it change? (Nothing is changed yet.)
+#   tunroute check FILE   check this file
+#   tunroute plan FILE    show what it would change (changes nothing)
 #
-# and then put it to /etc/tunroute/tunroute.toml and start the daemon. Its rules
-# and tables come beside those made by hand, so traffic goes on without a gap.
-# At the end of this file are the commands that remove what was made by hand.
+# Then copy it to /etc/tunroute/tunroute.toml and start the daemon. It adds its
+# rules and tables beside those made by hand, so no traffic is interrupted. The
+# commands at the end of this file remove what was made by hand.
 ";
 const ADVICE: &str = "\
-# Two things are as they were, and better otherwise:
+# Two settings keep today's behaviour. Safer ones are:
 #
-# on-down = \"next\" sends a policy's packets by the main table while its tunnel
-# is down, as a table without a route does. The provider drops them at best.
-# \"unreachable\" keeps them from leaving.
+# on-down = \"unreachable\" drops a policy's packets while its tunnel is down.
+# \"next\" sends them by the main table, as a table without a route does; most
+# providers drop sources that are not theirs.
 #
-# exempt = [] sends by the tunnel what is for the networks on the ingress
-# interfaces, too. Without this line it goes there directly.
+# exempt = [\"connected\"] (the default) delivers packets for the networks on the
+# ingress interfaces directly. exempt = [] sends them into the tunnel.
+";
+const REMOVAL: &str = "
+# Once the daemon runs, these commands remove what was made by hand. Remove also
+# what makes it at boot.
 ";
 const WIDTH: usize = 80;
 
+/// A string as TOML writes it.
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
 /// `["a", "b"]`, on several lines where it is long.
 fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
-    let quoted: Vec<String> = items.into_iter().map(|item| format!("\"{item}\"")).collect();
+    let quoted: Vec<String> = items.into_iter().map(|item| quoted(&item.to_string())).collect();
     let line = format!("[{}]", quoted.join(", "));
     if line.len() < WIDTH { line } else { format!("[\n    {},\n]", quoted.join(",\n    ")) }
 }
@@ -37,40 +49,36 @@ fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
 /// A name as a TOML key.
 fn key(name: &str) -> String {
     let bare = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-    if bare { name.to_owned() } else { format!("\"{name}\"") }
+    if bare { name.to_owned() } else { quoted(name) }
 }
 
-/// A prefix as one writes it: without its length where it is one address.
-fn short(prefix: &ipnet::IpNet) -> String {
-    if prefix.prefix_len() == prefix.max_prefix_len() { prefix.addr().to_string() } else { prefix.to_string() }
-}
-
+/// A comment. The lines after the first are indented by more than a command is, so that none looks like one.
 fn comment(text: &mut String, paragraph: &str) {
-    for line in wrapped(paragraph, WIDTH - 2, 2) {
+    for line in wrapped(paragraph, WIDTH - 2, 4) {
         let _infallible = writeln!(text, "# {line}");
     }
 }
 
 impl Draft {
-    /// Is there anything in it that a configuration can have?
+    /// Whether there is no policy in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
     }
 
-    /// How many policies, and prefixes in them.
+    /// The number of policies, and of prefixes in them.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.policies.len(), self.policies.iter().map(|policy| policy.from.len()).sum())
     }
 
-    /// What could not be expressed.
+    /// What could not be expressed, and why.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The file.
+    /// The configuration file.
     #[must_use]
     pub fn write(&self) -> String {
         let mut text = format!("{HEAD}\n");
@@ -80,20 +88,17 @@ impl Draft {
         }
         text += "[interfaces]\n";
         for (role, what, example, devices) in [
-            ("ingress", "where forwarded traffic enters", "lan0", &self.ingress),
-            ("uplink", "where these sources must never leave", "net0", &self.uplink),
+            ("ingress", "forwarded traffic enters here", "lan0", &self.ingress),
+            ("uplink", "these sources must never leave here", "net0", &self.uplink),
         ] {
             let (sign, devices) = if devices.is_empty() { ("#! ", list([example])) } else { ("", list(devices)) };
             let _infallible = writeln!(text, "{sign}{role} = {devices} # {what}");
         }
-        for (device, tunnel) in &self.tunnels {
+        let devices: BTreeSet<&String> = self.tunnels.keys().map(|(device, _)| device).collect();
+        for device in devices {
             let _infallible = writeln!(text, "\n[tunnel.{}]", key(device));
-            let gateways: Vec<String> = tunnel
-                .via_v4
-                .map(|via| via.to_string())
-                .into_iter()
-                .chain(tunnel.via_v6.map(|via| via.to_string()))
-                .collect();
+            let gateways = self.tunnels.iter().filter(|((of, _), _)| of == device).filter_map(|(_, gateway)| *gateway);
+            let gateways: Vec<_> = gateways.collect();
             if !gateways.is_empty() {
                 let _infallible = writeln!(text, "via = {}", list(gateways));
             }
@@ -106,7 +111,7 @@ impl Draft {
             self.notes.iter().for_each(|note| comment(&mut text, &format!("- {note}")));
         }
         if !self.removal.is_empty() {
-            text += "\n# Once the daemon runs, these remove what was made by hand. (What makes it at\n# boot has to go, too.)\n";
+            text += REMOVAL;
             self.removal.iter().for_each(|command| {
                 let _infallible = writeln!(text, "#   {command}");
             });
@@ -125,7 +130,7 @@ fn write_policy(text: &mut String, policy: &Policy) {
     };
     let _infallible = write!(
         text,
-        "\n[[policy]]\nname = \"{name}\"\n# Until now table {table}; once that is empty, `table = {table}` may be written.\n\
+        "\n[[policy]]\nname = \"{name}\"\n# Was table {table}. Once that is empty, `table = {table}` can be added here.\n\
          from = {}\nvia = {}\non-down = \"{on_down}\"\nexempt = {}\n",
         list(from.iter().map(short)),
         list(&way.via),
