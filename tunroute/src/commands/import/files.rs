@@ -1,6 +1,9 @@
 //! The kinds of files that make rules and routes, and those that are not read.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use ipnet::IpNet;
 
@@ -76,6 +79,9 @@ pub fn parse<'t>(files: &[File<'t>], names: BTreeMap<u32, String>, read: ReadFil
     }
     setup.rules.sort_by_key(|rule| rule.priority);
     setup.find_devices();
+    // A function that is called twice is noted once.
+    let mut seen = BTreeSet::new();
+    setup.notes.retain(|note| seen.insert(note.clone()));
     setup
 }
 

@@ -76,6 +76,12 @@ ip rule add from 10.1.0.0/16 table $TABLE
 ip rule add from $NET table 200
 . /etc/default/router
 while read net; do ip rule add from $net table 200; done </etc/nets
+PREF=100
+ip rule add from 10.8.0.0/16 table 200 pref $((PREF++))
+ip rule add from 10.9.0.0/16 table 200 pref $PREF
+generate | ip -batch -
+for ((i = 1; i < 3; i++)); do ip rule add from 10.$i.0.0/16 table 200; done
+function more { ip rule add from $1 table 200; }
 ip route add default dev wg0 table 200
 ip rule add from 10.3.0.0/16 table 200
 ssh other "ip rule add from 10.4.0.0/16 table 200"

@@ -190,8 +190,11 @@ pub(super) fn request(words: &[String], mut family: Option<Family>) -> Result<Re
             Choice::Other => return Ok(Request::Other),
         }
     }
-    if let Some(file) = batch {
-        return Ok(Request::Batch { file, family });
+    let of_namespace = |netns: &String| format!("it is for the network namespace `{netns}`");
+    match (batch, foreign) {
+        (Some(_), Some(netns)) => return Err(of_namespace(netns)),
+        (Some(file), None) => return Ok(Request::Batch { file, family }),
+        (None, _) => {}
     }
     let [object, verb, words @ ..] = rest.as_slice() else { return Ok(Request::Other) };
     let (object, verb) = match find(&OBJECTS, object) {
@@ -201,7 +204,7 @@ pub(super) fn request(words: &[String], mut family: Option<Family>) -> Result<Re
     };
     match (verb.flatten(), foreign) {
         (None, _) => Ok(Request::Other),
-        (Some(_), Some(netns)) => Err(format!("it is for the network namespace `{netns}`")),
+        (Some(_), Some(netns)) => Err(of_namespace(netns)),
         (Some(verb), None) => Ok(Request::Change { family, object, verb, words }),
     }
 }

@@ -42,7 +42,7 @@ const WRAPPERS: [(&str, &[&str], usize); 13] = [
     ("timeout", &["-k", "-s"], 1),
 ];
 /// Commands that only print their arguments, or look for them.
-const PRINTING: [&str; 9] = ["logger", "grep", "egrep", "fgrep", "test", "[", "[[", ":", "trap"];
+const PRINTING: [&str; 8] = ["logger", "grep", "egrep", "fgrep", "test", "[", "[[", ":"];
 const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
 
 /// A word after expansion.
@@ -69,6 +69,8 @@ pub(super) struct Script<'r> {
     depth: usize,
     /// Commands that may still be followed.
     budget: usize,
+    /// The input of the next command in a pipeline has been read.
+    is_input_read: bool,
 }
 
 impl<'r> Script<'r> {
@@ -84,6 +86,7 @@ impl<'r> Script<'r> {
             blocks: Vec::new(),
             depth: 0,
             budget: MOST_COMMANDS,
+            is_input_read: false,
         }
     }
 
@@ -206,7 +209,8 @@ impl<'r> Script<'r> {
 
     /// A `for` loop: once for each word, or once with an unknown value if the words are not known.
     fn repeat(&mut self, command: &Command, body: &[Item]) {
-        let Some((name, words)) = command.words.get(1).zip(command.words.get(2..)) else { return };
+        // `for ((…))` has no name.
+        let Some((name, words)) = command.words.get(1).zip(command.words.get(2..)) else { return self.items(body) };
         let fields: Vec<Field> = words.iter().skip(1).flat_map(|word| self.fields(word)).collect();
         let listed = words.first().is_some_and(|word| word.raw == "in") && fields.iter().all(|field| !field.is_unknown);
         let values = if listed { fields.into_iter().map(|field| Some(field.text)).collect() } else { vec![None] };
@@ -301,6 +305,20 @@ impl<'r> Script<'r> {
         true
     }
 
+    /// Arithmetic, and expansions such as `${X:=1}`, may assign variables, which then have no known value.
+    fn calculate(&mut self, word: &Word) {
+        let raw = word.raw.as_str();
+        let steps = [raw.strip_suffix("++"), raw.strip_suffix("--"), raw.strip_prefix("++")];
+        let steps = steps.into_iter().flatten().filter(|name| is_name(name));
+        let expansions = word.parts.iter().filter_map(|part| match part {
+            Part::Unknown(raw) if ["=", "++", "--"].iter().any(|operator| raw.contains(operator)) => Some(raw.as_str()),
+            _ => None,
+        });
+        for name in steps.chain(expansions.flat_map(names_in)).map(str::to_owned).collect::<Vec<_>>() {
+            self.assign(&name, None);
+        }
+    }
+
     fn command(&mut self, command: &Command, next: Option<&Command>) {
         if self.budget == 0 {
             return;
@@ -319,16 +337,15 @@ impl<'r> Script<'r> {
             let origin = self.origin(command.line, &fields);
             return self.note("the script has too many commands: it is not read from here on", &origin);
         }
+        command.words.iter().for_each(|word| self.calculate(word));
         match words.first().map_or("", |word| word.raw.as_str()) {
             "export" | "readonly" | "local" | "declare" | "typeset" => {
                 for word in words {
                     self.assignment(word, may_not_run);
                 }
             }
-            "unset" | "read" => {
-                for word in words.iter().filter(|word| is_name(&word.raw)) {
-                    self.assign(&word.raw, None);
-                }
+            "unset" | "read" | "let" | "mapfile" | "readarray" => {
+                words.iter().flat_map(|word| names_in(&word.raw)).for_each(|name| self.assign(name, None));
             }
             "shift" | "set" | "getopts" => self.arguments = None,
             // It may assign any variable.
@@ -448,12 +465,14 @@ impl<'r> Script<'r> {
             }
         } else if SHELLS.contains(&program) {
             self.nested(&Field { text: text.to_owned(), is_unknown: unknown.is_some() }, command.line, origin);
-        } else if program == "ip" && mentions {
+        } else if program == "ip" {
+            self.is_input_read = true;
             let words: Vec<String> = reader.iter().skip(1).map(|word| word.text.clone()).collect();
             match (request(&words, None), unknown) {
                 (_, Some(why)) => self.note(&why, origin),
                 (Ok(Request::Batch { file: "-", family }), None) => self.batch(text, command.line, family),
-                _ => self.note("what `ip` does with it is not known", origin),
+                _ if mentions => self.note("what `ip` does with it is not known", origin),
+                _ => {}
             }
         } else if let Some(file) = files.first().filter(|_| mentions) {
             self.note(&format!("it is written to {file}, not run: import that file, too"), origin);
@@ -478,8 +497,7 @@ impl<'r> Script<'r> {
                     }
                     self.batch(&text.text, line, family);
                 } else if file == "-" {
-                    // What comes by a pipe is seen where it is printed.
-                    if command.before != Operator::Pipe {
+                    if !(command.before == Operator::Pipe && std::mem::take(&mut self.is_input_read)) {
                         self.note("its input is not known", origin);
                     }
                 } else if let Some(text) = (self.read)(&file) {
@@ -496,8 +514,12 @@ impl<'r> Script<'r> {
                     self.note("it is for another network namespace, or the command in it is not known", origin);
                 }
             }
-            Err(why) if mentioned(words.iter().map(String::as_str)) => self.note(&why, origin),
-            Err(_) => {}
+            Err(why) => {
+                let is_batch = words.iter().any(|word| word.starts_with("-b"));
+                if is_batch || mentioned(words.iter().map(String::as_str)) {
+                    self.note(&why, origin);
+                }
+            }
         }
     }
 
@@ -586,6 +608,11 @@ fn assigned(word: &Word) -> Option<(String, Option<Vec<Part>>)> {
     }
     let first = Part::Text { text: value.to_owned(), quoted: false };
     is_name(name).then(|| (name.to_owned(), Some([first].into_iter().chain(rest.iter().cloned()).collect())))
+}
+
+/// What may be names of variables in a text.
+fn names_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|name| is_name(name))
 }
 
 /// The command that is run in the end, of one such as `sudo -u root env A=b ip …`.

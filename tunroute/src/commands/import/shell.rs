@@ -307,6 +307,10 @@ impl<'t> Lexer<'t> {
             // The number of a file descriptor.
             return;
         }
+        let is_function = matches!(self.command.words.as_slice(), [first, _] if first.raw == "function");
+        if is_function && word.raw == "{" {
+            self.end(Operator::Separator);
+        }
         if self.command.words.is_empty() {
             if let Some(keyword) = KEYWORDS.iter().find(|keyword| **keyword == word.raw) {
                 self.before = Operator::default();
