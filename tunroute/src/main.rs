@@ -27,10 +27,10 @@ use tunroute::{
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
 const NO_PERMISSION: u8 = 77;
 
-/// `plan` has found something to do.
+/// The exit status of `plan` with changes, and of `doctor` with findings.
 const CHANGES: u8 = 2;
 
-/// Where the configuration is looked for unless told.
+/// The default path of the configuration.
 const DEFAULT_CONFIG: &str = "/etc/tunroute/tunroute.toml";
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// It would have worked for somebody else.
+/// Whether it failed for lack of permission.
 fn is_forbidden(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let system = cause.downcast_ref::<io::Error>();
@@ -62,7 +62,7 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Prints to standard output; a reader that has gone away is not an error.
+/// Prints to standard output. A closed pipe is not an error.
 fn print(text: &str) {
     let _closed = io::stdout().write_all(text.as_bytes());
 }
@@ -106,13 +106,13 @@ fn done(answer: Answer) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A person reads it there, and has not asked for plain text (<https://no-color.org>).
+/// Whether to use colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
 fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Prints what both datapaths say, with the exit status of `diff`: 0 for the same, 1 for a difference, 2 for trouble. (Who may
-/// not ask is told so as everywhere.)
+/// Prints a comparison of the datapaths. The exit status is that of `diff`: 0 for agreement, 1 for a difference, 2 for a
+/// failure; but 77 without permission, as for every command.
 fn compared(answer: Result<Answer, ControlError>, json: bool) -> anyhow::Result<ExitCode> {
     let colour = colour(&io::stdout());
     let (text, value, agree) = match answer {
@@ -139,7 +139,7 @@ fn trouble(message: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Reads a configuration; shows all that is wrong with it.
+/// Loads a configuration, or prints its errors.
 fn load(file: &Path) -> Option<Config> {
     match Config::load(file) {
         Ok(config) => Some(config),
@@ -243,7 +243,7 @@ fn import(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Home, and all below it erased: what stays the same does not flicker.
+/// Moves the cursor home and clears below, so that unchanged cells do not flicker.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::Result<ExitCode> {
@@ -253,7 +253,7 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
             answer => return done(answer),
         };
         if json && watch.is_some() {
-            // One a line, for those who read them one by one.
+            // One object on each line.
             print(&(serde_json::to_string(&status)? + "\n"));
         } else if json {
             print(&(serde_json::to_string_pretty(&status)? + "\n"));
@@ -269,11 +269,11 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
     }
 }
 
-/// From one question to the next; the daemon goes on telling for longer than that.
+/// The time between two requests for decisions. A trace session of the daemon lasts longer without one.
 const LOOK: Duration = Duration::from_millis(100);
 
 async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result<ExitCode> {
-    // Any number that nobody else has: two listeners must not take each other's decisions away.
+    // A number of this session alone: two listeners must not take each other's decisions.
     let session = fastrand::u64(..);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
@@ -298,7 +298,7 @@ async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result
             };
             text.push('\n');
         }
-        // Whoever has seen enough closes it.
+        // The reader has closed the pipe.
         if io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -310,7 +310,7 @@ async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result
 }
 
 async fn plan(arguments: Plan) -> anyhow::Result<ExitCode> {
-    // The daemon does not share this process's working directory.
+    // The daemon has another working directory.
     let file = arguments.file.map(std::path::absolute).transpose()?;
     let preview = match ask(&arguments.runtime.runtime_dir, Request::Plan { file: file.clone() }).await {
         Ok(Answer::Plan(preview)) => preview,
@@ -341,12 +341,12 @@ async fn apply_on_trial(runtime_dir: &Path, time: TrialTime) -> anyhow::Result<E
         answer => return done(answer),
     }
     if !io::stdin().is_terminal() {
-        print(&format!("applied; say `tunroute confirm` within {seconds} s to keep it\n"));
+        print(&format!("applied; run `tunroute confirm` within {seconds} s to keep it\n"));
         return Ok(ExitCode::SUCCESS);
     }
     print(&format!("applied; press Enter within {seconds} s to keep it: "));
     let (enter, entered) = oneshot::channel();
-    // A thread that nobody waits for: one of the runtime's would keep the program from ending.
+    // A detached thread: a blocking task of the runtime would keep the program from ending.
     std::thread::spawn(move || {
         let mut line = String::new();
         if io::stdin().read_line(&mut line).is_ok_and(|length| length > 0) {
@@ -395,7 +395,7 @@ async fn down(runtime_dir: &Path) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(NO_PERMISSION));
     }
     if !down_without_daemon(runtime_dir).await? {
-        print("nothing to do: no daemon runs, and none has left anything\n");
+        print("nothing to do: no daemon is running, and there is nothing to remove\n");
     }
     Ok(ExitCode::SUCCESS)
 }

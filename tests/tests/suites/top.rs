@@ -125,7 +125,7 @@ fn the_terminal_is_given_back_however_top_ends() -> Result<()> {
     terminal.wait("the daemon's absence", |screen| screen.contains("no answer for"))?;
     let _daemon = Daemon::start(&world, &world.config(), &DaemonOptions::default())?;
     terminal.wait("the daemon's return", |screen| {
-        screen.contains("the daemon answers again") && screen.contains("another daemon answers")
+        screen.contains("the daemon answers again") && screen.contains("the daemon has been restarted")
     })?;
     terminal.tmux(&["send-keys", "q"])?;
     is_restored(&terminal, "0")

@@ -7,11 +7,12 @@ use ipnet::IpNet;
 
 use crate::{config::Datapath, control::socket::TrialTime, host::instance::Instance};
 
-/// Source-based policy routing for tunnels: packets leave by the tunnel that their source address belongs to.
+/// Route each source prefix through its own tunnel: kernel rules and an eBPF fast path, compiled from one file, that
+/// always agree.
 #[derive(Debug, Parser)]
 #[command(name = "tunroute", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -20,15 +21,15 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
 pub enum Command {
-    /// Run the daemon: keep rules, routes and the fast path as the configuration says.
+    /// Run the daemon, which keeps rules, routes and the fast path as configured.
     ///
-    /// It stays in the foreground and logs to standard error. SIGHUP reloads the configuration. SIGTERM and SIGINT stop
-    /// the daemon and leave the datapaths in place, so that a restart loses no packet.
+    /// The daemon stays in the foreground and logs to standard error. SIGHUP reloads the configuration. SIGTERM and SIGINT
+    /// stop the daemon and leave the datapaths in place, so that a restart loses no packet.
     #[command(after_help = "Example: tunroute run --config /etc/tunroute/tunroute.toml")]
     Run(Run),
-    /// Check a configuration file: exit status 0 if it is good, 1 if not.
+    /// Check a configuration file. The exit status is 0 if it is valid, 1 if not.
     ///
-    /// All errors are shown at once; warnings are about what is allowed, and probably wrong.
+    /// All errors are shown at once. A warning shows something that is allowed but probably a mistake.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml")]
     Check {
         /// The configuration file.
@@ -37,15 +38,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Look for what on this host keeps a configuration from working, what that breaks, and what mends it.
+    /// Look for settings of this host that keep a configuration from working, and show their effects and fixes.
     ///
-    /// Exit status 0 if nothing is found, 2 if something, 1 if it cannot be told.
+    /// The exit status is 0 if nothing is found, 2 if something is, and 1 if the host cannot be examined.
     #[command(after_help = "Example: tunroute doctor --fix")]
     Doctor {
         /// The configuration file.
         #[arg(default_value = "/etc/tunroute/tunroute.toml")]
         file: PathBuf,
-        /// Mend what a setting of the kernel mends, until the next boot.
+        /// Make the kernel settings that fix a finding. They last until the next boot.
         #[arg(long)]
         fix: bool,
         /// As JSON.
@@ -71,25 +72,25 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Show it again and again, every second or every so many seconds, until interrupted. With --json, each in a line.
+        /// Repeat every second, or every SECONDS, until interrupted. With --json, each status is one line.
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
               value_parser = clap::value_parser!(u64).range(1..=3600))]
         watch: Option<u64>,
     },
-    /// Watch the running daemon: packets and bytes per second, outcomes, probes, and what happens.
+    /// Watch the running daemon: packets and bytes per second, outcomes, probes and events.
     ///
-    /// It fills the terminal. q, Esc or Ctrl-C ends it.
+    /// The view fills the terminal. q, Esc or Ctrl-C ends it.
     #[command(after_help = "Example: tunroute top --interval 2")]
     Top {
         #[command(flatten)]
         runtime: RuntimeDir,
-        /// Ask every so many seconds.
+        /// The time between two updates.
         #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
         interval: u64,
     },
-    /// Show what a reload, or the first start, would change.
+    /// Show what a reload or the first start would change.
     ///
-    /// Exit status 0 if nothing, 2 if something, 1 if it cannot be done.
+    /// The exit status is 0 if nothing would change, 2 if something would, and 1 if there is no plan.
     #[command(after_help = "Example: tunroute plan /etc/tunroute/new.toml")]
     Plan(Plan),
     /// Ask both datapaths what they would do with a packet, and compare them with the configuration.
@@ -129,7 +130,7 @@ pub enum Command {
     },
     /// Show what the programs decide, packet by packet, until interrupted.
     ///
-    /// Only packets of the policies' sources are decided. When nobody looks, it costs nothing.
+    /// Only packets from sources of policies are shown. Without a running `trace` it costs nothing.
     #[command(after_help = "Example: tunroute trace --from 2a02:578:85a0::/48 --to 2001:db8::1")]
     Trace {
         /// Only packets from this prefix or address.
@@ -138,16 +139,16 @@ pub enum Command {
         /// Only packets to this prefix or address.
         #[arg(long, value_name = "PREFIX", value_parser = prefix)]
         to: Option<IpNet>,
-        /// Show at most so many a second for each processor, and say how many more there were.
+        /// The most packets shown per second and processor; the number of others is shown.
         #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rate: u32,
         #[command(flatten)]
         runtime: RuntimeDir,
-        /// As JSON, an object in each line.
+        /// As JSON, one object on each line.
         #[arg(long)]
         json: bool,
     },
-    /// Have the running daemon read its configuration again: in full or, if anything is wrong, not at all.
+    /// Make the running daemon load its configuration again: in full or, if there is an error, not at all.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
     Reload {
         #[command(flatten)]
@@ -155,8 +156,8 @@ pub enum Command {
     },
     /// As `reload`; with `--confirm`, on trial: the earlier configuration comes back unless it is confirmed in time.
     ///
-    /// Whoever cuts off his own connection by a change gets it back so. On a terminal it asks; elsewhere, and from another
-    /// connection, `tunroute confirm` is the answer.
+    /// If you lock yourself out, the earlier configuration comes back. On a terminal, Enter confirms; elsewhere, and from
+    /// another connection, `tunroute confirm` does.
     #[command(after_help = "Example: tunroute plan; tunroute apply --confirm 60s")]
     Apply {
         #[command(flatten)]
@@ -165,13 +166,13 @@ pub enum Command {
         #[arg(long, value_name = "TIME", value_parser = trial)]
         confirm: Option<TrialTime>,
     },
-    /// Keep the configuration that `apply --confirm` has put in force.
+    /// Keep the configuration that is on trial by `apply --confirm`.
     #[command(after_help = "Example: tunroute confirm")]
     Confirm {
         #[command(flatten)]
         runtime: RuntimeDir,
     },
-    /// Try a tunnel's `up` command again after the daemon has given it up. Its start limit still holds.
+    /// Run a tunnel's `up` command again after the daemon has given up. Its start limit still applies.
     #[command(after_help = "Example: tunroute start sixxs0")]
     Start {
         /// The tunnel's name.
@@ -179,7 +180,7 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeDir,
     },
-    /// Stop the daemon, if there is one, and remove everything it has made.
+    /// Stop the daemon, if it is running, and remove everything it has made.
     #[command(after_help = "Example: tunroute down")]
     Down {
         #[command(flatten)]
@@ -192,7 +193,7 @@ fn trial(text: &str) -> Result<TrialTime, String> {
     TrialTime::try_from(time.as_secs()).map_err(str::to_owned)
 }
 
-/// Where the daemon's socket is.
+/// The option for the runtime directory.
 #[derive(Debug, Args)]
 pub struct RuntimeDir {
     /// The daemon's runtime directory, with its control socket.
@@ -200,16 +201,16 @@ pub struct RuntimeDir {
     pub runtime_dir: PathBuf,
 }
 
-/// Where the daemon keeps what outlives it.
+/// The options for what outlives the daemon.
 #[derive(Debug, Args)]
 pub struct Directories {
-    /// What must outlive the daemon: allocated tables, start histories.
+    /// The directory of the daemon's state: allocated tables, start histories.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/tunroute")]
     pub state_dir: PathBuf,
-    /// Where maps and programs are pinned, on a bpf file system.
+    /// The directory of pinned maps and programs, on a bpf file system.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/tunroute")]
     pub pin_dir: PathBuf,
-    /// Where iproute2 looks for the names of routing tables.
+    /// The directory in which iproute2 finds the names of routing tables.
     #[arg(long, value_name = "DIR", default_value = "/etc/iproute2/rt_tables.d")]
     pub rt_tables_dir: PathBuf,
 }
@@ -224,7 +225,7 @@ impl From<Directories> for Instance {
 #[derive(Debug, Args)]
 #[expect(missing_docs, reason = "a doc comment on a flattened field would become help text")]
 pub struct Plan {
-    /// The configuration file: the running daemon's unless given, /etc/tunroute/tunroute.toml if there is none.
+    /// The configuration file [default: the running daemon's, or /etc/tunroute/tunroute.toml without a daemon].
     pub file: Option<PathBuf>,
     /// As JSON.
     #[arg(long)]
@@ -246,13 +247,13 @@ pub struct Run {
     pub runtime: RuntimeDir,
     #[command(flatten)]
     pub directories: Directories,
-    /// Use this datapath, whatever the configuration says.
+    /// Use this datapath instead of the configured one.
     #[arg(long)]
     pub datapath: Option<DatapathArg>,
-    /// Attach by clsact filters, as on kernels before 6.6, or by TCX links; otherwise what the kernel has.
+    /// Attach by clsact filters, as on kernels before 6.6, or by TCX links. Without it, TCX where the kernel has it.
     #[arg(long, hide = true)]
     pub attach: Option<AttachArg>,
-    /// At the end remove everything, as `tunroute down` does.
+    /// Remove everything at exit, as `tunroute down` does.
     #[arg(long)]
     pub down_on_exit: bool,
 }
@@ -266,7 +267,7 @@ pub enum DatapathArg {
     Kernel,
     /// The eBPF programs only.
     Ebpf,
-    /// Rules and tables; the eBPF programs only watch and count.
+    /// Rules and tables; the eBPF programs only observe and count.
     Shadow,
 }
 

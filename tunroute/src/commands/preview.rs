@@ -1,4 +1,4 @@
-//! What `tunroute plan` tells: the operations that would make the system what a configuration says, as a diff.
+//! `tunroute plan`: the operations that would bring the system to the state of a configuration, as a diff.
 
 use std::fmt::Write as _;
 
@@ -6,44 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::{policy::fast::FastOp, policy::net::KernelOp, policy::plan::Op};
 
-/// So many entries of the prefix maps are shown each; more are summed up.
+/// The number of prefix map entries shown for each kind of change; the rest is summed up.
 const SHOWN_ENTRIES: usize = 20;
 
-/// The steps, in the order in which they would be taken.
+/// The planned steps, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preview {
     /// The configuration file.
     pub config: String,
-    /// What would be done.
+    /// The steps.
     pub steps: Vec<Step>,
-    /// What this preview cannot tell.
+    /// What this preview does not know.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
-/// One operation that would be carried out.
+/// One planned operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What it does to what is there.
+    /// The kind of change.
     pub change: Change,
-    /// On which datapath.
+    /// The datapath that is changed.
     pub datapath: Side,
     /// The operation: an `ip` command, or what changes in the fast path.
     pub operation: String,
-    /// It is one of many: an entry of a prefix map.
+    /// Whether it is an entry of a prefix map, of which there may be many.
     #[serde(default)]
     pub entry: bool,
 }
 
-/// What a step does to what is there.
+/// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
-    /// Something new.
+    /// Adds something.
     Add,
-    /// Another value in the place of the old one.
+    /// Replaces a value.
     Set,
-    /// Takes something away.
+    /// Removes something.
     Remove,
 }
 
@@ -82,7 +82,7 @@ impl From<&Op> for Step {
 }
 
 impl Preview {
-    /// The diff as a person reads it, coloured if that is wanted.
+    /// The diff as text, with or without colours.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let mut text = String::new();
@@ -119,7 +119,7 @@ impl Preview {
         text + &self.summary() + "\n"
     }
 
-    /// `3 to add, 1 to set, 0 to remove`, or that there is nothing to do.
+    /// The last line: `3 to add, 1 to set, 0 to remove`, or that there is nothing to do.
     #[must_use]
     pub fn summary(&self) -> String {
         if self.steps.is_empty() {

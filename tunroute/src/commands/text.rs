@@ -1,15 +1,15 @@
-//! Text that fits a terminal.
+//! Wraps text to the width of a terminal.
 
 use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 
-/// Breaks a line at spaces only, so that names and commands stay whole; what follows the first line is indented by so
-/// many columns more.
+/// Wraps a line at spaces only, so that names and commands stay whole. Lines after the first are indented by `hanging` more
+/// columns.
 #[must_use]
 pub fn wrapped(line: &str, width: usize, hanging: usize) -> Vec<String> {
     let text = line.trim_start();
     let indent = line.len() - text.len();
     let (first, rest) = (" ".repeat(indent), " ".repeat(indent + hanging));
-    // The other algorithm evens the lines out, and so makes more of them.
+    // The default algorithm balances the lines and needs more of them.
     let options = Options::new(width)
         .wrap_algorithm(WrapAlgorithm::FirstFit)
         .word_separator(WordSeparator::AsciiSpace)

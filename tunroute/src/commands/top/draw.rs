@@ -1,4 +1,4 @@
-//! The model on the screen.
+//! Draws the model on the terminal.
 
 use std::{cmp::Reverse, time::Duration};
 
@@ -16,17 +16,17 @@ use crate::{
     exits::health::{self, Verdict},
 };
 
-/// A name has at least so many columns, and at most so many.
+/// The narrowest and the widest column of names.
 const NAME: (usize, usize) = (6, 20);
-/// An empty line, headings and a row.
+/// The smallest useful section: an empty line, headings and one row.
 const LEAST: u16 = 3;
-/// Between two columns.
+/// The number of blanks between two columns.
 const SPACING: u16 = 1;
 
-/// How things are painted.
+/// How the screen is coloured.
 #[derive(Clone, Copy, Debug)]
 pub struct Paint {
-    /// With colours.
+    /// Whether colours are used.
     pub colour: bool,
 }
 
@@ -35,7 +35,7 @@ impl Paint {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    /// A state: good, bad, or neither.
+    /// The style of a state: green for good, red for bad.
     fn state(self, state: &str) -> Cell<'static> {
         let style = match state {
             "up" | "on" => self.colour(Color::Green),
@@ -46,7 +46,7 @@ impl Paint {
     }
 }
 
-/// Draws everything.
+/// Draws the whole screen.
 pub fn draw(frame: &mut Frame<'_>, model: &Model, paint: Paint) {
     let area = frame.area();
     let head = Rect { height: area.height.min(1), ..area };
@@ -66,8 +66,8 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, paint: Paint) {
     }
 }
 
-/// Shares lines among those that want some, in this order: nobody gets more than that, and who wants more than there is
-/// gets as much as the others that do. Less than [`LEAST`] is of no use.
+/// Shares the lines of the screen among sections, given the lines that each wants. First each section gets [`LEAST`] lines
+/// in this order, or none; then all grow evenly up to what they want.
 fn share<const N: usize>(mut lines: u16, wanted: [u16; N]) -> [u16; N] {
     let mut given = [0; N];
     for (given, wanted) in given.iter_mut().zip(wanted) {
@@ -104,22 +104,22 @@ fn heading(model: &Model, paint: Paint) -> Line<'static> {
     match model.silence() {
         None => Line::from(text).bold(),
         Some(silence) => {
-            let text = format!("no answer for {} s: this is what was before. {text}", silence.as_secs());
+            let text = format!("no answer for {} s: this is the last state known. {text}", silence.as_secs());
             Line::styled(text, paint.colour(Color::Red)).bold()
         }
     }
 }
 
-/// A part of the screen: headings, and rows. Where there is no room for all rows, those with the greatest weight stay.
+/// A table on the screen. If not all rows have room, those with the greatest weight are shown.
 struct Section {
     headings: Vec<Line<'static>>,
-    /// Of all columns but the last, which has the rest.
+    /// The widths of all columns but the last, which takes the rest.
     widths: Vec<u16>,
     rows: Vec<(u64, Row<'static>)>,
 }
 
 impl Section {
-    /// With an empty line before it.
+    /// The number of lines, with an empty one before the headings.
     fn height(&self) -> u16 {
         if self.rows.is_empty() { 0 } else { u16::try_from(self.rows.len() + 2).unwrap_or(u16::MAX) }
     }
@@ -143,13 +143,13 @@ fn right(text: impl Into<String>) -> Line<'static> {
     Line::from(text.into()).right_aligned()
 }
 
-/// As wide as the longest, within limits.
+/// The width of a column of names: that of the longest, within [`NAME`].
 fn name_width<'a>(names: impl Iterator<Item = &'a str>) -> u16 {
     let longest = names.map(|name| name.chars().count()).max().unwrap_or(0);
     u16::try_from(longest.clamp(NAME.0, NAME.1)).unwrap_or(0)
 }
 
-/// What the last column has.
+/// The width left for the last column.
 fn rest(widths: &[u16], width: u16) -> usize {
     usize::from(widths.iter().fold(width, |left, column| left.saturating_sub(column + SPACING)))
 }
@@ -272,14 +272,14 @@ fn milliseconds(microseconds: u64) -> String {
     format!("{}.{:03} ms", microseconds / 1000, microseconds % 1000)
 }
 
-/// The last come first, and stay.
+/// The events, the newest first.
 fn events(model: &Model) -> Section {
     let mut rows: Vec<(u64, Row<'static>)> = model
         .events()
         .map(|(age, what)| (0, Row::new([right(format!("{} s", age.as_secs())), Line::from(what.to_owned())])))
         .collect();
     if rows.is_empty() {
-        rows.push((0, Row::new(["", "nothing has changed yet; q quits"])));
+        rows.push((0, Row::new(["", "nothing has changed yet; press q to quit"])));
     }
     Section { headings: vec![right("AGO"), "EVENT".into()], widths: vec![8], rows }
 }

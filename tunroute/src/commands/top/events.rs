@@ -1,29 +1,29 @@
-//! What has happened between two answers of the daemon. Pure.
+//! The changes between two answers of the daemon. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::control::status::Status;
 
-/// The changes, one a line: what it is about, and how it was and is.
+/// The changes, one on each line: the subject, its earlier state and its new one.
 #[must_use]
 pub fn events(before: &Status, after: &Status) -> Vec<String> {
     let mut events = Vec::new();
     if before.pid != after.pid {
-        events.push(format!("another daemon answers: tunroute {}, pid {}", after.version, after.pid));
+        events.push(format!("the daemon has been restarted: tunroute {}, pid {}", after.version, after.pid));
     }
     let (was, is) = (states(before), states(after));
     for (subject, state) in &is {
         match was.get(subject) {
-            None => events.push(format!("{subject}: {state}, which is new")),
+            None => events.push(format!("{subject}: new, {state}")),
             Some(old) if old != state => events.push(format!("{subject}: {old} → {state}")),
             Some(_) => {}
         }
     }
     let gone = was.keys().filter(|subject| !is.contains_key(*subject));
-    events.extend(gone.map(|subject| format!("{subject}: no longer there")));
+    events.extend(gone.map(|subject| format!("{subject}: removed")));
     for (began, ended, before, after) in [
         ("closed", "opened", &before.fast_path.reasons, &after.fast_path.reasons),
-        ("problem", "no longer a problem", &before.problems, &after.problems),
+        ("problem", "solved", &before.problems, &after.problems),
     ] {
         let missing = |from: &[String], of: &[String], what: &str| -> Vec<String> {
             of.iter().filter(|text| !from.contains(text)).map(|text| format!("{what}: {text}")).collect()
@@ -34,7 +34,7 @@ pub fn events(before: &Status, after: &Status) -> Vec<String> {
     events
 }
 
-/// Everything that has a state, by what it is called, and its state.
+/// All states, by the name of what they belong to.
 fn states(status: &Status) -> BTreeMap<String, String> {
     let mut states = BTreeMap::new();
     let mut add = |subject: String, state: &str| drop(states.insert(subject, state.to_owned()));

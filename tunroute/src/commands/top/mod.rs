@@ -1,6 +1,7 @@
-//! `tunroute top`: a view that fills the terminal, and follows the daemon.
+//! `tunroute top`: a full-screen view of the running daemon.
 //!
-//! It asks as `status --watch` does. [`model`] makes rates and events of the answers, [`mod@draw`] puts them on the screen.
+//! It asks for the status at intervals, as `status --watch` does. [`model`] turns the answers into rates and events, and
+//! [`mod@draw`] draws them.
 
 mod draw;
 pub mod events;
@@ -31,10 +32,10 @@ use crate::{
     control::status::Status,
 };
 
-/// How long the daemon may take: it may be busy with a million prefixes.
+/// How long an answer may take: a daemon that loads a million prefixes is busy for seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The terminal while the view is on it. Dropping it gives the terminal back as it was; after a panic, too.
+/// The terminal in full-screen mode. Dropping it restores the terminal, also after a panic.
 struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -49,15 +50,15 @@ impl Drop for Screen {
     }
 }
 
-/// Shows the view until it is ended by a key or a signal.
+/// Shows the view until a key or a signal ends it.
 ///
 /// # Errors
 ///
-/// No terminal, no daemon at the start, or the terminal is gone.
+/// There is no terminal, no daemon answers at the start, or the terminal fails.
 pub async fn top(runtime_dir: PathBuf, interval: Duration, paint: Paint) -> anyhow::Result<()> {
     ensure!(
         io::stdout().is_terminal(),
-        "`top` needs a terminal to draw on: `tunroute status --watch` prints the same to anything"
+        "`top` needs a terminal: use `tunroute status --watch` to print to a file or a pipe"
     );
     let mut model = Model::new(look(&runtime_dir).await?);
     let mut last = Instant::now();
@@ -68,7 +69,7 @@ pub async fn top(runtime_dir: PathBuf, interval: Duration, paint: Paint) -> anyh
         .context("cannot wait for signals")?;
     let mut ended = select_all(ended.iter_mut().map(|signal| Box::pin(signal.recv())));
     let (answers, mut answered) = mpsc::channel(1);
-    // A task of its own: a daemon that takes its time must not keep a key from being heard.
+    // A task of its own, so that keys work while the daemon is slow to answer.
     tokio::spawn(async move {
         loop {
             sleep(interval).await;
@@ -83,7 +84,7 @@ pub async fn top(runtime_dir: PathBuf, interval: Duration, paint: Paint) -> anyh
         screen.0.draw(|frame| draw(frame, &model, paint)).context("cannot draw on this terminal")?;
         tokio::select! {
             event = events.next() => match event {
-                // A change of the terminal's size is an event, too: it is drawn anew.
+                // A change of the terminal's size is an event, too, and draws the screen again.
                 Some(event) => if quits(&event.context("cannot read from this terminal")?) { return Ok(()) },
                 None => return Ok(()),
             },

@@ -1,4 +1,5 @@
-//! What is shown: from the daemon's answers and the time between them to rates, their history, and events. Pure.
+//! The state of the view: rates, their history, and events, computed from the daemon's answers and the time between them.
+//! Pure.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,12 +12,12 @@ use crate::{
     kernel::Traffic,
 };
 
-/// So many looks are remembered for the sparklines: more than a terminal is wide.
+/// The number of samples kept for a sparkline: more than a terminal is wide.
 const REMEMBERED: usize = 500;
-/// So many events: more than a terminal is high.
+/// The number of events kept: more than a terminal is high.
 const EVENTS: usize = 200;
 
-/// How much in a second.
+/// A rate per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Packets.
@@ -25,29 +26,29 @@ pub struct Rate {
     pub bytes: u64,
 }
 
-/// A tunnel.
+/// A row of the tunnels' table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelRow {
     /// Its name.
     pub name: String,
     /// `up`, `down`, `failed` or `pending`.
     pub state: String,
-    /// What it sends.
+    /// What is sent into it.
     pub sent: Rate,
-    /// What comes from it.
+    /// What is received from it.
     pub received: Rate,
 }
 
-/// A policy.
+/// A row of the policies' table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyRow {
     /// Its name.
     pub name: String,
-    /// The tunnel that carries it, or what becomes of it without one.
+    /// The tunnel that carries its packets, or their fate while none is up.
     pub leaves_by: String,
-    /// What decides forwarded packets.
+    /// The datapath that decides forwarded packets.
     pub decided_by: String,
-    /// What the fast path hands to the tunnel.
+    /// The rate at which the fast path sends into the tunnel.
     pub rate: Rate,
 }
 
@@ -56,33 +57,33 @@ pub struct PolicyRow {
 pub struct OutcomeRow {
     /// The policy's name.
     pub policy: String,
-    /// What became of them.
+    /// The outcome.
     pub what: &'static str,
-    /// How many now.
+    /// The rate.
     pub rate: Rate,
-    /// How many since the counters began.
+    /// The count since the counters started.
     pub total: u64,
 }
 
-/// What two answers tell together.
+/// What two consecutive answers show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     /// The tunnels, in the order of the configuration.
     pub tunnels: Vec<TunnelRow>,
     /// The policies, in the order of the configuration.
     pub policies: Vec<PolicyRow>,
-    /// Outcomes that there were, by policy.
+    /// Outcomes with a count, by policy.
     pub outcomes: Vec<OutcomeRow>,
 }
 
-/// How much a counter has grown in a second. One that has begun anew, with another device or daemon, has not.
+/// The growth of a counter per second. A counter that has been reset, by a new device or daemon, has none.
 fn per_second(before: u64, after: u64, interval: Duration) -> u64 {
     let grown = u128::from(after.saturating_sub(before)) * 1_000_000;
     let micros = interval.as_micros().max(1);
     u64::try_from((grown + micros / 2) / micros).unwrap_or(u64::MAX)
 }
 
-/// What has happened between two answers.
+/// Compares two answers.
 #[must_use]
 pub fn rows(before: &Status, after: &Status, interval: Duration) -> Rows {
     let rate = |before: OutcomeStatus, after: OutcomeStatus| Rate {
@@ -94,7 +95,7 @@ pub fn rows(before: &Status, after: &Status, interval: Duration) -> Rows {
         let same = |old: &&TunnelStatus| (&old.name, old.ifindex) == (&tunnel.name, tunnel.ifindex);
         let [old, new] = [before.tunnels.iter().find(same), Some(tunnel)]
             .map(|tunnel| tunnel.and_then(|tunnel| tunnel.traffic).map(both_directions));
-        // A device that is new has sent nothing before.
+        // A new device starts at zero.
         let [sent, received] = match (old, new) {
             (old, Some(new)) => {
                 let old = old.unwrap_or_default();
@@ -124,14 +125,14 @@ pub fn rows(before: &Status, after: &Status, interval: Duration) -> Rows {
     rows
 }
 
-/// Sent and received.
+/// The rates sent and received.
 fn both_directions(traffic: Traffic) -> [OutcomeStatus; 2] {
     let Traffic { sent_packets, sent_bytes, received_packets, received_bytes } = traffic;
     [(sent_packets, sent_bytes), (received_packets, received_bytes)]
         .map(|(packets, bytes)| OutcomeStatus { packets, bytes })
 }
 
-/// What a sparkline is about.
+/// The subject of a sparkline.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// A tunnel, by its name.
@@ -140,16 +141,16 @@ pub enum Subject {
     Policy(String),
 }
 
-/// Something that has happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When: so long after the first answer.
+    /// The time since the first answer.
     pub at: Duration,
-    /// What.
+    /// The text.
     pub what: String,
 }
 
-/// All that is shown.
+/// The state of the view.
 #[derive(Clone, Debug)]
 pub struct Model {
     status: Status,
@@ -157,12 +158,12 @@ pub struct Model {
     history: BTreeMap<Subject, VecDeque<u64>>,
     events: VecDeque<Event>,
     clock: Duration,
-    /// Since the last answer.
+    /// The time since the last answer.
     silence: Duration,
 }
 
 impl Model {
-    /// From the first answer: nothing is known of rates yet.
+    /// The state after the first answer, without rates.
     #[must_use]
     pub fn new(status: Status) -> Self {
         let rows = rows(&status, &status, Duration::ZERO);
@@ -170,7 +171,7 @@ impl Model {
         Self { status, rows, history: BTreeMap::new(), events: VecDeque::new(), clock, silence }
     }
 
-    /// Another answer, so long after what was heard, or not heard, before.
+    /// Takes an answer, and the time since the one before or since the last failure.
     pub fn answer(&mut self, status: Status, after: Duration) {
         self.clock += after;
         if !self.silence.is_zero() {
@@ -201,7 +202,7 @@ impl Model {
         self.history = history;
     }
 
-    /// No answer, and why.
+    /// Takes the reason for a missing answer.
     pub fn no_answer(&mut self, why: String, after: Duration) {
         self.clock += after;
         if self.silence.is_zero() {
@@ -221,25 +222,24 @@ impl Model {
         &self.status
     }
 
-    /// What the last two answers told.
+    /// What the last two answers show.
     #[must_use]
     pub const fn rows(&self) -> &Rows {
         &self.rows
     }
 
-    /// What has happened, and how long ago; the last comes first.
+    /// The events with their age, the newest first.
     pub fn events(&self) -> impl Iterator<Item = (Duration, &str)> {
         self.events.iter().map(|event| (self.clock.saturating_sub(event.at), event.what.as_str()))
     }
 
-    /// For how long the daemon has not answered.
+    /// How long the daemon has not answered; none if it answers.
     #[must_use]
     pub fn silence(&self) -> Option<Duration> {
         (!self.silence.is_zero()).then_some(self.silence)
     }
 
-    /// The last bytes per second as a line of blocks, the newest at its end: the highest is a full one, and nothing is
-    /// a space.
+    /// A sparkline of bytes per second, the newest at the right. The highest value is a full block, and zero a space.
     #[must_use]
     pub fn sparkline(&self, subject: &Subject, width: usize) -> String {
         const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

@@ -81,7 +81,7 @@ fn what_changes_between_two_answers_is_an_event() {
     let before = status(0, unchanged);
     assert_eq!(events(&before, &status(9, unchanged)), [""; 0]);
     for (pointer, value, expected) in [
-        ("/pid", json!(4712), "another daemon answers: tunroute 0.1.0, pid 4712"),
+        ("/pid", json!(4712), "the daemon has been restarted: tunroute 0.1.0, pid 4712"),
         ("/datapath", json!("kernel"), "datapath: both → kernel"),
         ("/tunnels/0/state", json!("down"), "tunnel sixxs0: up → down"),
         ("/tunnels/0/probes/0/verdict", json!("down"), "probe of 2001:db8::1 by sixxs0: up → down"),
@@ -97,8 +97,8 @@ fn what_changes_between_two_answers_is_an_event() {
     assert_eq!(events(&fewer, &before), ["opened: IPsec"]);
     let command = |state: &str| status(0, |status| status["tunnels"][1]["command"] = json!({ "state": state }));
     assert_eq!(events(&command("running"), &command("waiting")), ["command of wg0: running → waiting"]);
-    assert_eq!(events(&before, &command("running")), ["command of wg0: running, which is new"]);
-    assert_eq!(events(&command("running"), &before), ["command of wg0: no longer there"]);
+    assert_eq!(events(&before, &command("running")), ["command of wg0: new, running"]);
+    assert_eq!(events(&command("running"), &before), ["command of wg0: removed"]);
 }
 
 /// A minute of more and more packets, during which one thing and another happens.
