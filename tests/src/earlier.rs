@@ -20,7 +20,7 @@ use tunroute::{
 };
 use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, Station, names};
 
-use crate::{plan::TUNNELS, world::World};
+use crate::{pace::until, plan::TUNNELS, world::World};
 
 /// Its number, which no version has had.
 const LAYOUT: &str = "v0";
@@ -93,9 +93,11 @@ impl Earlier {
         for (device, hook, expected) in
             [("lan0", "ingress", 1), ("net0", "egress", 1), (TUNNELS[1].device, "ingress", 0)]
         {
-            let programs = world.host.tcx(device, hook)?;
-            let ours = programs.iter().filter(|name| name.contains("gress_l")).count();
-            ensure!(ours == expected, "{device} {hook}: {programs:?}");
+            // The kernel detaches a link that is unpinned a little later.
+            until(&format!("{expected} programs of tunroute: {device} {hook}"), || {
+                let programs = world.host.tcx(device, hook)?;
+                Ok(programs.iter().filter(|name| name.contains("gress_l")).count() == expected)
+            })?;
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::{ffi::OsString, iter};
 use anyhow::Result;
 
 use crate::{
-    command::{cargo, release_dir, run, say},
+    build::target_dir,
+    command::{cargo, run, say},
     run::start,
     setup,
 };
@@ -18,8 +19,9 @@ pub fn bench(args: &[OsString]) -> Result<()> {
     let packages = ["build", "--release", "--package", "tunroute", "--package", "tunroute-bench", "--bins"];
     run(&mut cargo(packages)?, "see the compiler's messages above")?;
 
+    let release = target_dir("release")?;
     // By argument, as sudo keeps the environment to itself.
-    let tunroute = iter::once("--tunroute".into()).chain(iter::once(release_dir()?.join("tunroute").into()));
+    let tunroute = iter::once("--tunroute".into()).chain(iter::once(release.join("tunroute").into()));
     let args: Vec<OsString> = tunroute.chain(args.iter().cloned()).collect();
-    start("tunroute-bench", &args)
+    start(&release.join("tunroute-bench"), &args)
 }

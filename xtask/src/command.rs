@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -20,14 +20,6 @@ pub fn workspace() -> Result<PathBuf> {
     let crate_dir = env::var_os("CARGO_MANIFEST_DIR").context("start this program as `cargo xtask`")?;
     let root = Path::new(&crate_dir).parent().context("the crate xtask has no workspace around it")?;
     Ok(root.to_owned())
-}
-
-/// The directory of the release build. It lies beside the one of the build that this program comes from, wherever
-/// cargo has been told to put them.
-pub fn release_dir() -> Result<PathBuf> {
-    let this = env::current_exe().context("cannot tell where this program lies")?;
-    let target = this.parent().and_then(Path::parent).context("this program lies outside of a target directory")?;
-    Ok(target.join("release"))
 }
 
 /// The cargo that runs this program, with `args`, in the root of the workspace.
@@ -78,11 +70,6 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// The variable that makes cargo start what it has built through another program.
-pub fn runner_variable(host: &str) -> OsString {
-    format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")).into()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt as _;
@@ -94,16 +81,6 @@ mod tests {
         let mut command = Command::new("/opt/rust/bin/cargo");
         command.args(["build", "--release"]).arg(OsStr::from_bytes(b"\xff"));
         assert_eq!(shown(&command), "cargo build --release \u{fffd}");
-    }
-
-    #[test]
-    fn names_the_runner_variable_as_cargo_reads_it() {
-        for (host, variable) in [
-            ("x86_64-unknown-linux-gnu", "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"),
-            ("thumbv8m.main-none-eabi", "CARGO_TARGET_THUMBV8M_MAIN_NONE_EABI_RUNNER"),
-        ] {
-            assert_eq!(runner_variable(host), variable);
-        }
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::command::{cargo, output_of, run, workspace};
+use crate::{
+    build,
+    command::{output_of, workspace},
+};
 
 /// Maximum length of the README, in lines.
 const README_LINES: usize = 150;
@@ -44,8 +47,7 @@ fn read(path: &Path) -> Result<String> {
 /// Compares the generated pages with their sources, or writes them.
 fn generated(root: &Path, fix: bool) -> Result<()> {
     let fresh = root.join("target/documents");
-    let mut write = cargo(["run", "--quiet", "--release", "--package", "tunroute", "--example", "documents", "--"])?;
-    run(write.arg(&fresh), "see above for what is wrong")?;
+    build::documents(&fresh)?;
     for page in GENERATED {
         let name = Path::new(page).file_name().context("a page has a name")?;
         let (is, should) = (root.join(page), read(&fresh.join(name))?);

@@ -5,7 +5,8 @@ use std::{env, fs, time::Instant};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    command::{cargo, release_dir, run, say, workspace},
+    build::target_dir,
+    command::{cargo, run, say, workspace},
     setup,
 };
 
@@ -18,7 +19,7 @@ pub fn fuzz(seconds: u32) -> Result<()> {
     let start = Instant::now();
     let tools = setup::for_fuzzing()?;
     let fuzz_dir = workspace()?.join("tests/fuzz");
-    let target_dir = release_dir()?.with_file_name("fuzz");
+    let target_dir = target_dir("fuzz")?;
     let inherited = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths([tools].into_iter().chain(env::split_paths(&inherited)))
         .context("the path of the workspace cannot stand in PATH")?;

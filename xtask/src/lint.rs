@@ -5,7 +5,8 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::{
-    command::{cargo, release_dir, run, say},
+    build::target_dir,
+    command::{cargo, run, say},
     documents, setup,
 };
 
@@ -16,11 +17,9 @@ pub fn lint(fix: bool) -> Result<()> {
     run(&mut cargo(["fmt", "--all", "--check"])?, "run `cargo fmt --all`")?;
 
     setup::for_building()?;
-    // All in the profile of the other tasks: build scripts and procedural macros are then shared with them.
-    let host = ["--release", "--workspace", "--exclude", "tunroute-ebpf", "--exclude", "tunroute-bench-ebpf"];
     say("checking the host's code with clippy");
-    let mut clippy = cargo(["clippy"])?;
-    run(clippy.args(host).args(["--all-targets", "--", "-D", "warnings"]), "change what clippy names above")?;
+    let mut clippy = cargo(["clippy", "--all-targets", "--", "-D", "warnings"])?;
+    run(&mut clippy, "change what clippy names above")?;
 
     say("checking the eBPF code with clippy");
     let mut clippy = cargo(["clippy", "--release", "--target", "bpfel-unknown-none"])?;
@@ -28,12 +27,12 @@ pub fn lint(fix: bool) -> Result<()> {
     clippy.args(["-Z", "build-std=core"]).env("RUSTC_BOOTSTRAP", "1");
     // Beside what tunroute's build script builds: another target and compiler environment must not share a place with
     // the host's build, or each would undo the other's.
-    clippy.arg("--target-dir").arg(release_dir()?.with_file_name("ebpf"));
+    clippy.arg("--target-dir").arg(target_dir("ebpf")?);
     run(clippy.args(["--", "-D", "warnings"]), "change what clippy names above")?;
 
     say("checking the documentation");
     let mut doc = cargo(["doc", "--no-deps", "--document-private-items"])?;
-    run(doc.args(host).env("RUSTDOCFLAGS", "-D warnings"), "change what rustdoc names above")?;
+    run(doc.env("RUSTDOCFLAGS", "-D warnings"), "change what rustdoc names above")?;
 
     say("checking README, links and generated pages");
     documents::check(fix)?;

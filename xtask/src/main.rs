@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer or CI does here, by one name on every machine.
 
 mod bench;
+mod build;
 mod command;
 mod debian;
 mod dist;

@@ -162,8 +162,11 @@ fn tool(name: &str, wanted: &str) -> Result<PathBuf> {
     let programs = tools.join("bin");
     let installed = output_of(Command::new(programs.join(name)).arg("--version"));
     if !installed.is_ok_and(|output| version(&output) == Some(wanted)) {
-        say(format_args!("installing {name} {wanted} into target/tools (a minute or two)"));
-        let mut install = cargo(["install", "--quiet", "--locked", "--force", "--version", wanted, "--root"])?;
+        say(format_args!("installing {name} {wanted} into target/tools (half a minute or more)"));
+        // Not optimised: it is built in half of the time, and LLVM, which does the work, is the compiler's.
+        let mut install =
+            cargo(["install", "--quiet", "--debug", "--locked", "--force", "--version", wanted, "--root"])?;
+        install.env("CARGO_PROFILE_DEV_DEBUG", "false");
         run(install.arg(tools).arg(name), "see what cargo says above")?;
     }
     Ok(programs)

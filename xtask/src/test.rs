@@ -3,20 +3,26 @@
 use std::{
     ffi::OsString,
     io::{self, BufRead, BufReader, Write},
+    num::NonZero,
     process::{Command, Stdio},
+    thread,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{cargo, is_installed, is_root, output_of, release_dir, runner_variable, say, shown},
+    build,
+    command::{is_installed, is_root, say, shown},
     dist, fuzz,
-    run::build_release,
+    run::as_root,
     setup,
     tally::Tally,
     vm::{self, Selection},
 };
+
+/// The variable by which the lab is told to use XDP in suites that are about something else.
+const XDP: &str = "TUNROUTE_XDP";
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -54,62 +60,81 @@ impl Options {
     }
 }
 
-/// The command that builds and runs every test on this machine.
-pub fn all_tests() -> Result<Command> {
-    cargo(["test", "--release", "--workspace", "--exclude", "tunroute-ebpf", "--exclude", "tunroute-bench-ebpf"])
-}
-
-/// The suites that are run once more with XDP wherever devices allow.
+/// The test binary whose modules are the suites of the lab.
+const SUITES: &str = "suites";
+/// The suites that measure time: nothing runs beside them.
+const TIMED: [&str; 2] = ["failover::", "survival::"];
+/// The suites that run once more with XDP wherever devices allow.
 const WITH_XDP: [&str; 6] = ["semantics::", "faults::", "survival::", "explain::", "trace::", "following::"];
+/// Tests of the lab at a time, for each processor: they wait far more than they compute.
+const TESTS_PER_PROCESSOR: usize = 3;
 
-/// The command that does so.
-fn with_xdp() -> Result<Command> {
-    let mut tests = cargo(["test", "--release", "--package", "tunroute-tests", "--no-fail-fast"])?;
-    tests.args(["--test", "suites", "--"]).args(WITH_XDP).env("TUNROUTE_XDP", "on");
-    Ok(tests)
-}
-
-/// Runs all tests, or with `args`, what the test binaries make of these.
+/// Runs all tests; with `args`, those that the test binaries choose by them.
 fn test(args: &[OsString]) -> Result<()> {
     let start = Instant::now();
     setup::for_building()?;
     let prometheus = setup::for_testing()?;
-    build_release()?;
-
-    let mut tests = all_tests()?;
-    tests.args(["--no-fail-fast", "--"]);
-    // The integration tests start what a user would, wherever cargo has been told to put it.
-    tests.args(args).env("TUNROUTE_BIN", release_dir()?.join("tunroute"));
-    tests.env("TUNROUTE_PROMETHEUS", prometheus);
+    let tunroute = build::programs()?.join("tunroute");
+    let binaries = build::tests()?;
     if !is_root() {
         ensure!(is_installed("sudo"), "the tests make network namespaces, which needs root: install sudo, or be root");
         say("running the tests through sudo, as they make network namespaces");
-        // The build stays unprivileged: cargo starts only what it has built through this.
-        tests.env(runner_variable(&host()?), "sudo -E");
     }
-    let (mut tally, mut success) = run_and_count(&mut tests)?;
-    if args.is_empty() {
-        say("the same with XDP wherever devices allow");
-        let mut again = with_xdp()?;
-        again.envs(tests.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let (more, well) = run_and_count(&mut again)?;
-        tally += more;
-        success &= well;
+
+    let mut total = Total::default();
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = format!("--test-threads={}", processors * TESTS_PER_PROCESSOR);
+    for binary in &binaries {
+        let command = |more: &[&str]| {
+            let mut command = as_root(&binary.path, is_root());
+            command.current_dir(&binary.package).env("CARGO_MANIFEST_DIR", &binary.package);
+            command.env("TUNROUTE_BIN", &tunroute).env("TUNROUTE_PROMETHEUS", &prometheus).args(args).args(more);
+            command
+        };
+        if !args.is_empty() || binary.name != SUITES {
+            total.run(&binary.name, &mut command(&[]))?;
+            continue;
+        }
+        let others: Vec<&str> = TIMED.iter().flat_map(|suite| ["--skip", suite]).chain([threads.as_str()]).collect();
+        total.run("the suites", &mut command(&others))?;
+        let with_xdp = [&others[..], &WITH_XDP].concat();
+        total.run("suites with XDP wherever devices allow", command(&with_xdp).env(XDP, "on"))?;
+        let alone = [&["--test-threads=1"], &TIMED[..]].concat();
+        total.run("suites that measure time", &mut command(&alone))?;
+        let alone: Vec<&str> = alone.into_iter().filter(|arg| !TIMED.contains(arg) || WITH_XDP.contains(arg)).collect();
+        total.run("suites that measure time, with XDP", command(&alone).env(XDP, "on"))?;
     }
 
     say(format_args!("tests ended after {:.0?}", start.elapsed()));
+    let Total { tally, broken } = total;
     println!("tests: {} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
     if tally.failed > 0 {
         bail!("{} tests: they are named above, and `cargo xtask test -- NAME` runs one alone", tally.failed);
     }
-    ensure!(success, "`{}`, though no test did: see above for what ended it", shown(&tests));
+    ensure!(broken.is_empty(), "ended badly, though no test of them failed: {}: see above", broken.join(", "));
     Ok(())
 }
 
-fn host() -> Result<String> {
-    let version = output_of(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("`rustc -vV` names no host")
+/// The results of all binaries.
+#[derive(Default)]
+struct Total {
+    tally: Tally,
+    /// What ended badly though none of its tests failed.
+    broken: Vec<String>,
+}
+
+impl Total {
+    /// Runs a test binary. `name` is what it is called in messages.
+    fn run(&mut self, name: &str, binary: &mut Command) -> Result<()> {
+        let start = Instant::now();
+        let (tally, success) = run_and_count(binary)?;
+        say(format_args!("{name}: {tally}, after {:.1?}", start.elapsed()));
+        if !success && tally.failed == 0 {
+            self.broken.push(name.to_owned());
+        }
+        self.tally += tally;
+        Ok(())
+    }
 }
 
 /// Runs `tests` with its output passed on, and counts what it reports. Also says whether it ended well.

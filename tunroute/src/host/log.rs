@@ -1,30 +1,35 @@
 //! The daemon's log on standard error: for people, or for journald, which wants a priority before each line.
 
 use std::{
-    fmt,
+    env, fmt,
     io::{self, IsTerminal as _, Write as _},
 };
 
 use nix::sys::stat::fstat;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
-    EnvFilter,
+    Layer as _,
+    filter::Targets,
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 
 /// `LOG_ERR` of syslog(3).
 const ERROR: u8 = 3;
 
-/// Begins to log. `RUST_LOG` chooses what, `info` unless it is set.
+/// Starts logging. `RUST_LOG` sets the level, such as `debug` or `tunroute=debug,aya=info`; the default is `info`.
 pub fn init() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if to_journal() {
-        log.event_format(Journal).init();
+    let chosen = env::var("RUST_LOG").ok().and_then(|levels| levels.parse().ok());
+    let levels = chosen.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let log = if to_journal() {
+        log.event_format(Journal).boxed()
     } else {
-        log.with_ansi(io::stderr().is_terminal()).with_target(false).init();
-    }
+        log.with_ansi(io::stderr().is_terminal()).with_target(false).boxed()
+    };
+    tracing_subscriber::registry().with(log).with(levels).init();
 }
 
 /// Says that the program cannot go on, also before there is a log.
@@ -42,7 +47,7 @@ pub fn complain(text: &str) {
 
 /// Is standard error journald's? `JOURNAL_STREAM` alone may be inherited by somebody who has redirected it since.
 fn to_journal() -> bool {
-    let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else { return false };
+    let Some(stream) = env::var("JOURNAL_STREAM").ok() else { return false };
     fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 

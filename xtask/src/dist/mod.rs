@@ -18,7 +18,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::layout::{DIRECTORIES, FILES, From, MAINTAINER_SCRIPTS};
 use crate::{
-    command::{cargo, is_root, output_of, release_dir, run, say, workspace},
+    build::{self, target_dir},
+    command::{cargo, is_root, output_of, run, say, workspace},
     setup,
 };
 
@@ -31,12 +32,11 @@ pub fn dist() -> Result<PathBuf> {
     let advice = "see the compiler's messages above";
     say("building tunroute and its manual");
     run(&mut cargo(["build", "--release", "--package", "tunroute", "--bin", "tunroute"])?, advice)?;
-    let mut write = cargo(["run", "--release", "--package", "tunroute", "--example", "documents", "--"])?;
-    run(write.arg(&documents), "see above for what is wrong")?;
+    build::documents(&documents)?;
 
     let binary = dir.join("tunroute");
     run(
-        Command::new("strip").arg("-o").arg(&binary).arg(release_dir()?.join("tunroute")),
+        Command::new("strip").arg("-o").arg(&binary).arg(target_dir("release")?.join("tunroute")),
         "see what strip says above",
     )?;
     let package = package(&dir, &binary, &documents)?;
@@ -158,7 +158,7 @@ pub fn test(args: &[OsString]) -> Result<()> {
     ensure!(is_root(), "a clean Debian root is made by root: start this as root");
     let root = root::CleanRoot::make(&workspace()?.join("target/dist"))?;
     root.install(&package)?;
-    let mut story = cargo(["test", "--release", "--package", "tunroute-tests", "--test", "suites"])?;
+    let mut story = cargo(["test", "--test", "suites"])?;
     story.args(["--", "dist::", "--ignored"]).args(args).env("TUNROUTE_DIST_ROOT", root.path());
     run(&mut story, "see above which part of the story failed")
 }

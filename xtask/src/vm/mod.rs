@@ -10,16 +10,13 @@ mod results;
 mod suites;
 
 use std::{
-    collections::BTreeSet,
     ffi::OsString,
     fs,
     path::PathBuf,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
 
 use self::{
     kernel::Kernel,
@@ -28,8 +25,8 @@ use self::{
     suites::{SUITES, Suite},
 };
 use crate::{
-    command::{cargo, output_of, release_dir, say, workspace},
-    run::build_release,
+    build,
+    command::{say, workspace},
     setup,
     tally::Tally,
 };
@@ -80,7 +77,6 @@ pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> 
     let smoke = matches!(selection, Selection::Smoke);
     setup::for_building()?;
     setup::for_virtual_machines()?;
-    build_release()?;
     let dir = workspace()?.join("target/vm");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
 
@@ -133,24 +129,12 @@ pub fn test(series: &[String], selection: &Selection<'_>, args: &[OsString]) -> 
     Ok(())
 }
 
-/// The binaries of the suites and tunroute itself, built, with their names.
+/// tunroute itself and the binaries of the suites, built, with their names.
 fn programs(suites: &[&Suite]) -> Result<Vec<(String, PathBuf)>> {
-    say("building the tests");
-    let binaries: BTreeSet<&str> = suites.iter().map(|suite| suite.binary()).collect();
-    let mut build = cargo(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])?;
-    build.args(["-p", "tunroute", "-p", "tunroute-tests"]).args(binaries.iter().flat_map(|name| ["--test", name]));
-    build.stderr(Stdio::inherit());
-    let messages = output_of(&mut build)?;
-    let mut programs = vec![("tunroute".to_owned(), release_dir()?.join("tunroute"))];
-    for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        let (name, path) = (message["target"]["name"].as_str(), message["executable"].as_str());
-        let is_test = message["target"]["kind"][0] == "test";
-        if let (true, Some(name), Some(path)) = (is_test, name, path)
-            && binaries.contains(name)
-        {
-            programs.push((name.to_owned(), path.into()));
-        }
-    }
+    let mut programs = vec![("tunroute".to_owned(), build::programs()?.join("tunroute"))];
+    let tests = build::tests()?.into_iter().filter(|binary| !binary.is_unit);
+    let wanted = tests.filter(|binary| suites.iter().any(|suite| suite.binary() == binary.name));
+    programs.extend(wanted.map(|binary| (binary.name, binary.path)));
     Ok(programs)
 }
 

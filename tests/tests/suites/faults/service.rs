@@ -102,7 +102,7 @@ fn the_clock_jumps() -> Result<()> {
     const YEAR: i64 = 365 * 24 * 60 * 60;
     let library = tempfile::Builder::new().prefix("tr-clock-").tempdir()?;
     let (preload, offset) = (library.path().join("clock.so"), library.path().join("offset"));
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/clock.c");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/faults/clock.c");
     let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", source, "-o"]).arg(&preload).output();
     let built = built.context("cannot start cc, with which cargo links")?;
     ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
