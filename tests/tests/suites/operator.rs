@@ -48,7 +48,7 @@ fn check_warns_of_what_is_probably_wrong() -> Result<()> {
 }
 
 #[test]
-fn doctor_finds_what_is_wrong_and_mends_what_a_setting_mends() -> Result<()> {
+fn doctor_finds_what_is_wrong_and_fixes_what_a_setting_fixes() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;
     let file = world.dir().join("t.toml");
     fs::write(&file, world.config())?;
@@ -64,10 +64,10 @@ fn doctor_finds_what_is_wrong_and_mends_what_a_setting_mends() -> Result<()> {
     assert_eq!(sick.status.code(), Some(2), "{text}");
     for expected in [
         "problem: the kernel does not forward IPv4 from lan0",
-        "mend:   sysctl -w net.ipv4.ip_forward=1",
+        "fix:    sysctl -w net.ipv4.ip_forward=1",
         "Tailscale",
         "band = 5081",
-        "2 problems, 0 warnings; `tunroute doctor --fix` mends 1\n",
+        "2 problems, 0 warnings; `tunroute doctor --fix` fixes 1\n",
     ] {
         ensure!(text.contains(expected), "no `{expected}` in:\n{text}");
     }
@@ -110,11 +110,11 @@ fn doctor_asks_which_way_and_how_large() -> Result<()> {
     let found: Vec<&str> =
         json["findings"].as_array().context("no findings")?.iter().filter_map(|f| f["what"].as_str()).collect();
     let [large, answers] = found.as_slice() else { anyhow::bail!("{json:#}") };
-    assert_eq!(*answers, "what 198.51.100.99 of sixxs1 is asked is answered by net0");
+    assert_eq!(*answers, "answers from 198.51.100.99 of sixxs1 leave by net0");
     // It lets a VLAN tag pass besides.
     let carries = format!("sixxs0 carries packets of 1304 bytes to {target} and back, but none of its MTU, 1400 bytes");
     ensure!(large.starts_with(&carries), "{large}");
-    let mend = json["findings"][0]["mend"].as_str().context("nothing mends it")?;
+    let mend = json["findings"][0]["fix"].as_str().context("nothing fixes it")?;
     world.host.ip(mend.strip_prefix("ip ").context("no command of ip")?)?;
     world.host.ip("addr del 198.51.100.99/32 dev sixxs1")?;
     let mended = run(&world, &["doctor", &path])?;

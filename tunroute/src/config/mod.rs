@@ -358,6 +358,18 @@ impl Policy {
         self.from.iter().chain(&self.followed)
     }
 
+    /// Have its sources an address in common with a prefix?
+    #[must_use]
+    pub fn overlaps(&self, prefix: &IpNet) -> bool {
+        // The literal ones are sorted: one inside the prefix is the first that does not stand before it.
+        let next = self.from.partition_point(|from| from < prefix);
+        let inside = self.from.get(next).is_some_and(|from| prefix.contains(from));
+        let mut around = std::iter::successors(Some(*prefix), IpNet::supernet);
+        inside
+            || around.any(|around| self.from.binary_search(&around).is_ok())
+            || self.followed.iter().any(|from| from.contains(prefix) || prefix.contains(from))
+    }
+
     /// Has it a source prefix of this family?
     #[must_use]
     pub fn uses(&self, family: crate::policy::net::Family) -> bool {

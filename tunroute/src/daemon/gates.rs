@@ -68,6 +68,7 @@ impl Gates {
             probes: &probes,
             ingress: &ingress.keys().copied().chain(tunnels.iter().map(|link| link.index)).collect::<Vec<_>>(),
             band: config.band..=config.band.saturating_add(BAND),
+            policies: &config.policies,
             bypass_netfilter: config.bypass_netfilter,
         });
         // A family has one switch for all devices, so a device that is closed for one family closes it for all; a device
@@ -142,7 +143,7 @@ impl Gates {
         FastInputs {
             open: self.open,
             closed: &self.closed_devices,
-            reverse_path: self.filters.values().any(|filter| filter.is_on()),
+            reverse_path: self.filters_ways_back(),
             unmatched: self.unmatched,
             returning: &self.returning,
             xdp,
@@ -157,6 +158,11 @@ impl Gates {
     /// What the operator should know of packets that no policy is about.
     pub(super) fn hints(&self) -> &[String] {
         &self.hints
+    }
+
+    /// Does any ingress device check the way back of IPv4 packets?
+    pub(super) fn filters_ways_back(&self) -> bool {
+        self.filters.values().any(|filter| filter.is_on())
     }
 
     /// Sources of policies that rp_filter keeps from coming in, in words, with what to do about it.

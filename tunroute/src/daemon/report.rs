@@ -13,7 +13,7 @@ use crate::{
     host::networkd,
     kernel::traffic,
     policy::ability::{Shortcoming, inability, shortcomings},
-    policy::compile::{TunnelState, active_tunnel, matching, tunnel_state, wants_tree},
+    policy::compile::{TunnelState, active_tunnel, decisions, matching, tunnel_state, wants_tree},
     policy::fast::{Hook, Part},
     policy::net::{Family, KernelState, Link},
     policy::plan::number_slots,
@@ -77,8 +77,17 @@ impl Daemon {
 
     /// Sources of policies that rp_filter keeps from coming in.
     fn kept_out(&self) -> Vec<String> {
-        let Some((snapshot, sources)) = self.snapshot.as_ref().zip(self.sources.as_ref()) else { return Vec::new() };
-        self.gates.kept_out(&self.config, &snapshot.state, sources)
+        let Some(snapshot) = self.snapshot.as_ref().filter(|_| self.gates.filters_ways_back()) else {
+            return Vec::new();
+        };
+        // Without programs the sources are not compiled.
+        match &self.sources {
+            Some(sources) => self.gates.kept_out(&self.config, &snapshot.state, sources),
+            None => {
+                let sources = decisions(&self.inputs(&self.config, snapshot), true).sources;
+                self.gates.kept_out(&self.config, &snapshot.state, &sources)
+            }
+        }
     }
 
     /// Tunnels whose segment size is to be limited, and is not.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tunroute::{
+    config::Config,
     kernel::{Kernel, Kinds, sysctl},
     policy::gates::{Gate, GateInput, Probes, gates},
     policy::net::Family,
@@ -24,8 +25,17 @@ async fn closed() -> [Vec<Gate>; 2] {
     let link = state.link("v0").unwrap();
     let probes = Probes::read([link]).await;
     let ingress = [link.index];
-    let input =
-        GateInput { state: &state, probes: &probes, ingress: &ingress, band: 20000..=20129, bypass_netfilter: false };
+    let config = "[interfaces]\ningress = [\"v0\"]\n[tunnel.wg0]\n[[policy]]\nname = \"p\"\nvia = \"wg0\"\n\
+                  from = [\"192.0.2.0/24\", \"2001:db8::/32\"]\n";
+    let policies = Config::parse("t.toml", config).unwrap().policies;
+    let input = GateInput {
+        state: &state,
+        probes: &probes,
+        ingress: &ingress,
+        band: 20000..=20129,
+        policies: &policies,
+        bypass_netfilter: false,
+    };
     let report = gates(&input);
     Family::ALL.map(|family| report.closed(link.index, family).to_vec())
 }
@@ -96,6 +106,7 @@ fn foreign_rules() {
         router();
         for harmless in [
             "from 192.0.2.1 lookup 7 pref 20130",
+            "from 198.51.100.0/24 lookup 7 pref 100",
             "from 192.0.2.1 oif v0 lookup 7 pref 100",
             "from all iif lo lookup 7 pref 100",
             "from all iif v1 lookup 7 pref 100",

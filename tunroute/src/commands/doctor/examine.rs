@@ -1,19 +1,27 @@
-//! From what was seen to findings. Pure.
+//! Judges an observation of the host: pure.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
 use super::{Finding, Narrow, Observation, OwnAddress, Setting, Severity};
 use crate::{
+    commands::explain::expected::{Expected, Intent},
     config::{Config, Datapath, DevicePattern, Mss, Policy},
+    kernel::Question,
     policy::ability::shortcomings,
-    policy::compile::{follow, matching, tree, wants_tree},
-    policy::gates::Gate,
+    policy::compile::{Inputs, decisions, follow, matching, tree, wants_tree},
+    policy::gates::{
+        Gate, concerns, kept_out,
+        owner::{advice, owner},
+    },
     policy::net::{Family, Link, MainRoute, ObservedRule},
 };
 
-/// What a tunnel puts before a packet, in bytes, by the driver's name: with the shortest outer header there is.
+/// Bytes that a tunnel adds to a packet, by the driver's name, with the shortest outer header.
 const OVERHEADS: [(&str, u32); 9] = [
     ("sit", 20),
     ("ipip", 20),
@@ -25,17 +33,29 @@ const OVERHEADS: [(&str, u32); 9] = [
     ("wireguard", 60),
     ("vxlan", 50),
 ];
-/// A band is so many priorities long, with that of the probes.
+/// Number of priorities of the band, with that of the probes.
 const BAND: u32 = 130;
-/// The last priority that belongs to the kernel before there is room for a band.
+/// Number of addresses of a network among which one is looked for that is not this host's own.
+const FIRST_HOSTS: usize = 64;
+/// The lowest band behind the kernel's rules for VRFs.
 const FIRST_BAND: u32 = 1002;
 
-/// Everything that is not as this configuration needs it; what is worse comes first.
+/// Everything that is not as this configuration needs it, problems first.
 #[must_use]
 pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     let mut config = config.clone();
     follow(&mut config, &seen.kernel);
     let config = &config;
+    let (tables, failed) = (BTreeMap::new(), BTreeSet::new());
+    let inputs = Inputs {
+        config,
+        kernel: &seen.kernel,
+        tables: &tables,
+        failed: &failed,
+        rules: true,
+        fast: None,
+        before: None,
+    };
     let mut findings = Vec::new();
     findings.extend(seen.gates.iter().map(gate));
     findings.extend(devices(config, seen));
@@ -46,6 +66,8 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings.extend(segments(config, seen));
     findings.extend(seen.narrow.iter().map(narrow));
     findings.extend(own_packets(config, seen));
+    findings.extend(unanswered(config, seen, &Intent::new(&inputs)));
+    findings.extend(kept_from_entering(config, seen, &inputs));
     findings.extend(answers(config, seen));
     findings.extend(reverse_paths(config, seen));
     findings.extend(advertisements(config, seen));
@@ -56,23 +78,23 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings
 }
 
-fn problem(what: impl Into<String>, breaks: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Problem, what: what.into(), breaks: breaks.into(), mend: mend.into(), setting: None }
+fn problem(what: impl Into<String>, effect: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Problem, what: what.into(), effect: effect.into(), fix: fix.into(), setting: None }
 }
 
-fn warning(what: impl Into<String>, breaks: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Warning, ..problem(what, breaks, mend) }
+fn warning(what: impl Into<String>, effect: impl Into<String>, fix: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Warning, ..problem(what, effect, fix) }
 }
 
 impl Finding {
-    /// A setting mends it.
+    /// A setting fixes it.
     fn by(self, path: String, value: i64) -> Self {
         let setting = Setting { path, value };
-        Self { mend: format!("sysctl -w {setting}"), setting: Some(setting), ..self }
+        Self { fix: format!("sysctl -w {setting}"), setting: Some(setting), ..self }
     }
 }
 
-/// What keeps the fast path from deciding.
+/// A closed gate of the fast path.
 fn gate(gate: &Gate) -> Finding {
     match gate {
         Gate::Forwarding { family, device } => {
@@ -80,8 +102,8 @@ fn gate(gate: &Gate) -> Finding {
                 Family::V4 => "ipv4/ip_forward",
                 Family::V6 => "ipv6/conf/all/forwarding",
             };
-            let breaks = format!("{family} packets that enter by {device} for somebody else are dropped");
-            problem(gate.to_string(), breaks, "").by(path.to_owned(), 1)
+            let effect = format!("{family} packets that enter by {device} for somebody else are dropped");
+            problem(gate.to_string(), effect, "").by(path.to_owned(), 1)
         }
         _ => warning(gate.to_string(), "the fast path leaves these packets to the kernel's rules", gate.advice()),
     }
@@ -96,59 +118,55 @@ fn devices<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator<Item 
     let ingress = missing(&interfaces.ingress).map(|DevicePattern(name)| {
         warning(
             format!("there is no ingress device {name}"),
-            "nothing enters by it; it is followed as soon as it appears",
-            "if the name is wrong, write another: `ip -brief link` shows them",
+            "nothing enters by it; tunroute uses it as soon as it appears",
+            "if the name is wrong, write the right one; `ip -brief link` lists the devices",
         )
     });
     let uplinks = missing(&interfaces.uplink).map(|DevicePattern(name)| {
         problem(
             format!("there is no uplink {name}"),
             "if the uplink has another name, nothing guards it",
-            "write its name: `ip route show default` and `ip -6 route show default` tell it",
+            "write its name; `ip route show default` and `ip -6 route show default` name it",
         )
     });
     ingress.chain(uplinks)
 }
 
-/// Rules of others that are asked before tunroute's.
+/// Rules of others that are asked before tunroute's and may match a policy's packets.
 fn foreign_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator<Item = Finding> + use<'a> {
-    let before = |rule: &&ObservedRule| {
-        !rule.ours && !rule.looks_up_local && !rule.l3mdev && rule.priority <= config.band.saturating_add(BAND - 2)
+    let enters = |rule: &ObservedRule| {
+        let ingress = |iif: &String| config.interfaces.ingress.iter().any(|pattern| pattern.matches(iif));
+        rule.iif.as_ref().is_none_or(|iif| iif == "lo" || ingress(iif))
+    };
+    let before = move |rule: &&ObservedRule| {
+        !rule.ours
+            && !rule.looks_up_local
+            && !rule.l3mdev
+            && rule.oif.is_none()
+            && enters(rule)
+            && rule.priority <= config.band.saturating_add(BAND - 2)
+            && config.uses(rule.family)
+            && concerns(rule, &config.policies)
     };
     let lowest = seen.kernel.rules.iter().filter(before).map(|rule| rule.priority).min();
     let band = lowest.and_then(|lowest| lowest.checked_sub(BAND - 1)).filter(|band| *band >= FIRST_BAND);
     let room = if Family::ALL.into_iter().any(|family| wants_tree(config, family)) { tree::ROOM } else { 0 };
     let band = band.map(|band| band.saturating_sub(room).max(FIRST_BAND));
-    seen.kernel.rules.iter().filter(before).filter(|rule| config.uses(rule.family)).map(move |rule| {
-        let whose = whose(&rule.text).map_or_else(String::new, |whose| format!(", which looks like {whose}'s"));
-        let ip = match rule.family {
-            Family::V4 => "ip",
-            Family::V6 => "ip -6",
-        };
-        let remove = format!("{ip} rule del {}", rule.text);
+    let ahead = band.map(|band| format!("`band = {band}`, which is ahead of it"));
+    seen.kernel.rules.iter().filter(before).map(move |rule| {
+        let ObservedRule { family, priority, text, .. } = rule;
         problem(
-            format!("somebody else's {} rule at priority {}{whose}: {}", rule.family, rule.priority, rule.text),
-            "it is asked before tunroute's and may send a policy's packets elsewhere; so the fast path does not decide",
-            match band {
-                Some(band) => format!("write `band = {band}`, which is before it; or {remove}"),
-                None => remove,
+            match owner(text, *priority) {
+                Some(owner) => format!("an {family} rule of {owner} at priority {priority}: {text}"),
+                None => format!("an {family} rule of another program at priority {priority}: {text}"),
             },
+            "it is asked before tunroute's and may send a policy's packets elsewhere; so the fast path does not decide",
+            advice(*family, *priority, text, ahead.as_deref()),
         )
     })
 }
 
-/// Who makes rules like this one.
-fn whose(text: &str) -> Option<&'static str> {
-    let has = |part| text.contains(part);
-    match () {
-        () if has("fwmark 0x80000/0xff0000") || has("lookup 52 ") || text.ends_with("lookup 52") => Some("Tailscale"),
-        () if has("suppress_prefixlength") || has("0xca6c") || has("lookup 51820") => Some("wg-quick"),
-        () if has("/0x3f00") => Some("mwan3"),
-        _ => None,
-    }
-}
-
-/// Default routes of the main table by devices that the configuration does not know.
+/// Default routes of the main table by devices that are neither uplinks nor tunnels of the configuration.
 fn other_ways_out(config: &Config, seen: &Observation) -> Vec<Finding> {
     let known = |name: &str| {
         let uplink = config.interfaces.uplink.iter().any(|pattern| pattern.matches(name));
@@ -166,8 +184,11 @@ fn other_ways_out(config: &Config, seen: &Observation) -> Vec<Finding> {
             config.interfaces.uplink.iter().map(|DevicePattern(name)| format!("\"{name}\"")).collect();
         uplinks.push(format!("\"{}\"", link.name));
         findings.push(problem(
-            format!("the main table has {} by {}, which is no uplink of the configuration", route.dst, link.name),
-            "nothing keeps packets with a policy's source from leaving there",
+            format!(
+                "the main table has {} by {}, which is neither an uplink nor a tunnel of the configuration",
+                route.dst, link.name
+            ),
+            "nothing keeps a policy's packets from leaving there",
             format!("write `uplink = [{}]`", uplinks.join(", ")),
         ));
     }
@@ -191,10 +212,10 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
             let fits = uplink.mtu.saturating_sub(*overhead);
             findings.push(warning(
                 format!(
-                    "{} takes packets of {} bytes, which with {overhead} bytes of {kind} do not fit {} ({})",
+                    "the MTU of {} is {} bytes, which with {overhead} bytes of {kind} do not fit {} ({})",
                     link.name, link.mtu, uplink.name, uplink.mtu
                 ),
-                "large packets are cut in two, or lost on the way, and TCP stands still",
+                "large packets are fragmented, or lost on the way, and TCP connections hang",
                 format!("ip link set dev {} mtu {fits}", link.name),
             ));
         }
@@ -202,7 +223,7 @@ fn sizes(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings
 }
 
-/// Tunnels through which TCP is told of larger segments than they take, where nobody else says so.
+/// Tunnels for which TCP may announce larger segments than fit, with nothing to correct it.
 fn segments(config: &Config, seen: &Observation) -> Vec<Finding> {
     let widest = matching(&config.interfaces.ingress, &seen.kernel).map(|link| link.mtu).max();
     let mut findings = Vec::new();
@@ -210,51 +231,95 @@ fn segments(config: &Config, seen: &Observation) -> Vec<Finding> {
         let (name, mtu, room) = (&link.name, link.mtu, Mss::Auto.clamp(link));
         let what = match tunnel.mss {
             Some(Mss::Bytes(bytes)) if bytes > room.v4 => format!(
-                "`mss = {bytes}` of {name} is more than its MTU of {mtu} bytes has room for: {} (IPv6: {})",
+                "`mss = {bytes}` of {name} is more than fits its MTU of {mtu} bytes: {} (IPv6: {})",
                 room.v4, room.v6
             ),
             None if config.datapath == Datapath::Ebpf && widest.is_some_and(|widest| mtu < widest) => format!(
-                "{name} takes packets of {mtu} bytes, others come from the ingress interfaces, and with `datapath = \
-                 \"ebpf\"` nobody answers those"
+                "the MTU of {name} is {mtu} bytes, less than that of the ingress interfaces, and with `datapath = \
+                 \"ebpf\"` no ICMP error tells the sender"
             ),
             _ => continue,
         };
         findings.push(warning(
             what,
-            "TCP sends segments that do not fit, and stands still where it is not told",
+            "TCP sends segments that do not fit, and connections hang",
             format!("write `mss = \"auto\"` below [tunnel.{name}]"),
         ));
     }
     findings
 }
 
-/// A tunnel by which large packets vanish.
+/// A tunnel that loses large packets silently.
 fn narrow(narrow: &Narrow) -> Finding {
     let Narrow { tunnel, mtu, carries, target } = narrow;
     problem(
         format!(
             "{tunnel} carries packets of {carries} bytes to {target} and back, but none of its MTU, {mtu} bytes, and \
-             nothing says why"
+             no ICMP error says why"
         ),
-        "large packets vanish on the way, and TCP stands still",
+        "large packets are lost on the way, and TCP connections hang",
         format!("ip link set dev {tunnel} mtu {carries}"),
     )
 }
 
-/// The tunnels' own packets carry an address of an uplink.
+/// The tunnels' own packets carry an address of an uplink, and the policy has no exempt destination that could be their
+/// far end.
 fn own_packets(config: &Config, seen: &Observation) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of_uplinks = seen.addresses.iter().filter(|own| is_uplink(config, &own.device));
     for OwnAddress { device, address, .. } in of_uplinks.filter(|own| !is_link_local(own.address)) {
-        if let Some((net, policy)) = policy_of(config, *address) {
+        if let Some((net, policy)) = policy_of(config, *address)
+            && policy.exempt.is_empty()
+        {
             findings.push(problem(
                 format!("the address {address} of the uplink {device} is in {net} of the policy {}", policy.name),
                 "the tunnels' own packets carry it: they are sent into the tunnel that they are to carry",
-                format!("take it out of `from`, or write the far ends of the tunnels to `exempt` of {}", policy.name),
+                format!(
+                    "write the far ends of the tunnels (`wg show all endpoints`, `ip -details link`) to `exempt` of {}, \
+                     or take the address out of `from`",
+                    policy.name
+                ),
             ));
         }
     }
     findings
+}
+
+/// Networks on the link at an uplink that get no answers: a policy sends what this host answers into a tunnel.
+fn unanswered(config: &Config, seen: &Observation, intent: &Intent) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for OwnAddress { device, address: source, .. } in &seen.addresses {
+        let Some(link) = seen.kernel.link(device).filter(|_| is_uplink(config, device)) else { continue };
+        let here = |route: &&MainRoute| {
+            route.on_link && route.oif == Some(link.index) && route.dst.contains(source) && route.dst.prefix_len() > 0
+        };
+        for MainRoute { dst: net, .. } in seen.kernel.main.iter().filter(here) {
+            // The first addresses of a network are often this host's own, as the anycast address of IPv6's.
+            let other = |host: &IpAddr| host != source && !seen.kernel.local.contains(&IpNet::from(*host));
+            let Some(destination) = net.hosts().take(FIRST_HOSTS).find(other) else { continue };
+            let (looked, expected) = intent.expect(&Question { source: *source, destination, iif: None });
+            let policy = looked.last().and_then(|looked| config.policies.get(looked.policy));
+            if let (Expected::Tunnel { .. } | Expected::Refused(_), Some(policy)) = (expected, policy) {
+                findings.push(problem(
+                    format!("{net}, the network of the uplink {device}, gets no answers from {source}"),
+                    format!("the policy {} sends them into its tunnel: sessions from there hang", policy.name),
+                    format!("write \"{net}\" to `exempt` of {}", policy.name),
+                ));
+            }
+        }
+    }
+    findings
+}
+
+/// Sources of policies that the reverse path filter of the ingress devices drops, whichever datapath is configured.
+fn kept_from_entering(config: &Config, seen: &Observation, inputs: &Inputs<'_>) -> Vec<Finding> {
+    if !seen.filters.values().any(|filter| filter.is_on()) {
+        return Vec::new();
+    }
+    let sources = decisions(inputs, true).sources;
+    let dropped = kept_out(config, &seen.kernel, &sources, &seen.filters);
+    let effect = "the kernel drops these packets as they enter, before any rule or program decides";
+    dropped.iter().map(|kept| problem(kept.to_string(), effect, kept.advice())).collect()
 }
 
 fn is_uplink(config: &Config, device: &str) -> bool {
@@ -274,8 +339,8 @@ fn policy_of(config: &Config, address: IpAddr) -> Option<(&IpNet, &Policy)> {
     prefixes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())
 }
 
-/// Addresses of tunnels and uplinks whose answers leave by another device, which no policy prevents: the kernel takes
-/// packets for any of its addresses from any device, and looks for the way back by the destination alone.
+/// Addresses of tunnels and uplinks whose answers leave by another device: the kernel accepts packets for any of its
+/// addresses from any device, and routes the answers by their destination alone unless a policy has the address.
 fn answers(config: &Config, seen: &Observation) -> Vec<Finding> {
     let is_tunnel = |device: &str| config.tunnels.iter().any(|tunnel| tunnel.name == device);
     let mut findings = Vec::new();
@@ -288,8 +353,8 @@ fn answers(config: &Config, seen: &Observation) -> Vec<Finding> {
             continue;
         }
         findings.push(warning(
-            format!("what {address} of {device} is asked is answered by {other}"),
-            format!("nobody gets an answer from {address} where the provider of {other} drops sources not its own"),
+            format!("answers from {address} of {device} leave by {other}"),
+            format!("they are lost where the provider of {other} drops sources that it did not assign"),
             if is_tunnel(device) {
                 format!("write \"{address}\" to `from` of a policy with `via = \"{device}\"`")
             } else {
@@ -303,8 +368,8 @@ fn answers(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings
 }
 
-/// Without rules, the kernel's reverse path filter does not know of the tunnels. (With them it asks the rules for the way
-/// back, from the packet's destination: `__fib_validate_source()` in `net/ipv4/fib_frontend.c`.)
+/// Strict reverse path filters of tunnels, which drop every answer without rules. (With rules the kernel looks up the way
+/// back by them, from the packet's destination: `__fib_validate_source()` in `net/ipv4/fib_frontend.c`.)
 fn reverse_paths(config: &Config, seen: &Observation) -> Vec<Finding> {
     if config.datapath != Datapath::Ebpf || !config.uses(Family::V4) {
         return Vec::new();
@@ -319,7 +384,9 @@ fn reverse_paths(config: &Config, seen: &Observation) -> Vec<Finding> {
             let name = &tunnel.name;
             problem(
                 format!("the reverse path filter of {name} is strict"),
-                format!("IPv4 answers that come by {name} are dropped: their way back would be another device"),
+                format!(
+                    "IPv4 answers that come by {name} are dropped, as without rules their way back is another device"
+                ),
                 "",
             )
             .by(format!("ipv4/conf/{name}/rp_filter"), 2)
@@ -327,7 +394,7 @@ fn reverse_paths(config: &Config, seen: &Observation) -> Vec<Finding> {
         .collect()
 }
 
-/// A router takes no advertisements unless told to, and loses its default route when it becomes one.
+/// Uplinks that ignore router advertisements, as a host that forwards does by default.
 fn advertisements(config: &Config, seen: &Observation) -> Vec<Finding> {
     let forwards = seen.settings.get("ipv6/conf/all/forwarding") == Some(&1);
     let ignored = matching(&config.interfaces.uplink, &seen.kernel).filter(|link| {
@@ -340,7 +407,7 @@ fn advertisements(config: &Config, seen: &Observation) -> Vec<Finding> {
             let name = &link.name;
             warning(
                 format!("{name} has no IPv6 default route, and ignores router advertisements"),
-                "a host that forwards takes no default route from its provider's router unless told to",
+                "a host that forwards accepts no default route from its provider's router by default",
                 "",
             )
             .by(format!("ipv6/conf/{name}/accept_ra"), 2)
@@ -348,7 +415,7 @@ fn advertisements(config: &Config, seen: &Observation) -> Vec<Finding> {
         .collect()
 }
 
-/// What the eBPF programs need.
+/// Requirements of the eBPF programs.
 fn programs(config: &Config, seen: &Observation) -> Vec<Finding> {
     let mut findings = Vec::new();
     if config.datapath == Datapath::Kernel {
@@ -369,9 +436,9 @@ fn programs(config: &Config, seen: &Observation) -> Vec<Finding> {
         ));
     }
     if seen.settings.get("core/bpf_jit_enable") == Some(&0) {
-        let breaks = "the programs are interpreted, and several times slower";
+        let effect = "the programs are interpreted, and several times slower";
         findings.push(
-            warning("the kernel does not compile eBPF programs", breaks, "").by("core/bpf_jit_enable".to_owned(), 1),
+            warning("the kernel does not compile eBPF programs", effect, "").by("core/bpf_jit_enable".to_owned(), 1),
         );
     }
     findings
@@ -380,7 +447,7 @@ fn programs(config: &Config, seen: &Observation) -> Vec<Finding> {
 fn network_manager(tunnel: &str) -> Finding {
     warning(
         format!("NetworkManager has a connection for the tunnel {tunnel}"),
-        "when it takes the connection up or down, it takes the device's routes away; tunroute puts its own back",
+        "when it activates or deactivates it, it removes the device's routes; tunroute puts its own back",
         format!(
             "nmcli device set {tunnel} managed no; for good: `[keyfile]` and below it \
              `unmanaged-devices=interface-name:{tunnel}` in /etc/NetworkManager/conf.d/tunroute.conf"
@@ -389,6 +456,6 @@ fn network_manager(tunnel: &str) -> Finding {
 }
 
 fn networkd(hint: &str) -> Finding {
-    let (what, mend) = hint.split_once(": ").unwrap_or((hint, "see networkd.conf(5)"));
-    problem(what, "tunroute puts them back, and for that moment packets go astray", mend)
+    let (what, fix) = hint.split_once(": ").unwrap_or((hint, "see networkd.conf(5)"));
+    problem(what, "tunroute puts them back, and until then packets leave another way", fix)
 }

@@ -1,6 +1,6 @@
-//! `tunroute doctor`: what on this host keeps a configuration from working, what that breaks, and what mends it.
+//! `tunroute doctor`: what on this host keeps a configuration from working, the effect of it, and the fix.
 //!
-//! [`Observation::take`] looks, [`examine()`] judges; only [`Setting::apply`] changes anything.
+//! [`Observation::take`] observes, [`examine()`] is pure, and only [`Setting::apply`] changes anything.
 
 mod examine;
 mod network_manager;
@@ -20,7 +20,7 @@ pub use self::{
 };
 use crate::commands::text::wrapped;
 
-/// What is printed fits a terminal of this many columns.
+/// Width of the printed report, in columns.
 const WIDTH: usize = 80;
 
 /// How much is at stake.
@@ -40,10 +40,10 @@ pub struct Finding {
     pub severity: Severity,
     /// What was found.
     pub what: String,
-    /// What it breaks.
-    pub breaks: String,
-    /// The command that mends it, or what to write.
-    pub mend: String,
+    /// What follows from it.
+    pub effect: String,
+    /// The command or the setting that puts it right.
+    pub fix: String,
     /// A setting that `--fix` makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub setting: Option<Setting>,
@@ -54,7 +54,7 @@ pub struct Finding {
 pub struct Setting {
     /// Its path below `/proc/sys/net`.
     pub path: String,
-    /// The value that mends.
+    /// The right value.
     pub value: i64,
 }
 
@@ -100,19 +100,19 @@ impl Finding {
         if colour {
             text = text.replacen(word, &format!("\x1b[{code}m{word}\x1b[0m"), 1);
         }
-        Self::line(&mut text, "    breaks: ", &self.breaks);
-        Self::line(&mut text, "    mend:   ", &self.mend);
+        Self::line(&mut text, "    effect: ", &self.effect);
+        Self::line(&mut text, "    fix:    ", &self.fix);
         text
     }
 }
 
-/// All of it as a person reads it, and what has been mended.
+/// The findings as a person reads them, and the settings that `--fix` has made.
 #[must_use]
-pub fn report(findings: &[Finding], mended: &[Setting], colour: bool) -> String {
+pub fn report(findings: &[Finding], made: &[Setting], colour: bool) -> String {
     let mut text: String = findings.iter().map(|finding| finding.render(colour) + "\n").collect();
-    if !mended.is_empty() {
-        text += "mended until the next boot; for good, in /etc/sysctl.d/90-tunroute.conf:\n";
-        mended.iter().for_each(|setting| text += &format!("    {setting}\n"));
+    if !made.is_empty() {
+        text += "fixed until the next boot; to keep it, write to /etc/sysctl.d/90-tunroute.conf:\n";
+        made.iter().for_each(|setting| text += &format!("    {setting}\n"));
         text += "\n";
     }
     let of = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
@@ -123,8 +123,8 @@ pub fn report(findings: &[Finding], mended: &[Setting], colour: bool) -> String 
         _ => format!("{}, {}", plural(problems, "problem"), plural(warnings, "warning")),
     };
     let fixable = findings.iter().filter(|finding| finding.setting.is_some()).count();
-    if fixable > 0 && mended.is_empty() {
-        text += &format!("; `tunroute doctor --fix` mends {fixable}");
+    if fixable > 0 && made.is_empty() {
+        text += &format!("; `tunroute doctor --fix` fixes {fixable}");
     }
     text + "\n"
 }

@@ -20,7 +20,10 @@ use crate::{
     config::{Config, Datapath},
     datapath::features,
     host::networkd,
-    kernel::{Answer, Kernel, Kinds, Oracle, Question},
+    kernel::{
+        Answer, Kernel, Kinds, Oracle, Question,
+        sysctl::{RpFilter, rp_filter},
+    },
     policy::compile::{follow, matching},
     policy::gates::{Gate, GateInput, Probes, gates},
     policy::net::{Family, IfIndex, KernelState},
@@ -53,6 +56,8 @@ pub struct Observation {
     pub gates: Vec<Gate>,
     /// The kernel's settings.
     pub settings: Settings,
+    /// The reverse path filters of the ingress devices.
+    pub filters: BTreeMap<IfIndex, RpFilter>,
     /// The host's addresses.
     pub addresses: Vec<OwnAddress>,
     /// Tunnels by which large packets vanish.
@@ -87,6 +92,7 @@ impl Observation {
             probes: &probes,
             ingress: &numbers,
             band: config.band..=config.band.saturating_add(128),
+            policies: &config.policies,
             bypass_netfilter: config.bypass_netfilter,
         });
         let mut closed: Vec<Gate> = Vec::new();
@@ -115,6 +121,7 @@ impl Observation {
         let managed = managed.map(|link| link.name.clone()).collect();
         Ok(Self {
             settings: settings(config, &kernel),
+            filters: ingress.iter().map(|link| (link.index, rp_filter(&link.name))).collect(),
             gates: closed,
             addresses,
             narrow: path::narrow(config, &kernel).await,

@@ -1,12 +1,13 @@
 //! Observations in, findings out.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Finding, Narrow, Observation, OwnAddress, Settings, Severity, examine, report};
 use crate::{
     config::Config,
+    kernel::sysctl::RpFilter,
     policy::gates::Gate,
-    policy::net::{Family, Handle, Inability, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
+    policy::net::{Family, Foreign, Handle, Inability, KernelState, Link, LinkLayer, MainRoute, ObservedRule},
 };
 
 const CONFIG: &str = r#"
@@ -50,6 +51,7 @@ fn healthy() -> Observation {
     Observation {
         kernel,
         gates: Vec::new(),
+        filters: BTreeMap::new(),
         settings: settings.map(|(path, value)| (path.to_owned(), value)).into(),
         addresses: vec![own("net0", [198, 51, 100, 7], "net0"), own("wg0", [192, 0, 2, 1], "net0")],
         narrow: Vec::new(),
@@ -69,10 +71,10 @@ fn segments_that_do_not_fit_are_found() {
     };
     for (settings, mss, told) in [
         ("", "mss = 1380", None),
-        ("", "mss = 1381", Some("more than its MTU of 1420 bytes has room for: 1380 (IPv6: 1360)")),
+        ("", "mss = 1381", Some("more than fits its MTU of 1420 bytes: 1380 (IPv6: 1360)")),
         ("", "mss = \"auto\"", None),
         ("datapath = \"ebpf\"\n", "mss = \"auto\"", None),
-        ("datapath = \"ebpf\"\n", "", Some("nobody answers those")),
+        ("datapath = \"ebpf\"\n", "", Some("no ICMP error tells the sender")),
     ] {
         let findings = with(settings, mss);
         assert_eq!(findings.len(), usize::from(told.is_some()), "{settings}{mss}: {findings:?}");
@@ -97,6 +99,11 @@ fn rule(priority: u32, text: &str) -> ObservedRule {
     }
 }
 
+fn other_source() -> ObservedRule {
+    let foreign = Foreign { from: Some("198.51.100.7/32".parse().unwrap()), ..Foreign::default() };
+    ObservedRule { foreign: Some(Box::new(foreign)), ..rule(100, "from 198.51.100.7 lookup 7 pref 100") }
+}
+
 #[test]
 fn nothing_is_found_where_nothing_is_wrong() {
     assert_eq!(examine(&config(str::to_owned), &healthy()), []);
@@ -113,7 +120,7 @@ fn found(break_it: impl Fn(&mut Observation)) -> Finding {
 }
 
 #[test]
-fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
+fn each_thing_that_goes_wrong_is_found_with_its_fix() {
     type Break = fn(&mut Observation);
     let set = |seen: &mut Observation, path: &str, value| Settings::insert(&mut seen.settings, path.to_owned(), value);
     let cases: &[(Break, Severity, &str, &str)] = &[
@@ -134,14 +141,14 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
         (
             |seen| seen.kernel.rules.push(rule(5210, "from all fwmark 0x80000/0xff0000 lookup main pref 5210")),
             Severity::Problem,
-            "which looks like Tailscale's",
-            "write `band = 5081`",
+            "an IPv4 rule of Tailscale at priority 5210: from all fwmark",
+            "leave it, as Tailscale needs it, and write `band = 5081`",
         ),
         (
             |seen| seen.kernel.rules.push(rule(100, "from all to 10.0.0.0/8 lookup 7 pref 100")),
             Severity::Problem,
-            "somebody else's IPv4 rule at priority 100: from all",
-            "ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
+            "an IPv4 rule of another program at priority 100: from all",
+            "no room for a `band` ahead of it; if nobody needs it, ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
         ),
         (
             |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1500)]),
@@ -182,13 +189,13 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
         (
             |seen| seen.addresses.push(own("wg0", [10, 9, 0, 2], "net0")),
             Severity::Warning,
-            "what 10.9.0.2 of wg0 is asked is answered by net0",
+            "answers from 10.9.0.2 of wg0 leave by net0",
             "write \"10.9.0.2\" to `from` of a policy with `via = \"wg0\"`",
         ),
         (
             |seen| seen.addresses.push(own("net0", [198, 51, 100, 9], "lan0")),
             Severity::Warning,
-            "what 198.51.100.9 of net0 is asked is answered by lan0",
+            "answers from 198.51.100.9 of net0 leave by lan0",
             "write `[tunnel.net0]` with the gateway",
         ),
         (
@@ -229,8 +236,8 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
     for (break_it, severity, what, mend) in cases {
         let finding = found(break_it);
         assert_eq!(finding.severity, *severity, "{finding:?}");
-        assert!(finding.what.contains(what) && finding.mend.contains(mend), "{finding:?}");
-        assert_eq!(finding.setting.is_some(), finding.mend.starts_with("sysctl"), "{finding:?}");
+        assert!(finding.what.contains(what) && finding.fix.contains(mend), "{finding:?}");
+        assert_eq!(finding.setting.is_some(), finding.fix.starts_with("sysctl"), "{finding:?}");
         let text = report(&[finding], &[], false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
@@ -240,13 +247,59 @@ fn each_thing_that_goes_wrong_is_found_with_what_mends_it() {
     set(&mut seen, "ipv4/conf/all/rp_filter", 1);
     assert_eq!(examine(&config(str::to_owned), &seen), []);
     let findings = examine(&config(|text| format!("datapath = \"ebpf\"\n{text}")), &seen);
-    assert_eq!(findings[0].mend, "sysctl -w net.ipv4.conf.wg0.rp_filter=2");
+    assert_eq!(findings[0].fix, "sysctl -w net.ipv4.conf.wg0.rp_filter=2");
+}
+
+/// "Everything by the VPN", with an uplink's own address among the sources.
+#[test]
+fn advice_that_was_followed_is_not_given_again() {
+    let host = |exempt: &str| {
+        let config = config(|text| {
+            let all = text.replace("from = [\"192.0.2.0/24\", ", "allow-default = true\nfrom = [\"0.0.0.0/0\", ");
+            format!("{all}exempt = [{exempt}]\n")
+        });
+        let mut seen = healthy();
+        let net = MainRoute { dst: "198.51.100.0/24".parse().unwrap(), oif: Some(3), on_link: true };
+        seen.kernel.main.push(net);
+        seen.kernel.local.extend(["198.51.100.7/32".parse::<ipnet::IpNet>().unwrap()]);
+        seen.addresses.truncate(1);
+        examine(&config, &seen)
+    };
+    let text = |findings: &[Finding]| report(findings, &[], false).split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = text(&host("\"10.0.0.0/8\", \"2001:db8::1\""));
+    assert!(
+        first.contains("198.51.100.0/24, the network of the uplink net0, gets no answers from 198.51.100.7"),
+        "{first}"
+    );
+    assert!(first.contains("write \"198.51.100.0/24\" to `exempt` of p"), "{first}");
+    let first = text(&host("\"198.51.100.0/24\""));
+    assert!(!first.contains("far ends"), "{first}");
+    let first = text(&host(""));
+    assert!(first.contains("198.51.100.7 of the uplink net0 is in 0.0.0.0/0 of the policy p"), "{first}");
+    assert!(first.contains("write the far ends of the tunnels"), "{first}");
+    assert_eq!(host("\"198.51.100.0/24\", \"203.0.113.9/32\""), []);
+}
+
+#[test]
+fn sources_that_rp_filter_drops_are_found_in_every_datapath() {
+    for datapath in ["kernel", "both", "ebpf", "shadow"] {
+        let mss = |text: &str| text.replace("[tunnel.wg0]", "[tunnel.wg0]\nmss = \"auto\"");
+        let config = config(|text| format!("datapath = \"{datapath}\"\n{}", mss(text)));
+        let mut seen = healthy();
+        assert_eq!(examine(&config, &seen), [], "{datapath}");
+        seen.filters.insert(2, RpFilter::Strict);
+        let findings = examine(&config, &seen);
+        assert_eq!(findings.len(), 1, "{datapath}: {findings:#?}");
+        let Finding { what, fix, .. } = &findings[0];
+        assert!(what.contains("rp_filter of lan0 drops what comes from 192.0.2.0/24"), "{datapath}: {what}");
+        assert!(fix.starts_with("sysctl -w net.ipv4.conf.lan0.rp_filter=2"), "{datapath}: {fix}");
+    }
 }
 
 #[test]
 fn what_is_fine_is_no_finding() {
     type Case = (fn(&mut Observation), &'static str);
-    let changes: [Case; 5] = [
+    let changes: [Case; 8] = [
         (
             |seen| seen.kernel.main.push(MainRoute { dst: "fc00::/7".parse().unwrap(), oif: Some(2), on_link: true }),
             "private addresses",
@@ -254,7 +307,16 @@ fn what_is_fine_is_no_finding() {
         (|seen| seen.addresses.push(own("lan0", [10, 0, 0, 1], "net0")), "behind the uplink, as everything there"),
         (|seen| seen.kernel.rules.push(rule(30_000, "from all lookup 9 pref 30000")), "asked later"),
         (|seen| seen.addresses.push(own("wg0", [192, 0, 2, 9], "net0")), "a tunnel's own address"),
-        (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "nobody knows what it puts before packets"),
+        (|seen| seen.kernel.rules.push(other_source()), "a rule for other sources"),
+        (
+            |seen| seen.kernel.rules.push(ObservedRule { iif: Some("net0".to_owned()), ..rule(1001, "from all") }),
+            "mwan3's rule for what enters by an uplink",
+        ),
+        (
+            |seen| seen.kernel.rules.push(ObservedRule { oif: Some("eth9".to_owned()), ..rule(1001, "from all") }),
+            "a rule for bound sockets",
+        ),
+        (|seen| seen.kernel.links.extend([link(4, "wg0", None, 1500)]), "its overhead is not known"),
     ];
     for (change, why) in changes {
         let mut seen = healthy();

@@ -3,6 +3,7 @@
 //! The redirect happens at TC ingress, so the packet meets none of what comes after it on its way through the kernel:
 //! netfilter, the rule walk, xfrm, the VRF. [`gates()`] is pure; [`Probes::read`] asks the kernel.
 
+pub mod owner;
 mod probe;
 mod reverse_path;
 mod unguarded;
@@ -14,7 +15,10 @@ pub use self::{
     reverse_path::{KeptOut, kept_out},
     unguarded::unguarded,
 };
-use crate::policy::net::{Family, IfIndex, KernelState, Link, LinkLayer, ObservedRule};
+use crate::{
+    config::Policy,
+    policy::net::{Family, IfIndex, KernelState, Link, LinkLayer, ObservedRule},
+};
 
 /// A reason for which the fast path must leave an ingress device and family to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +79,11 @@ impl fmt::Display for Gate {
         match self {
             Self::Forwarding { family, device } => write!(f, "the kernel does not forward {family} from {device}"),
             Self::ForeignRule { family, priority, text } => {
-                write!(f, "somebody else's {family} rule at priority {priority} comes first: {text}")
+                write!(f, "an {family} rule ")?;
+                if let Some(owner) = owner::owner(text, *priority) {
+                    write!(f, "of {owner} ")?;
+                }
+                write!(f, "at priority {priority} is asked before the policies' rules: {text}")
             }
             Self::Netfilter { family, hooks } => write!(f, "netfilter looks at forwarded {family} packets: {hooks}"),
             Self::Vrf { device } => write!(f, "{device} belongs to a VRF"),
@@ -117,12 +125,8 @@ impl Gate {
             Self::Forwarding { family: Family::V6, device } => format!(
                 "sysctl -w net.ipv6.conf.all.forwarding=1, and see that net.ipv6.conf.{device}.disable_ipv6 is 0"
             ),
-            Self::ForeignRule { family, text, .. } => {
-                let ip = match family {
-                    Family::V4 => "ip",
-                    Family::V6 => "ip -6",
-                };
-                format!("{ip} rule del {text}; or give tunroute a `band` before it")
+            Self::ForeignRule { family, priority, text } => {
+                owner::advice(*family, *priority, text, Some("a `band` ahead of it"))
             }
             Self::Netfilter { .. } => {
                 "if these may be skipped for policy traffic: `bypass-netfilter = true`; else the kernel carries on"
@@ -148,6 +152,8 @@ pub struct GateInput<'a> {
     pub ingress: &'a [IfIndex],
     /// The priorities of tunroute's own rules.
     pub band: RangeInclusive<u32>,
+    /// The policies: a rule that cannot match any of their packets closes nothing.
+    pub policies: &'a [Policy],
     /// `bypass-netfilter`: netfilter closes no gate.
     pub bypass_netfilter: bool,
 }
@@ -205,7 +211,7 @@ fn closed(input: &GateInput<'_>, link: &Link, family: Family) -> Vec<Gate> {
     }
     closed.extend(
         (state.rules.iter())
-            .filter(|rule| comes_first(rule, family, &link.name, *input.band.end()))
+            .filter(|rule| comes_first(rule, family, &link.name, *input.band.end()) && concerns(rule, input.policies))
             .map(|rule| Gate::ForeignRule { family, priority: rule.priority, text: rule.text.clone() }),
     );
     match &probes.hooks {
@@ -251,6 +257,13 @@ fn comes_first(rule: &ObservedRule, family: Family, device: &str, band_end: u32)
         // Only the host's own packets have chosen a device before the rules are asked.
         && rule.oif.is_none()
         && rule.iif.as_ref().is_none_or(|iif| iif == device)
+}
+
+/// May the rule match a packet from a policy's sources? Marks and ports count as possible.
+#[must_use]
+pub fn concerns(rule: &ObservedRule, policies: &[Policy]) -> bool {
+    let from = rule.foreign.as_ref().filter(|rule| !rule.inverted).and_then(|rule| rule.from);
+    from.is_none_or(|from| policies.iter().any(|policy| policy.overlaps(&from)))
 }
 
 /// The first few names, and how many more.

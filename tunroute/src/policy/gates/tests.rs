@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::net::Handle;
+use crate::policy::net::{Foreign, Handle};
 
 fn link(index: IfIndex, name: &str, kind: Option<&str>, master: Option<IfIndex>) -> (IfIndex, Link) {
     (index, Link { kind: kind.map(Into::into), master, ..Link::new(index, name, LinkLayer::Ethernet) })
@@ -38,7 +38,17 @@ fn closed(family: Family, change: impl FnOnce(&mut KernelState, &mut Probes, &mu
     let mut probes = Probes::new([(1, [true, true])].into());
     let mut bypass_netfilter = false;
     change(&mut state, &mut probes, &mut bypass_netfilter);
-    let input = GateInput { state: &state, probes: &probes, ingress: &[1, 99], band: 20000..=20129, bypass_netfilter };
+    let config = "[interfaces]\ningress = [\"lan0\"]\n[tunnel.wg0]\n[[policy]]\nname = \"p\"\nvia = \"wg0\"\n\
+                  from = [\"10.1.0.0/16\", \"10.3.0.0/24\", \"2001:db8::/32\"]\n";
+    let policies = crate::config::Config::parse("t.toml", config).unwrap().policies;
+    let input = GateInput {
+        state: &state,
+        probes: &probes,
+        ingress: &[1, 99],
+        band: 20000..=20129,
+        policies: &policies,
+        bypass_netfilter,
+    };
     let report = gates(&input);
     let closed = report.closed(1, family);
     assert_eq!(report.is_open(1, family), closed.is_empty());
@@ -78,7 +88,21 @@ fn forwarding_is_a_matter_of_the_family() {
 #[test]
 fn rules_that_come_first() {
     let with = |rule: ObservedRule| closed(Family::V4, |state, _, _| state.rules.push(rule)).len();
+    let from = |prefix: &str, inverted| {
+        let from = Some(prefix.parse().unwrap());
+        ObservedRule { foreign: Some(Box::new(Foreign { from, inverted, ..Foreign::default() })), ..rule(1) }
+    };
     for (closes, rule) in [
+        // Sources: around a policy's, the same, inside, beside, and all but those.
+        (1, from("10.0.0.0/8", false)),
+        (1, from("10.1.0.0/16", false)),
+        (1, from("10.1.2.0/24", false)),
+        (1, from("10.2.0.0/15", false)),
+        (0, from("10.2.0.0/16", false)),
+        (0, from("10.0.255.255/32", false)),
+        (0, from("10.3.1.0/24", false)),
+        (0, from("192.0.2.0/24", false)),
+        (1, from("192.0.2.0/24", true)),
         (1, rule(1)),
         (1, rule(20129)),
         (0, rule(20130)),
