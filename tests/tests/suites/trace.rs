@@ -112,7 +112,7 @@ fn decisions_are_shown_as_they_are_made() -> Result<()> {
         // One at a time; and what cannot be is refused.
         let refused = daemon.client(&["trace"])?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        ensure!(refused.status.code() == Some(1) && said.contains("somebody else listens already"), "{said}");
+        ensure!(refused.status.code() == Some(1) && said.contains("another `tunroute trace` is running"), "{said}");
         // Interrupted it ends well, and killed it leaves nothing behind either.
         let mut trace = trace;
         trace.signal(Signal::SIGINT)?;
@@ -174,7 +174,7 @@ fn without_programs_there_is_nothing_to_show() -> Result<()> {
     let daemon = Daemon::start(&world, &world.config(), &options)?;
     let refused = daemon.client(&["trace"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains("no program decides anything; \"shadow\""), "{said}");
+    ensure!(refused.status.code() == Some(1) && said.contains("no program runs; \"shadow\""), "{said}");
     let refused = daemon.client(&["trace", "--from", "10.0.0.1", "--to", "2001:db8::1"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(said.contains("no packet goes from IPv4 to IPv6"), "{said}");

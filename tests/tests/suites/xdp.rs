@@ -181,7 +181,7 @@ fn devices_take_part_as_long_as_nothing_is_passed_over() -> Result<()> {
     }
     let shown = String::from_utf8(daemon.client(&["status"])?.stdout)?;
     ensure!(
-        shown.contains("xdp: ingress lan0 takes part") && shown.lines().all(|line| line.chars().count() <= 80),
+        shown.contains("xdp: ingress lan0 used") && shown.lines().all(|line| line.chars().count() <= 80),
         "{shown}"
     );
 

@@ -1,4 +1,4 @@
-//! Decisions as they are made: what `tunroute trace` asks for, is told and prints.
+//! `tunroute trace`: the filter, the recorded decisions, and how they are printed.
 
 use std::{net::IpAddr, time::SystemTime};
 
@@ -13,15 +13,15 @@ use tunroute_common::{
 
 use crate::{control::status::in_words, policy::fast::address_words, policy::net::Family};
 
-/// Which decisions somebody wants to be told of.
+/// The filter: which decisions to record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
-    /// Only of packets from there.
+    /// Only packets from this prefix.
     pub from: Option<IpNet>,
-    /// Only of packets to there.
+    /// Only packets to this prefix.
     pub to: Option<IpNet>,
-    /// At most so many a second on each CPU.
+    /// Maximum number of decisions a second on each CPU.
     pub rate: u32,
 }
 
@@ -41,47 +41,48 @@ impl Wanted {
         };
         let ((from, from_mask), (to, to_mask)) = (bits(self.from), bits(self.to));
         let limit = (u64::from(self.rate) << SPAN).div_ceil(1_000_000_000);
-        let limit = u32::try_from(limit).context("so many a second are never told")?;
+        let limit =
+            u32::try_from(limit).context("this rate is more than the programs can record: give a lower `--rate`")?;
         Ok(Filter { from, from_mask, to, to_mask, ethertype: ethertype.into(), limit })
     }
 }
 
-/// A prefix's bits, and which of an address's are compared with them.
+/// A prefix as bits and mask.
 fn bits(prefix: Option<IpNet>) -> (Ipv6, Ipv6) {
     prefix.map_or_else(Default::default, |prefix| (address_words(prefix.network()), address_words(prefix.netmask())))
 }
 
-/// What has been told since the last time.
+/// The decisions since the last request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traced {
-    /// The decisions, in the order in which they were told.
+    /// The decisions, in the order of their making.
     pub decisions: Vec<Decision>,
-    /// So many more were asked for and not told: there were too many.
+    /// Number of decisions that matched and were dropped by the rate limit.
     pub omitted: u64,
 }
 
 /// A decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// When it was made.
+    /// Time of the decision.
     pub time: SystemTime,
-    /// The device at which the packet was seen.
+    /// The device at which the program saw the packet.
     pub device: String,
-    /// Where it comes from.
+    /// The source address.
     pub source: IpAddr,
-    /// Where it goes to.
+    /// The destination address.
     pub destination: IpAddr,
     /// The payload's protocol, or the first IPv6 extension header's number.
     pub protocol: u16,
-    /// The policy in whose name it was decided.
+    /// The policy that decided.
     pub policy: String,
-    /// The outcome, as the counters name it.
+    /// The outcome, named as in `status`.
     pub outcome: String,
-    /// The tunnel that it was handed to.
+    /// The tunnel that the packet was sent to.
     pub tunnel: Option<String>,
     /// The layer 3 length in bytes.
     pub length: u32,
-    /// The programs only watched: the kernel decided.
+    /// Recorded in shadow mode: the kernel decided.
     pub shadow: bool,
 }
 
@@ -91,7 +92,7 @@ impl Decision {
     pub fn render(&self) -> String {
         let Self { device, source, destination, policy, length, .. } = self;
         let time = self.rfc3339();
-        // The date says nothing to who watches.
+        // A live view needs no date.
         let time = time.split_once('T').map_or(time.as_str(), |(_, time)| time.trim_end_matches('Z'));
         let tunnel = self.tunnel.as_deref().unwrap_or("a device that is gone");
         let outcome = match self.outcome.as_str() {
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_told_in_a_span() {
+    fn the_rate_is_limited_in_each_span() {
         let mut traced = tunroute_common::maps::Traced::default();
         let admitted =
             |traced: &mut tunroute_common::maps::Traced, now| (0..9).filter(|_| traced.admit(now, 5)).count();

@@ -1,4 +1,4 @@
-//! The control socket: one request and one answer a connection, each a line of JSON.
+//! The control socket: one request and one answer per connection, each a line of JSON.
 
 use std::{
     fs, io,
@@ -26,61 +26,61 @@ use crate::{
 
 /// The socket's name in the runtime directory.
 pub const SOCKET: &str = "control.sock";
-/// A request is a word or two: this many bytes are read of it.
+/// Maximum length of a request, in bytes.
 pub const MAX_REQUEST: u64 = 64 << 10;
-/// An answer may list many tunnels.
+/// Maximum length of an answer, in bytes.
 const MAX_ANSWER: u64 = 256 << 20;
-/// What an older or newer daemon may do.
+/// The message when a daemon of another version gives an unexpected answer.
 pub const OTHER_ANSWER: &str = "the daemon gave another answer than asked for; is it of another version?";
-/// How long a client may take to say what it wants.
+/// Maximum time to read a request or write an answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many clients may be served at once.
+/// Maximum number of clients that are served at once.
 const MAX_CLIENTS: usize = 32;
 
-/// What may be asked of the daemon.
+/// A request to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// How are things?
+    /// The status.
     Status,
-    /// What would a reload change?
+    /// The operations that a reload would make.
     Plan {
         /// With this configuration file in place of the daemon's.
         file: Option<PathBuf>,
     },
     /// Read the configuration again.
     Reload,
-    /// Read the configuration again, and go back to the earlier one unless [`Request::Confirm`] follows in time.
+    /// Reload, and return to the earlier configuration unless [`Request::Confirm`] follows in time.
     Apply {
-        /// How long the trial lasts.
+        /// Length of the trial.
         seconds: TrialTime,
     },
-    /// The configuration on trial is good.
+    /// Keep the configuration on trial.
     Confirm,
     /// Start a tunnel's command again after it was given up.
     Start {
         /// The tunnel's name.
         tunnel: String,
     },
-    /// What becomes of a packet?
+    /// The way of a packet.
     Explain {
-        /// Where it comes from.
+        /// The source address.
         source: IpAddr,
-        /// Where it goes to.
+        /// The destination address.
         destination: IpAddr,
-        /// The device that it enters by; a sensible one unless told.
+        /// The device that it enters by; by default the first ingress device.
         iif: Option<String>,
     },
     /// Compare the datapaths.
     Verify {
-        /// Random addresses of each prefix.
+        /// Number of random addresses of each prefix.
         samples: u32,
     },
-    /// What was decided since this was asked last? Decisions are told as long as it is asked again and again.
+    /// The decisions since the last such request. Recording stops when no more requests come.
     Trace {
-        /// Who asks: any number, the same every time.
+        /// The client's session: any number, the same in each request.
         session: u64,
-        /// Of which decisions.
+        /// The filter.
         wanted: Wanted,
     },
     /// Remove everything and stop.
@@ -112,7 +112,7 @@ impl From<TrialTime> for Duration {
     }
 }
 
-/// What the daemon answers.
+/// An answer of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", content = "content", rename_all = "kebab-case")]
 pub enum Answer {
@@ -128,14 +128,14 @@ pub enum Answer {
     Verified(Box<Verification>),
     /// To [`Request::Trace`].
     Traced(Traced),
-    /// It could not be done, and why.
+    /// The request failed, for this reason.
     Failed(String),
 }
 
-/// A request with the way back.
+/// A request with the channel for its answer.
 pub type Call = (Request, oneshot::Sender<Answer>);
 
-/// What went wrong with the control socket.
+/// An error of the control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The daemon cannot listen.
@@ -143,16 +143,16 @@ pub enum ControlError {
     Listen {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Nobody listens.
+    /// No daemon listens.
     #[error("no tunroute daemon answers at {}; is it running? (`tunroute run`, and --runtime-dir if it has its own)", path.display())]
     NoDaemon {
         /// The socket.
         path: PathBuf,
     },
-    /// The socket is not the caller's to use.
+    /// The caller may not use the socket.
     #[error("only root and the daemon's own user may ask the daemon at {}: run this as root", path.display())]
     Forbidden {
         /// The socket.
@@ -163,7 +163,7 @@ pub enum ControlError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The connection broke, or something else answered.
@@ -171,18 +171,18 @@ pub enum ControlError {
     Broken {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// The way from those who ask to the daemon.
+/// The channel from clients to the daemon.
 #[must_use]
 pub fn channel() -> (mpsc::Sender<Call>, mpsc::Receiver<Call>) {
     mpsc::channel(MAX_CLIENTS)
 }
 
-/// Listens in the runtime directory and passes on what is asked by root or by the daemon's own user.
+/// Listens in the runtime directory and passes on requests of root and of the daemon's own user.
 ///
 /// # Errors
 ///
@@ -209,7 +209,7 @@ async fn accept(listener: UnixListener, calls: mpsc::Sender<Call>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of descriptors, most likely: somebody will close one.
+                // Most likely out of descriptors, until one is closed.
                 warn!("cannot accept a control connection: {error}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -248,7 +248,7 @@ pub async fn serve(
     let answer = match serde_json::from_slice(&line) {
         Ok(request) => {
             let (answer, receiver) = oneshot::channel();
-            // The daemon is on its way out if it does not take or answer the call.
+            // The daemon is stopping if it does not take or answer the call.
             let stopping = || Answer::Failed("the daemon is stopping".to_owned());
             match calls.send((request, answer)).await {
                 Ok(()) => receiver.await.unwrap_or_else(|_| stopping()),

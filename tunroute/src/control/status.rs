@@ -1,4 +1,4 @@
-//! What `tunroute status` tells: the types behind `--json`, and the table.
+//! `tunroute status`: the types behind `--json`, and the table.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -11,7 +11,7 @@ use crate::{
     policy::xdp::Role,
 };
 
-/// What `status` prints fits a terminal of this many columns.
+/// Width of the printed status, in columns.
 const WIDTH: usize = 80;
 
 /// Everything about a running daemon.
@@ -23,7 +23,7 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since it was started.
     pub uptime: u64,
-    /// The datapath asked for.
+    /// The configured datapath.
     pub datapath: Datapath,
     /// The tunnels, in the order of the configuration.
     pub tunnels: Vec<TunnelStatus>,
@@ -33,9 +33,9 @@ pub struct Status {
     pub fast_path: FastPathStatus,
     /// The kernel datapath.
     pub kernel: KernelStatus,
-    /// What could not be done, and is tried again, or what two policies want alike; empty if the system is as it should be.
+    /// Failed operations, which are tried again, and source prefixes that two policies claim; empty if all is in force.
     pub problems: Vec<String>,
-    /// What the operator should change on this host.
+    /// Recommended changes to this host, and packets that go another way than configured.
     #[serde(default)]
     pub hints: Vec<String>,
 }
@@ -52,15 +52,15 @@ pub struct TunnelStatus {
     pub ifindex: Option<u32>,
     /// Its MTU, in bytes.
     pub mtu: Option<u32>,
-    /// By family: the largest segment size that TCP may tell through it, in bytes, if that is limited.
+    /// By family: the limit of the TCP segment size, in bytes, if there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mss: Option<BTreeMap<Family, u16>>,
-    /// The families that its probes declare down.
+    /// The families whose probes are not answered.
     pub failed: Vec<Family>,
     /// By family that policies send by it: why the device cannot carry it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub unable: BTreeMap<Family, String>,
-    /// What has gone through the device.
+    /// The device's traffic.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub traffic: Option<Traffic>,
     /// Its supervised command, if it has one.
@@ -79,12 +79,12 @@ pub struct PolicyStatus {
     pub name: String,
     /// How many source prefixes it has.
     pub prefixes: usize,
-    /// The interfaces whose prefixes are among them, as they change.
+    /// The interfaces whose prefixes are among them, followed live.
     #[serde(default)]
     pub follows: Vec<String>,
     /// Its routing table.
     pub table: Option<u32>,
-    /// By family: the tunnel that carries its packets, or what happens to them while none is up.
+    /// By family: the tunnel that carries its packets, or `on-down` while none is up.
     pub active: BTreeMap<Family, String>,
     /// By family: what decides forwarded packets, `fast path` or `kernel`.
     pub carried_by: BTreeMap<Family, String>,
@@ -92,7 +92,7 @@ pub struct PolicyStatus {
     pub packets: u64,
     /// Their layer 3 bytes.
     pub bytes: u64,
-    /// All that the fast path has counted, by outcome.
+    /// Packets that the fast path has seen, by outcome.
     pub outcomes: BTreeMap<String, OutcomeStatus>,
 }
 
@@ -123,22 +123,22 @@ pub struct FastPathStatus {
     /// How full its maps are.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub maps: Vec<MapStatus>,
-    /// The devices that could take part in XDP, unless it is off.
+    /// The devices that XDP could use, unless it is off.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub xdp: Vec<XdpStatus>,
-    /// What no policy is about and the programs have forwarded by the main table, with `unmatched = "fast"`.
+    /// Unmatched traffic that the programs have forwarded by the main table, with `unmatched = "fast"`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unmatched: Option<OutcomeStatus>,
 }
 
-/// A device that could take part in XDP.
+/// A device that XDP could use.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct XdpStatus {
-    /// Which part it has.
+    /// Its role.
     pub role: Role,
     /// Its name.
     pub device: String,
-    /// Why it does not take part; none if it does.
+    /// Why XDP does not use it; none if it does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub because: Option<String>,
 }
@@ -150,7 +150,7 @@ pub struct MapStatus {
     pub name: String,
     /// Used entries; of `INDEX`, words of 8 bytes.
     pub entries: usize,
-    /// How many it takes. `INDEX` is made anew, and larger, when it is full.
+    /// Maximum number of entries. `INDEX` is replaced by a larger one when it is full.
     pub capacity: usize,
 }
 
@@ -166,13 +166,13 @@ pub struct KernelStatus {
     pub routes: usize,
 }
 
-/// The JSON Schema of `tunroute status --json`, for those who read it by program.
+/// The JSON Schema of `tunroute status --json`.
 #[must_use]
 pub fn schema() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<Status>().to_value()
 }
 
-/// A line, continued further in where it is too long.
+/// A line, wrapped with an indent.
 fn paragraph(line: &str) -> String {
     wrapped(line, WIDTH, 4).join("\n") + "\n"
 }
@@ -229,13 +229,12 @@ impl Status {
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
         if let Some(OutcomeStatus { packets, bytes: volume }) = unmatched {
-            add(&format!("  by the main table: {packets} packets that no policy is about, {}", bytes(*volume)));
+            add(&format!("  by the main table: {packets} unmatched packets, {}", bytes(*volume)));
         }
-        // Of hosts without a device that takes frames there is nothing to tell.
+        // Without a device that takes frames, XDP is not mentioned.
         if xdp.iter().any(|device| device.role == Role::Tunnel && device.because.is_none()) {
             for XdpStatus { role, device, because } in xdp {
-                let part =
-                    because.as_ref().map_or_else(|| "takes part".to_owned(), |because| format!("does not: {because}"));
+                let part = because.as_ref().map_or_else(|| "used".to_owned(), |because| format!("not used: {because}"));
                 add(&format!("  xdp: {role} {device} {part}"));
             }
         }
@@ -246,7 +245,7 @@ impl Status {
     }
 }
 
-/// What happened to packets that were not handed to the tunnel.
+/// The fate of packets that were not handed to the tunnel, in words.
 pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
     Some(match outcome {
         "leak_prevented" => "dropped at an uplink that they must not leave by",
@@ -279,7 +278,7 @@ fn trimmed(table: &Table) -> String {
     table.trim_fmt().lines().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// One word if both families agree.
+/// One value if both families have the same.
 pub(crate) fn by_family(values: &BTreeMap<Family, String>) -> String {
     let mut distinct: Vec<&String> = values.values().collect();
     distinct.dedup();
@@ -359,7 +358,7 @@ mod tests {
             for line in text.lines() {
                 assert!(line.chars().count() <= WIDTH, "{} columns: {line}\n{text}", line.chars().count());
             }
-            // Nothing is cut off: what is too long goes on in the next line.
+            // Nothing is cut off: long text is wrapped.
             assert!(text.matches('p').count() >= name.matches('p').count(), "{text}");
             assert_eq!(text.matches("netfilter").count(), 15, "{text}");
         }

@@ -1,5 +1,5 @@
-//! The daemon's part of `tunroute trace`: who asks again and again is told what was decided since, and who stops asking, for
-//! whatever reason, soon costs nothing any more.
+//! The daemon's part of `tunroute trace`: returns the decisions since the last request, and stops recording when no request
+//! comes any more.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,41 +19,41 @@ use crate::{
     policy::plan::number_slots,
 };
 
-/// For how long decisions are told to somebody who does not ask again: longer than a pass of the daemon takes.
+/// Time after the last request until recording stops: longer than a pass of the daemon.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Who is told.
+/// The client that decisions are recorded for.
 pub(super) struct Listener {
     session: u64,
     until: Instant,
-    /// The count of what was not told, as it was last.
+    /// The counter of dropped decisions, as of the last request.
     omitted: u64,
 }
 
 impl Daemon {
-    /// Tells a listener what was decided since he asked last; from the first time on, decisions are told.
+    /// Returns the decisions since the session's last request; the first one starts recording.
     pub(super) fn trace(&mut self, session: u64, wanted: &Wanted) -> anyhow::Result<Traced> {
         let filter = wanted.filter()?;
         if self.listener.as_ref().is_some_and(|listener| listener.session != session) {
             self.end_tracing();
             anyhow::ensure!(
                 self.listener.is_none(),
-                "somebody else listens already, and decisions are told to one at a time; try again when he has ended"
+                "another `tunroute trace` is running, and only one can at a time; try again when it has ended"
             );
         }
         anyhow::ensure!(
             self.config.datapath != Datapath::Kernel,
-            "with datapath = \"kernel\" no program decides anything; \"shadow\" shows what they would do"
+            "with datapath = \"kernel\" no program runs; \"shadow\" shows what the programs would do"
         );
         let no_programs = || match &self.fast_error {
-            Some(error) => format!("no program decides anything: {error}"),
-            None => "no program decides anything yet".to_owned(),
+            Some(error) => format!("no program runs: {error}"),
+            None => "no program runs yet".to_owned(),
         };
         let fast = self.fast.as_mut().with_context(no_programs)?;
         fast.trace(Some(filter))?;
         let (events, omitted) = fast.traced()?;
         let before = self.listener.replace(Listener { session, until: Instant::now() + PATIENCE, omitted });
-        // What was omitted before he came is none of his.
+        // Not counted: what was dropped before the session.
         let omitted = before.map_or(0, |before| omitted.saturating_sub(before.omitted));
         Ok(Traced { decisions: self.decisions(&events), omitted })
     }

@@ -1,4 +1,4 @@
-//! What the examination looks at.
+//! Observes the host, for the examination.
 
 use std::{
     collections::BTreeMap,
@@ -29,30 +29,30 @@ use crate::{
     policy::net::{Family, IfIndex, KernelState},
 };
 
-/// Settings below `/proc/sys/net`, by their paths; those that do not exist are missing.
+/// Kernel settings by their paths below `/proc/sys/net`; one that does not exist is left out.
 pub type Settings = BTreeMap<String, i64>;
 
 /// An address of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnAddress {
-    /// The device that it stands on.
+    /// The device that has it.
     pub device: String,
     /// The address.
     pub address: IpAddr,
-    /// The device by which packets from it leave, to somewhere far away; none if they do not leave.
+    /// The device by which packets from it leave to a distant destination; none if they are not routed.
     pub leaves_by: Option<String>,
 }
 
-/// Far away: addresses for measurements between networks (RFC 2544, RFC 5180), which are on nobody's link.
+/// Distant destinations: addresses for benchmarks between networks (RFC 2544, RFC 5180), which no link has.
 const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
 const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1));
 
-/// This host as it is.
+/// An observation of this host.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// Devices, rules and routes.
     pub kernel: KernelState,
-    /// What closes the fast path, but for foreign rules.
+    /// The closed gates of the fast path, except for rules of others.
     pub gates: Vec<Gate>,
     /// The kernel's settings.
     pub settings: Settings,
@@ -60,20 +60,20 @@ pub struct Observation {
     pub filters: BTreeMap<IfIndex, RpFilter>,
     /// The host's addresses.
     pub addresses: Vec<OwnAddress>,
-    /// Tunnels by which large packets vanish.
+    /// Tunnels that lose large packets silently.
     pub narrow: Vec<Narrow>,
-    /// What the kernel lacks for the fast path.
+    /// Features of the kernel that the fast path needs and that are missing.
     pub lacking: Vec<&'static str>,
     /// Tunnels that NetworkManager has a connection for.
     pub network_manager: Vec<String>,
     /// A bpf file system is mounted where pins belong.
     pub bpffs: bool,
-    /// What systemd-networkd is to be told.
+    /// A setting that systemd-networkd needs.
     pub networkd: Option<String>,
 }
 
 impl Observation {
-    /// Looks at this host.
+    /// Observes this host.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Observation {
     }
 }
 
-/// Where the kernel sends the answers of an address.
+/// The device by which the kernel sends answers from an address.
 fn leaves_by(oracle: &mut Oracle, address: IpAddr, kernel: &KernelState) -> Option<String> {
     let destination = if address.is_ipv4() { FAR_V4 } else { FAR_V6 };
     match oracle.ask(&Question { source: address, destination, iif: None }) {

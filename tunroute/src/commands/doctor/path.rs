@@ -1,4 +1,4 @@
-//! Does a tunnel carry packets of its MTU? Asked of the targets of its probes, by echo requests that must not be cut.
+//! Measures whether a tunnel carries packets of its MTU: echo requests that must not be fragmented, to its probes' targets.
 
 use std::{
     io,
@@ -22,27 +22,27 @@ use crate::{
     policy::net::{Family, KernelState, Link},
 };
 
-/// How long the first answer may take.
+/// Maximum time to the first answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A size is held to vanish when so many packets of it have.
+/// Number of lost packets after which a size counts as lost.
 const TRIES: usize = 2;
-/// `IP_PMTUDISC_DO` and `IPV6_PMTUDISC_DO` in the kernel's headers: whole, or not at all.
+/// `IP_PMTUDISC_DO` and `IPV6_PMTUDISC_DO` in the kernel's headers: never fragment.
 const WHOLE: libc::c_int = 2;
 
-/// A tunnel by which large packets vanish.
+/// A tunnel that loses large packets silently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Narrow {
     /// Its name.
     pub tunnel: String,
-    /// Its MTU, in bytes: packets of this size are not answered, and no error says why.
+    /// Its MTU, in bytes: packets of this size are not answered, and no ICMP error says why.
     pub mtu: u32,
     /// The size of the largest packet that was answered, in bytes.
     pub carries: u32,
-    /// Who was asked.
+    /// The target.
     pub target: IpAddr,
 }
 
-/// Asks by all tunnels that are up and have an echo probe, which says whom to ask.
+/// Measures all tunnels that are up and have an echo probe.
 pub(super) async fn narrow(config: &Config, kernel: &KernelState) -> Vec<Narrow> {
     let targets = |tunnel: &Tunnel| {
         let echo = tunnel.probes.iter().filter_map(|probe| match probe.target {
@@ -59,7 +59,7 @@ pub(super) async fn narrow(config: &Config, kernel: &KernelState) -> Vec<Narrow>
     join_all(paths.map(Path::look)).await.into_iter().flatten().collect()
 }
 
-/// The way by a device to a target.
+/// The path by a device to a target.
 struct Path<'a> {
     link: &'a Link,
     target: IpAddr,
@@ -70,7 +70,7 @@ impl Path<'_> {
     async fn look(self) -> Option<Narrow> {
         let smallest = u32::try_from(self.header() + LENGTH).ok()?;
         let begun = Instant::now();
-        // What is not answered at all is not a matter of size; what may not be asked is told elsewhere.
+        // No answer at all is not a matter of size; missing permission is reported elsewhere.
         if !matches!(self.ask(smallest, PATIENCE).await, Ok(true)) {
             return None;
         }
@@ -95,7 +95,7 @@ impl Path<'_> {
         Some(Narrow { tunnel: link.name.clone(), mtu: link.mtu, carries: passes, target })
     }
 
-    /// The IP header's length.
+    /// Length of the IP header, in bytes.
     fn header(&self) -> usize {
         match Family::of_addr(&self.target) {
             Family::V4 => 20,
@@ -103,13 +103,13 @@ impl Path<'_> {
         }
     }
 
-    /// A packet of this size is answered, or it is told that it is too big, which is as good.
+    /// Returns true if a packet of this size is answered, or an ICMP error says that it is too big.
     async fn passes(&self, size: u32, patience: Duration) -> bool {
         for _ in 0..TRIES {
             match self.ask(size, patience).await {
                 Ok(true) => return true,
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => return true,
-                // A device may tell that it has dropped a packet: `ENOBUFS`.
+                // A device may report that it has dropped a packet: `ENOBUFS`.
                 Ok(false) | Err(_) => {}
             }
         }
@@ -130,7 +130,7 @@ impl Path<'_> {
     }
 }
 
-/// Packets of this socket are not cut on their way.
+/// Forbids fragmentation of the socket's packets.
 fn keep_whole(socket: &Socket, family: Family) -> io::Result<()> {
     let (level, option) = match family {
         Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),

@@ -1,13 +1,13 @@
-//! The two text formats. What is written is OpenMetrics; the other is made of it.
+//! The two text formats: OpenMetrics, and the older one, which is converted from it.
 
 use std::borrow::Cow;
 
-/// How the metrics are written down.
+/// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
     OpenMetrics,
-    /// <https://prometheus.io/docs/instrumenting/exposition_formats/>, which everything else reads.
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/>, for all other readers.
     Text,
 }
 
@@ -15,7 +15,7 @@ pub enum Format {
 const OPENMETRICS: &str = "application/openmetrics-text";
 
 impl Format {
-    /// What a reader wants, by its `Accept` header.
+    /// The format that a reader's `Accept` header asks for.
     #[must_use]
     pub fn accepted(accept: Option<&str>) -> Self {
         let ranges = accept.unwrap_or_default().split(',').filter_map(|range| range.split(';').next());
@@ -34,7 +34,7 @@ impl Format {
         }
     }
 
-    /// Metrics in this format. In the older one a counter is called as its sample is, `…_total`, and nothing marks the end.
+    /// Metrics in this format. In the older one a counter has the name of its sample, `…_total`, and no line marks the end.
     #[must_use]
     pub fn write(self, openmetrics: &str) -> Cow<'_, str> {
         if self == Self::OpenMetrics {

@@ -1,7 +1,6 @@
-//! What a monitoring system reads: the status as metrics, and how long the daemon takes for its work.
+//! Metrics: the status, and the time that the daemon's passes take.
 //!
-//! In the OpenMetrics text format, which Prometheus asks for, or in the older one for all others. Units are seconds and
-//! bytes.
+//! The format is OpenMetrics, which Prometheus asks for, or the older text format. Units are seconds and bytes.
 
 mod format;
 mod server;
@@ -17,7 +16,7 @@ use prometheus_client::{
 pub use self::{format::Format, server::Server};
 use crate::{control::status::Status, exits::health::Verdict, kernel::Traffic};
 
-/// What the daemon measures of itself. A clone counts into the same instruments.
+/// Measurements of the daemon itself. Clones share the same instruments.
 #[derive(Clone, Debug)]
 pub struct Instruments {
     passes: Histogram,
@@ -26,25 +25,25 @@ pub struct Instruments {
 
 impl Default for Instruments {
     fn default() -> Self {
-        // From a look at nothing to a restart with a million prefixes.
+        // From a pass without changes to a restart with a million prefixes.
         let bounds = [0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
         Self { passes: Histogram::new(bounds), repairs: Counter::default() }
     }
 }
 
 impl Instruments {
-    /// A pass of the reconciler has ended.
+    /// Records the duration of a pass.
     pub fn pass(&self, took: Duration) {
         self.passes.observe(took.as_secs_f64());
     }
 
-    /// Something that others had removed was put back.
+    /// Counts a repair of something that others had removed.
     pub fn repair(&self) {
         self.repairs.inc();
     }
 }
 
-/// The text that a scrape gets, as OpenMetrics.
+/// The text of a scrape, as OpenMetrics.
 ///
 /// # Errors
 ///
@@ -93,35 +92,31 @@ impl Scrape {
         let Status { version, uptime, problems, kernel, fast_path, .. } = status;
         self.gauges("build_info", "The daemon's version", [(vec![("version", version.clone())], 1.0)]);
         self.gauge("uptime_seconds", "Time since the daemon was started", number(*uptime));
-        self.gauge("problems", "What could not be done and is tried again", count(problems.len()));
+        self.gauge("problems", "Failed operations, which are tried again", count(problems.len()));
         self.gauge("kernel_rules", "Installed rules", count(kernel.rules));
         self.gauge("kernel_routes", "Installed routes", count(kernel.routes));
         let on = truth(fast_path.state == "on");
-        self.gauge("fast_path_on", "1 if the fast path is attached and open wherever it should be", on);
+        self.gauge("fast_path_on", "1 if the fast path is attached and open at all configured devices", on);
         let reasons = count(fast_path.reasons.len());
-        self.gauge("fast_path_reasons", "Reasons for which it is not: closed gates among them", reasons);
+        self.gauge("fast_path_reasons", "Reasons why it is not, such as closed gates", reasons);
         let gates = fast_path.gates.iter().map(|(gate, closed)| (vec![("gate", gate.clone())], count(*closed)));
-        self.gauges("gates_closed", "How many gates of this name leave packets to the kernel", gates);
+        self.gauges("gates_closed", "Closed gates of this name, which leave packets to the kernel", gates);
         let unmatched = || fast_path.unmatched.iter();
         let packets = unmatched().map(|counter| (Labels::new(), counter.packets));
-        self.counters("unmatched_packets", "What no policy is about and the programs have forwarded", packets);
+        self.counters("unmatched_packets", "Unmatched packets that the programs have forwarded", packets);
         let bytes = unmatched().map(|counter| (Labels::new(), counter.bytes));
         self.counters("unmatched_bytes", "Their layer 3 bytes", bytes);
         let early = fast_path.xdp.iter().map(|device| {
             let labels = vec![("role", device.role.to_string()), ("device", device.device.clone())];
             (labels, truth(device.because.is_none()))
         });
-        self.gauges(
-            "xdp_takes_part",
-            "1 for each device whose frames XDP decides, or that takes frames from it",
-            early,
-        );
+        self.gauges("xdp_takes_part", "1 if XDP decides the device's frames, or sends frames to it", early);
         let maps = || fast_path.maps.iter();
         let label = |name: &str| vec![("map", name.to_owned())];
         let entries = maps().map(|map| (label(&map.name), count(map.entries)));
         self.gauges("map_entries", "Used entries of the fast path's maps", entries);
         let capacities = maps().map(|map| (label(&map.name), count(map.capacity)));
-        self.gauges("map_capacity", "Entries that the map takes", capacities);
+        self.gauges("map_capacity", "Maximum number of entries", capacities);
     }
 
     fn tunnels(&mut self, status: &Status) {
@@ -156,12 +151,12 @@ impl Scrape {
         let probes = || tunnels().flat_map(|tunnel| &tunnel.probes);
         let label = |tunnel: &str, target: &str| vec![("tunnel", tunnel.to_owned()), ("target", target.to_owned())];
         let up = probes().map(|probe| (label(&probe.tunnel, &probe.target), truth(probe.verdict != Verdict::Down)));
-        self.gauges("probe_up", "0 if the probe holds its tunnel to be down", up);
+        self.gauges("probe_up", "0 if the probe counts its tunnel as down", up);
         let delays = probes().filter_map(|probe| {
             let delay = Duration::from_micros(probe.mean_delay_us?).as_secs_f64();
             Some((label(&probe.tunnel, &probe.target), delay))
         });
-        self.gauges("probe_delay_seconds", "Mean time to the answer over the last 100 probes", delays);
+        self.gauges("probe_delay_seconds", "Mean time to the answer, of the last 100 probes", delays);
         let losses = probes()
             .filter_map(|probe| Some((label(&probe.tunnel, &probe.target), f64::from(probe.loss_percent?) / 100.0)));
         self.gauges("probe_loss_ratio", "Share of the last 100 probes without an answer", losses);
@@ -178,11 +173,7 @@ impl Scrape {
                 (labels, 1.0)
             })
         });
-        self.gauges(
-            "policy_leaves_by",
-            "The tunnel that carries the policy, or what becomes of it without one",
-            active,
-        );
+        self.gauges("policy_leaves_by", "The tunnel that carries the policy, or on-down while none is up", active);
         let decided = policies().flat_map(|policy| {
             policy.carried_by.iter().map(|(family, by)| {
                 let labels = vec![("policy", policy.name.clone()), ("family", family.to_string())];
@@ -198,7 +189,7 @@ impl Scrape {
             })
         };
         let packets = outcomes().map(|(labels, counter)| (labels, counter.packets));
-        self.counters("policy_packets", "Packets that the fast path has seen, by what it did with them", packets);
+        self.counters("policy_packets", "Packets that the fast path has seen, by outcome", packets);
         let bytes = outcomes().map(|(labels, counter)| (labels, counter.bytes));
         self.counters("policy_bytes", "Their layer 3 bytes", bytes);
     }
@@ -212,7 +203,7 @@ fn count(value: usize) -> f64 {
     number(u64::try_from(value).unwrap_or(u64::MAX))
 }
 
-/// Beyond 2^53 the last digits do not matter.
+/// Exact up to 2^53.
 #[expect(clippy::cast_precision_loss, reason = "all that Prometheus keeps is a double")]
 fn number(value: u64) -> f64 {
     value as f64

@@ -1,4 +1,4 @@
-//! The endpoint: HTTP on a TCP or a Unix socket, for a few readers at a time.
+//! The metrics endpoint: HTTP on a TCP or Unix socket.
 
 use std::{
     convert::Infallible,
@@ -32,13 +32,13 @@ use crate::{
     control::socket::{Answer, Call},
 };
 
-/// So many readers are served at once; others wait.
+/// Maximum number of readers that are served at once; others wait.
 const MAX_READERS: usize = 4;
-/// How long a reader may take to ask, and how long one connection may last.
+/// Maximum time to read a request, and maximum length of a connection.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// A request is a line and a few headers.
+/// Maximum length of a request, in bytes.
 const MAX_REQUEST: usize = 16 << 10;
-/// After a failure to accept: out of descriptors, most likely.
+/// Pause after a failure to accept, most likely for lack of descriptors.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A running endpoint. Dropping it ends it.
@@ -96,7 +96,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the address cannot be had.
+    /// If the address cannot be bound.
     pub async fn start(listen: Listen, calls: mpsc::Sender<Call>, instruments: Instruments) -> io::Result<Self> {
         let (listener, file) = match &listen {
             Listen::Tcp(address) => (Listener::Tcp(TcpListener::bind(address).await?), None),
@@ -110,7 +110,7 @@ impl Server {
         Ok(Self { listen, task, file })
     }
 
-    /// Where it listens.
+    /// The address that it listens at.
     #[must_use]
     pub const fn listens_at(&self) -> &Listen {
         &self.listen
