@@ -203,7 +203,7 @@ impl<'a> Daemon<'a> {
         Ok(Self { host: &world.host, binary, child, config: config_file, runtime_dir: dir.join("run"), log })
     }
 
-    /// Waits until `status` answers.
+    /// Waits until `status` answers, and no programs are being loaded any more.
     ///
     /// # Errors
     /// The daemon exits, or does not answer soon; the error has its log.
@@ -215,7 +215,7 @@ impl<'a> Daemon<'a> {
             }
             let answer = self.client(&["status", "--json"])?;
             if answer.status.success() {
-                return Ok(());
+                return self.wait_loaded();
             }
             ensure!(
                 Instant::now() < deadline,
@@ -225,6 +225,14 @@ impl<'a> Daemon<'a> {
             );
             std::thread::sleep(patience(POLL));
         }
+    }
+
+    /// Waits until no programs are being loaded.
+    ///
+    /// # Errors
+    /// As [`Daemon::wait_status`].
+    pub fn wait_loaded(&self) -> Result<()> {
+        self.wait_status(|status| status["fast_path"]["loading"] != true, SOON).map(drop)
     }
 
     /// Runs the binary as a client of this daemon: `COMMAND… --runtime-dir DIR`.
@@ -321,12 +329,13 @@ impl<'a> Daemon<'a> {
         fs::write(&self.config, &*forced(config)).with_context(|| format!("cannot write {}", self.config.display()))
     }
 
-    /// `reload`
+    /// `reload`; waits until no programs are being loaded that the new configuration needs.
     ///
     /// # Errors
     /// The command fails: the new configuration was refused.
     pub fn reload(&self) -> Result<()> {
-        self.ask(&["reload"]).map(drop)
+        self.ask(&["reload"])?;
+        self.wait_loaded()
     }
 
     /// `down`: stops the daemon and removes what it made; waits for its end.

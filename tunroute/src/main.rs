@@ -4,7 +4,7 @@ use std::{
     io::{self, IsTerminal, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -20,8 +20,10 @@ use tunroute::{
     control::socket::{Answer, ControlError, OTHER_ANSWER, Request, TrialTime, ask},
     daemon::{self, Options, down_without_daemon, preview_without_daemon},
     datapath::Method,
+    host::instance::InstanceError,
     host::log,
     host::privilege,
+    host::state::StateError,
 };
 
 /// `EX_NOPERM` of `sysexits.h`: the caller may not do this.
@@ -269,7 +271,7 @@ async fn status(runtime_dir: &Path, json: bool, watch: Option<u64>) -> anyhow::R
     }
 }
 
-/// The time between two requests for decisions. A trace session of the daemon lasts longer without one.
+/// The time between two requests. A trace session of the daemon lasts longer without one.
 const LOOK: Duration = Duration::from_millis(100);
 
 async fn trace(runtime_dir: &Path, wanted: Wanted, json: bool) -> anyhow::Result<ExitCode> {
@@ -385,17 +387,34 @@ async fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How long `down` waits for a daemon that has its locks and does not listen: it starts, or ends.
+const STARTING: Duration = Duration::from_secs(10);
+
 async fn down(runtime_dir: &Path) -> anyhow::Result<ExitCode> {
-    match ask(runtime_dir, Request::Down).await {
-        Err(ControlError::NoDaemon { .. }) => {}
-        answer => return done(answer?),
+    let deadline = Instant::now() + STARTING;
+    loop {
+        match ask(runtime_dir, Request::Down).await {
+            Err(ControlError::NoDaemon { .. }) => {}
+            answer => return done(answer?),
+        }
+        if let Err(missing) = privilege::check() {
+            log::complain(&format!("tunroute: {missing}"));
+            return Ok(ExitCode::from(NO_PERMISSION));
+        }
+        match down_without_daemon(runtime_dir).await {
+            Ok(true) => return Ok(ExitCode::SUCCESS),
+            Ok(false) => {
+                print("nothing to do: no daemon is running, and there is nothing to remove\n");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(error) if is_locked(&error) && Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+            Err(error) => return Err(error),
+        }
     }
-    if let Err(missing) = privilege::check() {
-        log::complain(&format!("tunroute: {missing}"));
-        return Ok(ExitCode::from(NO_PERMISSION));
-    }
-    if !down_without_daemon(runtime_dir).await? {
-        print("nothing to do: no daemon is running, and there is nothing to remove\n");
-    }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// A daemon has what is asked for.
+fn is_locked(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StateError::InUse { .. }))
+        || matches!(error.downcast_ref(), Some(InstanceError::NamespaceTaken | InstanceError::InUse { .. }))
 }

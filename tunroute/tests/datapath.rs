@@ -385,7 +385,7 @@ fn decisions_are_told_to_who_asks() {
             (told, omitted) = (told + events.len(), all);
         }
         assert!(omitted > 0 && told > 0 && told as u64 + omitted == 300, "{told} told, {omitted} not");
-        let mut trial = datapath.trial().unwrap();
+        let mut trial = datapath.twins().unwrap()().unwrap();
         let place = Place { hook: Hook::Ingress, device: TEST_DEVICE, address: [0; 6], xdp: false };
         datapath.trace(Some(wanted("10.0.0.0/8", 1000).filter().unwrap())).unwrap();
         let (source, destination) = (Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::new(203, 0, 113, 1).into());

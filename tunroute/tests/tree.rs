@@ -18,7 +18,7 @@ use tunroute::{
     config::Config,
     policy::compile::{Desired, Inputs, compile},
     policy::net::{Family, Handle, KernelOp, KernelState, Link, LinkLayer, ObservedRoute, ObservedRule, Route, Rule},
-    policy::plan::{Op, plan},
+    policy::plan::{Op, Undone, plan},
 };
 
 /// What leads on, and what does not: two policies whose tunnels are up, one that is passed over as a whole, and one for a
@@ -139,11 +139,29 @@ impl World {
     }
 
     /// Makes the world what the configuration says, and looks at it after every step.
-    fn reach(&mut self, config: &Config, mut look: impl FnMut(&Self, &Op)) -> usize {
-        let operations = plan(&self.desired(config), &self.state(), None).unwrap();
+    fn reach(&mut self, config: &Config, look: impl FnMut(&Self, &Op)) -> usize {
+        let operations = self.attempt(config, None, look);
+        assert_eq!(plan(&self.desired(config), &self.state(), None).unwrap(), [], "a second plan must be empty");
+        operations
+    }
+
+    /// The same, where one rule cannot be added, counted from the first.
+    fn attempt(&mut self, config: &Config, failing: Option<usize>, mut look: impl FnMut(&Self, &Op)) -> usize {
+        let desired = self.desired(config);
+        let operations = plan(&desired, &self.state(), None).unwrap();
+        let added =
+            operations.iter().filter(|op| matches!(op, Op::Kernel(KernelOp::AddRule(rule)) if !rule.is_shortcut()));
+        let added: Vec<&Op> = added.collect();
+        let failing = failing.and_then(|number| added.get(number % added.len().max(1)).copied());
+        let mut undone = Undone::new(&desired);
         let before = self.clone();
         for operation in &operations {
             match operation {
+                Op::Kernel(operation) if undone.puts_off(operation) => continue,
+                Op::Kernel(operation) if failing == Some(&Op::Kernel(operation.clone())) => {
+                    undone.fail(operation);
+                    continue;
+                }
                 Op::Kernel(KernelOp::AddRule(rule)) => self.rules.push(rule.clone()),
                 Op::Kernel(KernelOp::DelRule { handle, .. }) => {
                     let place = self.rules.iter().position(|rule| *rule == before.rules[handle.0]).unwrap();
@@ -160,7 +178,6 @@ impl World {
             }
             look(self, operation);
         }
-        assert_eq!(plan(&self.desired(config), &self.state(), None).unwrap(), [], "a second plan must be empty");
         operations.len()
     }
 }
@@ -247,6 +264,31 @@ proptest! {
             assert!(world.foreign.is_none() || last < world.foreign, "somebody else's rule is still asked afterwards");
             carried = wanted;
         }
+    }
+
+    /// Whichever rule cannot be added, each packet is decided as before or as afterwards, and once it can, as afterwards.
+    #[test]
+    fn what_cannot_be_done_holds_back_what_it_replaces(
+        (before, after) in (sources(), sources()),
+        shape in (select(vec![0, 20, u32::MAX]), select(vec![0, 20, u32::MAX])),
+        failing in any::<usize>(),
+    ) {
+        let mut world = World::default();
+        world.reach(&config(before, shape.0), |_, _| {});
+        let mut list = World::default();
+        list.reach(&config(after.clone(), u32::MAX), |_, _| {});
+        let edges = edges(after.keys());
+        let (old, new) = (outcomes(&world.host(), &edges), outcomes(&list.host(), &edges));
+        // It is tried again and again.
+        for failing in [Some(failing), Some(failing), None] {
+            world.attempt(&config(after.clone(), shape.1), failing, |world, operation| {
+                for ((now, old), new) in outcomes(&world.host(), &edges).iter().zip(&old).zip(&new) {
+                    assert!(now == old || now == new, "{now:?} after {operation}: {:#?}", world.rules);
+                }
+            });
+        }
+        prop_assert_eq!(outcomes(&world.host(), &edges), new);
+        prop_assert_eq!(plan(&world.desired(&config(after, shape.1)), &world.state(), None).unwrap(), []);
     }
 
     /// Whichever shortcuts are missing, the same is decided.

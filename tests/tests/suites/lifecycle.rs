@@ -228,6 +228,117 @@ fn a_restart_adopts_what_is_there() -> Result<()> {
     Ok(())
 }
 
+/// Rules are in force, others' removal of them is repaired, and `status` answers, while the programs are being loaded; and a
+/// reload that needs programs for the first time does not wait for them either.
+#[test]
+fn nothing_waits_for_programs() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let rules = || -> Result<bool> {
+        Ok(world.host.query("ip", "rule show")?.contains(&format!("proto {}", tunroute::policy::net::PROTOCOL)))
+    };
+    for mode_name in ["both", "ebpf"] {
+        let mut daemon = Daemon::spawn(&world, &world.config(), &mode(mode_name))?;
+        until("rules stand in", rules)?;
+        world.host.ip("rule flush\nrule add pref 32766 lookup main")?;
+        until("repaired", || Ok(rules()? || daemon.log().contains("no rules needed")))?;
+        daemon.wait_ready()?;
+        let log = daemon.log();
+        let at = |words: &str| log.find(words).with_context(|| format!("\"{words}\" is not in\n{log}"));
+        ensure!(at("ip rule add")? < at(" ready")? && at(" ready")? < at("attach program")?, "{log}");
+        ensure_carries(&world).context(mode_name)?;
+        assert_eq!(rules()?, mode_name == "both", "{mode_name}");
+        daemon.down()?;
+        fs::remove_file(world.host.dir().join("tunroute.log"))?;
+    }
+    let kernel = format!("datapath = \"kernel\"\n{}", world.config());
+    let mut daemon = Daemon::start(&world, &kernel, &DaemonOptions::default())?;
+    let log = daemon.log().len();
+    daemon.write_config(&world.config())?;
+    daemon.reload()?;
+    let log = daemon.log().split_off(log);
+    let at = |words: &str| log.find(words).with_context(|| format!("\"{words}\" is not in\n{log}"));
+    ensure!(at("is in force")? < at("attach program")?, "{log}");
+    daemon.down()?;
+    Ok(())
+}
+
+/// More prefixes than the programs have room for: others are loaded, and what is decided goes on meanwhile.
+#[test]
+fn programs_with_more_room_take_the_place_of_others() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let prefixes: Vec<String> = (0..4_000_u32)
+        .map(|n| n.wrapping_mul(2_654_435_761))
+        .map(|n| format!("\"2001:db8:{:x}:{:x}::/64\"", n >> 16, n & 0xffff))
+        .collect();
+    let more = format!("\n[[policy]]\nname = \"many\"\nfrom = [{}]\nvia = [\"sixxs1\"]\n", prefixes.join(", "));
+    let mut daemon = Daemon::start(&world, &world.config(), &mode("ebpf"))?;
+    let words = |daemon: &Daemon<'_>| -> Result<u64> {
+        let status = daemon.status()?;
+        let capacity = status["fast_path"]["maps"][0]["capacity"].as_u64();
+        capacity.with_context(|| format!("no capacity: {:#}\n{}", status["fast_path"], daemon.log()))
+    };
+    let before = words(&daemon)?;
+    daemon.write_config(&format!("{}{more}", world.config()))?;
+    daemon.reload()?;
+    let status = daemon.status()?;
+    ensure!(words(&daemon)? > before, "{status:#}");
+    assert_eq!((&status["fast_path"]["state"], &status["problems"]), (&json!("on"), &json!([])), "{status:#}");
+    assert_eq!(status["kernel"]["rules"], 0, "{status:#}");
+    ensure_carries(&world)?;
+    daemon.down()?;
+    Ok(())
+}
+
+/// `down` is heard by a daemon that has just begun, and ends it.
+#[test]
+fn down_ends_a_daemon_that_is_starting() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let before = world.host.snapshot()?;
+    let record = world.host.dir().join("run/instance.json");
+    for mode_name in MODES {
+        let mut daemon = Daemon::spawn(&world, &world.config(), &mode(mode_name))?;
+        until("it has begun", || Ok(record.exists()))?;
+        ensure!(daemon.down()?.success(), "{mode_name}: {}", daemon.log());
+        ensure_gone(&world, &before).context(mode_name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn down_removes_everything_although_the_pins_are_gone() -> Result<()> {
+    let world = World::with(TunnelKind::Veth).build()?;
+    let before = world.host.snapshot()?;
+    for (mode_name, attach) in [("both", None), ("ebpf", None), ("kernel", None), ("both", Some("clsact"))] {
+        let config = world.config().replace("[tunnel.sixxs0]", "[tunnel.sixxs0]\nmss = \"auto\"");
+        let mut daemon = Daemon::start(&world, &config, &DaemonOptions { attach, ..mode(mode_name) })?;
+        fs::remove_dir_all(world.pin_dir())?;
+        ensure!(daemon.down()?.success(), "{mode_name}, {attach:?}: {}", daemon.log());
+        ensure_gone(&world, &before).with_context(|| format!("{mode_name}, {attach:?}"))?;
+    }
+    Ok(())
+}
+
+/// What belongs to programs is closed with them.
+#[test]
+fn programs_that_come_and_go_leave_no_descriptors() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let daemon = Daemon::start(&world, &world.config(), &DaemonOptions::default())?;
+    let descriptors = || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/fd", daemon.pid()?))?.count()) };
+    let mut without = None;
+    for _ in 0..4 {
+        daemon.write_config(&format!("datapath = \"kernel\"\n{}", world.config()))?;
+        daemon.reload()?;
+        // What was being loaded may take a moment more.
+        until("no more descriptors than the last time", || {
+            Ok(without.is_none_or(|most| descriptors().is_ok_and(|now| now <= most)))
+        })?;
+        without = Some(descriptors()?);
+        daemon.write_config(&world.config())?;
+        daemon.reload()?;
+    }
+    Ok(())
+}
+
 fn output(child: std::process::Child) -> Result<Output> {
     child.wait_with_output().context("cannot wait")
 }
@@ -437,6 +548,51 @@ fn reload_with_a_bad_configuration_keeps_the_old_one_in_force() -> Result<()> {
     assert_eq!(policies, Some(1));
     let rules = world.host.query("ip", "rule show")?;
     ensure!(!rules.contains("203.0.113.1") && rules.contains("198.51.100.1"), "{rules}");
+    Ok(())
+}
+
+/// Somebody's route stands where one of a policy's belongs, for good: all the rest of a new configuration is put in force, and
+/// `reload` says what is not.
+#[test]
+fn a_lasting_problem_holds_back_nothing_else() -> Result<()> {
+    let world = World::with(TunnelKind::Tun).build()?;
+    let with = |policies: &str| format!("{}\n{policies}", world.config());
+    let extra = "[[policy]]\nname = \"extra\"\nfrom = \"10.200.0.0/16\"\nvia = \"sixxs1\"\n";
+    for mode_name in ["kernel", "both"] {
+        let mut daemon = Daemon::start(&world, &with(extra), &mode(mode_name))?;
+        let table = |policy: usize| -> Result<u64> {
+            daemon.status()?["policies"][policy]["table"].as_u64().context("a table")
+        };
+        let (broken, extras) = (table(0)?, table(2)?);
+        daemon.freeze()?;
+        world.host.ip(&format!("-6 route replace default dev lan0 table {broken}"))?;
+        daemon.signal(Signal::SIGCONT)?;
+        daemon.wait_status(|status| status["problems"].to_string().contains("File exists"), SOON)?;
+        daemon.write_config(&world.config())?;
+        let reload = daemon.client(&["reload"])?;
+        let said = String::from_utf8_lossy(&reload.stderr).into_owned();
+        ensure!(reload.status.code() == Some(1), "{mode_name}: {said}");
+        ensure!(said.contains("in force, except for") && said.contains("File exists"), "{mode_name}: {said}");
+        let rules = world.host.query("ip", "rule show")?;
+        ensure!(!rules.contains("10.200.0.0/16") && rules.contains("198.51.100.1"), "{mode_name}: {rules}");
+        let routes = world.host.query("ip", &format!("route show table {extras}")).unwrap_or_default();
+        ensure!(routes.is_empty(), "{mode_name}: {routes}");
+        // What the routes of the table would replace stays.
+        let sources = world.config().replace("2a02:578:85a0::/48", "2a02:578:85a0::/49");
+        ensure!(sources != world.config(), "the policy has that source");
+        daemon.write_config(&sources)?;
+        let reload = daemon.client(&["reload"])?;
+        let said = String::from_utf8_lossy(&reload.stderr).into_owned();
+        ensure!(reload.status.code() == Some(1) && said.contains("until what comes before"), "{mode_name}: {said}");
+        let rules = world.host.query("ip", "-6 rule show")?;
+        ensure!(rules.contains("2a02:578:85a0::/48") && rules.contains("2a02:578:85a0::/49"), "{mode_name}: {rules}");
+        world.host.ip(&format!("-6 route del default dev lan0 table {broken}"))?;
+        daemon.wait_status(|status| status["problems"] == json!([]), SOON)?;
+        daemon.reload()?;
+        let rules = world.host.query("ip", "-6 rule show")?;
+        ensure!(!rules.contains("2a02:578:85a0::/48"), "{mode_name}: {rules}");
+        daemon.down()?;
+    }
     Ok(())
 }
 

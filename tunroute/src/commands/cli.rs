@@ -149,6 +149,8 @@ pub enum Command {
         json: bool,
     },
     /// Make the running daemon load its configuration again: in full or, if there is an error, not at all.
+    ///
+    /// It also fails if a part of it is not in force because of a problem that existed before; the rest is.
     #[command(after_help = "Example: tunroute check /etc/tunroute/tunroute.toml && tunroute reload")]
     Reload {
         #[command(flatten)]

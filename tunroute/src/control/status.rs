@@ -110,11 +110,17 @@ pub struct OutcomeStatus {
 pub struct FastPathStatus {
     /// `on`, `partly` or `off`.
     pub state: String,
+    /// Programs are being loaded, which takes a second or two.
+    #[serde(default)]
+    pub loading: bool,
     /// Why it is not `on`, and what to do about it.
     pub reasons: Vec<String>,
     /// The gates by name, with how many of each are closed; none where the fast path is not used.
     #[serde(default)]
     pub gates: BTreeMap<String, usize>,
+    /// What the gates cannot see on this kernel.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unseen: Option<String>,
     /// Where programs are attached: `ingress dev lan0`.
     pub attached: Vec<String>,
     /// How they are attached: `tcx` or `clsact`.
@@ -224,7 +230,7 @@ impl Status {
         let trees: Vec<String> = trees.iter().map(ToString::to_string).collect();
         let trees = if trees.is_empty() { String::new() } else { format!(" ({} as a tree)", trees.join(" and ")) };
         let _infallible = writeln!(text, "kernel: {rules} rules{trees}, {routes} routes");
-        let FastPathStatus { state, attached, reasons, unmatched, xdp, .. } = &self.fast_path;
+        let FastPathStatus { state, attached, reasons, unmatched, unseen, xdp, .. } = &self.fast_path;
         let attached = if attached.is_empty() { String::new() } else { format!(" ({})", attached.join(", ")) };
         let mut add = |line: &str| text += &paragraph(line);
         add(&format!("fast path: {state}{attached}"));
@@ -238,7 +244,7 @@ impl Status {
                 add(&format!("  xdp: {role} {device} {part}"));
             }
         }
-        reasons.iter().for_each(|reason| add(&format!("  {reason}")));
+        reasons.iter().chain(unseen).for_each(|reason| add(&format!("  {reason}")));
         self.problems.iter().for_each(|problem| add(&format!("problem: {problem}")));
         self.hints.iter().for_each(|hint| add(&format!("hint: {hint}")));
         text

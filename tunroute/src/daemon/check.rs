@@ -29,7 +29,7 @@ use crate::{
     commands::verify::{Field, MAX_SAMPLES, Names, Spot, Verification, Verifier, Wanted},
     config::{Config, Policy},
     control::socket::Answer,
-    datapath::Place,
+    datapath::{Datapath, Place},
     kernel::Kinds,
     policy::compile::{Desired, matching},
     policy::fast::Hook,
@@ -61,7 +61,7 @@ struct Dispute {
 
 /// What the checks need, and what they have found.
 pub(super) struct Checker {
-    examiner: Option<Examiner>,
+    pub(super) examiner: Option<Examiner>,
     intent: Option<Arc<Intent>>,
     /// What a running verification compares with, as it changes.
     wanted: Arc<Wanted>,
@@ -101,9 +101,14 @@ impl Checker {
         }
     }
 
-    /// Other programs are loaded, or none.
-    pub(super) fn forget_programs(&mut self) {
-        self.examiner = None;
+    /// Says once why nothing can be sampled, and returns it in words.
+    pub(super) fn complain(&mut self, error: &anyhow::Error) -> String {
+        let error = format!("{error:#}");
+        if self.complaint.as_ref() != Some(&error) {
+            warn!("cannot compare the datapaths: {error}");
+            self.complaint = Some(error.clone());
+        }
+        error
     }
 
     /// Something is being changed, or has been.
@@ -149,17 +154,22 @@ impl Checker {
 }
 
 impl Daemon {
+    /// Asks the kernel, and the twins of the programs if there are some.
     pub(super) fn examiner(&mut self) -> anyhow::Result<&mut Examiner> {
-        let deciding = self.fast.as_ref().is_some_and(|fast| fast.state().deciding().next().is_some());
-        if self.checker.examiner.as_ref().is_none_or(|examiner| deciding && !examiner.has_programs()) {
-            self.checker.examiner = Some(self.new_examiner()?);
+        if self.checker.examiner.is_none() {
+            self.checker.examiner = Some(Examiner::new(None)?);
         }
         self.checker.examiner.as_mut().context("the kernel cannot be asked")
     }
 
-    fn new_examiner(&mut self) -> anyhow::Result<Examiner> {
-        let deciding = self.fast.as_mut().filter(|fast| fast.state().deciding().next().is_some());
-        Ok(Examiner::new(deciding.map(crate::datapath::Datapath::trial).transpose()?)?)
+    /// The programs, if any of them decides.
+    fn deciding(&self) -> Option<&Datapath> {
+        self.fast.as_ref().filter(|fast| fast.state().deciding().next().is_some())
+    }
+
+    /// Does a program decide whose twin has to be loaded before it can be asked?
+    pub(super) fn needs_twins(&self) -> bool {
+        self.deciding().is_some() && !self.checker.examiner.as_ref().is_some_and(Examiner::has_programs)
     }
 
     /// Enters in the desired state which policies are left to the kernel.
@@ -224,41 +234,47 @@ impl Daemon {
 
     /// Starts a verification beside everything else; its end comes as [`Verified`].
     pub(super) fn start_verify(&mut self, samples: u32, answer: oneshot::Sender<Answer>) {
+        let failed = |error: anyhow::Error| Answer::Failed(format!("{error:#}"));
         match self.verifier(samples) {
             Ok(verifier) => {
                 let (running, verified) = (Arc::clone(&self.checker.verifying), self.checker.verified.clone());
                 running.store(true, Ordering::Release);
                 std::thread::spawn(move || {
-                    let (verification, disagreements) = verifier.run();
+                    let result = verifier().map(Verifier::run);
                     running.store(false, Ordering::Release);
-                    let _daemon_ends = verified.send(Verified { verification, disagreements, answer });
+                    let _nobody_waits = match result {
+                        Ok((verification, disagreements)) => {
+                            verified.send(Verified { verification, disagreements, answer }).is_ok()
+                        }
+                        Err(error) => answer.send(failed(error)).is_ok(),
+                    };
                 });
             }
             Err(error) => {
-                let _nobody_waits = answer.send(Answer::Failed(format!("{error:#}")));
+                let _nobody_waits = answer.send(failed(error));
             }
         }
     }
 
-    fn verifier(&mut self, samples: u32) -> anyhow::Result<Verifier> {
+    /// What makes a verifier, on the thread that it is to run on: it loads programs.
+    fn verifier(&mut self, samples: u32) -> anyhow::Result<impl FnOnce() -> anyhow::Result<Verifier> + Send + use<>> {
         anyhow::ensure!(samples <= MAX_SAMPLES, "at most {MAX_SAMPLES} samples of each prefix");
         anyhow::ensure!(
             !self.checker.verifying.load(Ordering::Acquire),
             "a verification is under way; wait for its end"
         );
+        anyhow::ensure!(!self.loader.loads_programs(), "the programs are being loaded; try again in a moment");
         let snapshot = self.snapshot.take().context("the kernel could not be observed yet; try again")?;
         let field = self.field(&snapshot.state);
         let names = names(&snapshot.state);
         self.snapshot = Some(snapshot);
         self.publish_wanted();
-        Ok(Verifier {
-            policies: self.config.policies.clone(),
-            samples,
-            field,
-            wanted: Arc::clone(&self.checker.wanted),
-            names: Names(names),
-            generation: Arc::clone(&self.checker.generation),
-            examiner: self.new_examiner()?,
+        let twins = self.deciding().map(Datapath::twins).transpose()?;
+        let (policies, generation) = (self.config.policies.clone(), Arc::clone(&self.checker.generation));
+        let wanted = Arc::clone(&self.checker.wanted);
+        Ok(move || {
+            let examiner = Examiner::new(twins.map(|load| load()).transpose()?)?;
+            Ok(Verifier { policies, samples, field, wanted, names: Names(names), generation, examiner })
         })
     }
 
@@ -294,16 +310,17 @@ impl Daemon {
     /// Asks about a few packets, and again about those of the last time that something was wrong with.
     pub(super) async fn sample(&mut self) {
         // Not while something is being changed: it is done again when it is.
-        let quiet = self.problems.is_empty() && self.retry.is_none() && self.postponed == Kinds::NONE;
+        let steady = self.postponed == Kinds::NONE && self.outgrown.is_none() && !self.adopting;
+        let quiet = self.problems.is_empty() && self.retry.is_none() && steady;
         if !quiet {
             return;
         }
+        if self.needs_twins() {
+            self.load_twins();
+            return;
+        }
         if let Err(error) = self.examiner() {
-            let error = Some(format!("{error:#}"));
-            if self.checker.complaint != error {
-                warn!("cannot compare the datapaths: {}", error.as_deref().unwrap_or_default());
-                self.checker.complaint = error;
-            }
+            self.checker.complain(&error);
             return;
         }
         let Some(snapshot) = self.snapshot.take() else { return };
@@ -411,8 +428,12 @@ impl Daemon {
 
     /// Somebody else may have written to the maps: what differs is put right by the next pass.
     fn read_maps(&mut self) {
+        // While larger programs are being loaded, the pins of some maps are theirs.
+        if self.loader.loads_programs() {
+            return;
+        }
         self.checker.maps_read = Instant::now();
-        if let Some(Err(error)) = self.fast.as_mut().map(crate::datapath::Datapath::read_again) {
+        if let Some(Err(error)) = self.fast.as_mut().map(Datapath::read_again) {
             warn!("{error}");
         }
     }

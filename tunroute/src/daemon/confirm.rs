@@ -21,18 +21,18 @@ pub(super) struct Trial {
 }
 
 impl Daemon {
-    /// As a reload, but on trial for `time`.
+    /// As [`Self::reload`], but on trial for `time`.
     pub(super) async fn apply_on_trial(
         &mut self,
         config: Result<Config, ConfigError>,
         time: TrialTime,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<String>> {
         let (before, tables) = (self.config.clone(), self.tables.clone());
-        self.reload(config).await?;
+        let missing = self.reload(config).await?;
         let time = Duration::from(time);
         warn!("the earlier configuration comes back in {time:?} unless `tunroute confirm` is said");
         self.trial = Some(Trial { ends: Instant::now() + time, config: before, tables });
-        Ok(())
+        Ok(missing)
     }
 
     /// The configuration stays.

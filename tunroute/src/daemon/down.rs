@@ -6,20 +6,27 @@ use anyhow::Context as _;
 
 use super::messages::log_plan;
 use crate::{
-    datapath::{Datapath, Method, anything_pinned},
+    datapath::{self, Datapath},
     host::instance::{Instance, NamespaceLock},
     host::state::StateDir,
     kernel::{Kernel, Kinds, Snapshot},
     policy::compile::Desired,
     policy::net::KernelOp,
-    policy::plan::{Op, plan},
-    prefixes::index,
+    policy::plan::{Op, Undone, plan},
 };
 
 /// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
-pub(super) async fn remove_fast_path(kernel: &Kernel, fast: Datapath, snapshot: &Snapshot) -> anyhow::Result<()> {
-    let qdiscs = fast.added_qdiscs();
-    fast.remove(&snapshot.state.links)?;
+pub(super) async fn remove_fast_path(
+    kernel: &Kernel,
+    fast: Option<Datapath>,
+    pin_dir: &Path,
+    snapshot: &Snapshot,
+) -> anyhow::Result<()> {
+    let links = &snapshot.state.links;
+    let qdiscs = match fast {
+        Some(fast) => fast.remove(links)?,
+        None => datapath::remove(pin_dir, links)?,
+    };
     for device in qdiscs {
         kernel.remove_unused_clsact(device).await?;
     }
@@ -27,26 +34,11 @@ pub(super) async fn remove_fast_path(kernel: &Kernel, fast: Datapath, snapshot: 
 }
 
 /// Removes rules, routes, programs, maps and names: for a running daemon, or in the place of one that is gone.
-pub(super) async fn clean(
-    kernel: &Kernel,
-    fast: Option<Datapath>,
-    instance: &Instance,
-    method: Option<Method>,
-) -> anyhow::Result<()> {
+pub(super) async fn clean(kernel: &Kernel, fast: Option<Datapath>, instance: &Instance) -> anyhow::Result<()> {
     let snapshot = kernel.observe(Kinds::ALL, None).await?;
-    // Programs first: they are ahead of the rules, and would go on deciding.
-    let fast = match fast {
-        None if anything_pinned(&instance.pin_dir) => {
-            Some(Datapath::open(&instance.pin_dir, method.unwrap_or_else(Method::detect), index::MINIMUM))
-        }
-        fast => fast.map(Ok),
-    };
-    // If the programs cannot be removed, rules and routes are removed all the same.
-    let programs = match fast {
-        Some(Ok(fast)) => remove_fast_path(kernel, fast, &snapshot).await,
-        Some(Err(error)) => Err(error.into()),
-        None => Ok(()),
-    };
+    // Programs first: they are ahead of the rules, and would go on deciding. If they cannot be removed, rules and routes
+    // are removed all the same.
+    let programs = remove_fast_path(kernel, fast, &instance.pin_dir, &snapshot).await;
     let operations = plan(&Desired::default(), &snapshot.state, None)?;
     log_plan(&operations);
     let operations: Vec<&KernelOp> = operations
@@ -56,7 +48,7 @@ pub(super) async fn clean(
             Op::Fast(_) => None,
         })
         .collect();
-    let problems = kernel.apply_all(operations.iter().copied(), &snapshot).await;
+    let problems = kernel.apply_all(operations.iter().copied(), &snapshot, &mut Undone::default()).await;
     instance.unname_tables();
     let programs = programs.err().map(|error| format!("{error:#}"));
     let problems: Vec<String> = problems.iter().map(ToString::to_string).chain(programs).collect();
@@ -77,7 +69,7 @@ pub async fn down_without_daemon(runtime_dir: &Path) -> anyhow::Result<bool> {
     let _lock = NamespaceLock::take()?;
     let _runtime_lock = instance.record(runtime_dir)?;
     let (kernel, _events) = Kernel::connect()?;
-    clean(&kernel, None, &instance, None).await.context("cannot remove what an earlier daemon has left")?;
+    clean(&kernel, None, &instance).await.context("cannot remove what an earlier daemon has left")?;
     Instance::forget(runtime_dir);
     Ok(true)
 }

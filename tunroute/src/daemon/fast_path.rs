@@ -1,72 +1,73 @@
-//! The fast path in the daemon's hands: opened, filled, closed and removed.
+//! The fast path in the daemon's hands: filled, closed and removed.
 
 use tracing::{info, warn};
 
-use super::{Daemon, down::remove_fast_path, messages::forward_log, wants_no_programs};
+use super::{Daemon, UNDER_WAY, down::remove_fast_path, wants_no_programs};
 use crate::{
-    config::{Datapath, Policy},
-    datapath::{self, DatapathError, Method},
-    host::privilege,
-    policy::fast::{FastOp, Open, Part},
-    prefixes::index::{self, Full},
+    config::Datapath,
+    datapath::{self, DatapathError, anything_pinned},
+    policy::compile::matching,
+    policy::fast::{Attachment, FastOp, Hook, Part},
+    policy::net::KernelState,
+    policy::plan::Undone,
+    prefixes::index::Full,
 };
 
 impl Daemon {
-    /// Loads the programs if there should be some and are none.
-    pub(super) fn open_fast_path(&mut self) {
-        let pins = &self.options.instance.pin_dir;
-        if let Some(fast) = &self.fast
-            && !fast.maps_pinned()
-        {
-            let error = fast.restore_pins().err().map(|error| error.to_string());
-            match &error {
-                None => warn!("somebody has removed the pinned maps below {}; pinned them again", pins.display()),
-                Some(_) if self.fast_error == error => {}
-                Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
-            }
-            self.fast_error = error;
-        }
-        // With `datapath = "kernel"` only to remove what an earlier daemon has left.
-        let wanted = !wants_no_programs(&self.config) || datapath::anything_pinned(pins);
-        if self.fast.is_some() || !wanted {
+    /// Pins the maps again that somebody has unpinned.
+    pub(super) fn restore_pins(&mut self) {
+        // While other programs are being loaded, some maps are on their way.
+        let Some(fast) = self.fast.as_ref().filter(|fast| !self.loader.loads_programs() && !fast.maps_pinned()) else {
             return;
-        }
-        let opened = match privilege::missing_for_fast_path() {
-            // In the kernel's words this would be the verifier's log.
-            Some(missing) => Err(missing),
-            None => {
-                let method = self.options.method.unwrap_or_else(Method::detect);
-                let expected = || index::expected(self.config.policies.iter().flat_map(Policy::sources));
-                let words = self.outgrown.take().unwrap_or_else(expected);
-                datapath::Datapath::open(pins, method, words).map_err(|error| error.to_string())
-            }
         };
-        match opened {
-            Ok(mut fast) => {
-                forward_log(&mut fast);
-                self.checker.forget_programs();
-                self.fast = Some(fast);
-                self.fast_error = None;
-            }
-            Err(error) => {
-                if self.fast_error.as_ref() != Some(&error) {
-                    warn!("no fast path, the kernel's rules carry all traffic: {error}");
-                }
-                self.fast_error = Some(error);
-            }
+        let pins = self.options.instance.pin_dir.display();
+        let error = fast.restore_pins().err().map(|error| error.to_string());
+        match &error {
+            None => warn!("somebody has removed the pinned maps below {pins}; pinned them again"),
+            Some(_) if self.fast_error == error => {}
+            Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
         }
+        self.fast_error = error;
     }
 
+    /// Removes the programs if there should be none: this daemon's, or what an earlier one has left.
     pub(super) async fn remove_fast_path(&mut self) -> anyhow::Result<()> {
-        self.checker.forget_programs();
-        if let (Some(fast), Some(snapshot)) = (self.fast.take(), &self.snapshot) {
-            remove_fast_path(&self.kernel, fast, snapshot).await?;
-            info!("the fast path is removed");
+        let pins = self.options.instance.pin_dir.clone();
+        let unwanted = wants_no_programs(&self.config) && !self.loader.loads_programs();
+        let Some(snapshot) = self.snapshot.take_if(|_| unwanted && (self.fast.is_some() || anything_pinned(&pins)))
+        else {
+            return Ok(());
+        };
+        if self.fast.is_none() {
+            // The rules may just have taken over, and what was routed before is on its way to the uplink.
+            tokio::time::sleep(UNDER_WAY).await;
         }
+        let fast = self.take_programs();
+        let result = remove_fast_path(&self.kernel, fast, &pins, &snapshot).await;
+        self.snapshot = Some(snapshot);
+        result?;
+        info!("the fast path is removed");
         Ok(())
     }
 
-    /// In `ebpf` mode: are the programs in place, so that no rules are needed? Returns whether the answer has changed.
+    /// Looks whether an earlier daemon's programs stand at all ingress devices and uplinks, without rules, while this one's
+    /// are not loaded.
+    pub(super) fn look_for_earlier_programs(&mut self, kernel: &KernelState) {
+        let interfaces = &self.config.interfaces;
+        let places = [(Hook::Ingress, &interfaces.ingress), (Hook::Egress, &interfaces.uplink)];
+        let places = places.into_iter().flat_map(|(hook, patterns)| {
+            matching(patterns, kernel).filter_map(move |link| Attachment::new(Part::Decide, hook, link))
+        });
+        let places: Vec<Attachment> = places.collect();
+        let with_rules = kernel.rules.iter().any(|rule| rule.ours && rule.oif.is_none());
+        self.adopting = self.fast.is_none()
+            && self.fast_error.is_none()
+            && !with_rules
+            && !places.is_empty()
+            && datapath::left_attached(&self.options.instance.pin_dir, &places);
+    }
+
+    /// In `ebpf` mode: finds out whether rules are needed. Returns whether the answer has changed.
     pub(super) fn update_fallback(&mut self) -> bool {
         let needed = self.needs_rules() || self.config.datapath == Datapath::Ebpf && !self.all_attached();
         if needed == self.fallback {
@@ -81,44 +82,52 @@ impl Daemon {
         true
     }
 
-    /// In `ebpf` mode: do rules have to stand in for the programs, whichever of them are attached?
+    /// In `ebpf` mode: do rules have to stand in for the programs, whichever of them are attached? An earlier daemon's
+    /// programs do their work until this one's are loaded.
     pub(super) fn needs_rules(&self) -> bool {
-        self.config.datapath == Datapath::Ebpf && (self.fast.is_none() || !self.gates.complete())
+        let none = self.fast.is_none() && !self.adopting;
+        self.config.datapath == Datapath::Ebpf && (none || !self.gates.complete())
     }
 
-    /// All programs are attached that the configuration asks for.
+    /// All programs are attached that the configuration asks for, and know its prefixes.
     fn all_attached(&self) -> bool {
-        let Some(fast) = &self.fast else { return false };
+        let Some(fast) = &self.fast else { return self.adopting };
         let Some(desired) = self.desired.as_ref().and_then(|desired| desired.fast.as_ref()) else { return false };
         // What XDP does not do, the others do.
         let mut needed = desired.attachments.iter().filter(|attachment| attachment.part != Part::Xdp);
-        needed.all(|attachment| fast.state().attached.contains(attachment))
+        needed.all(|attachment| fast.state().attached.contains(attachment)) && self.outgrown.is_none()
     }
 
-    /// Changes the prefixes that the programs know, all at once. If there is no room, other programs with more take their
-    /// place in the next pass.
-    pub(super) fn apply_entries(&mut self, first: &FastOp, batch: &[&FastOp]) {
-        if first.is_removal() && !self.problems.is_empty() {
+    /// Changes the prefixes that the programs know, all at once. If there is no room, they stay as they are until other
+    /// programs with more room take their place.
+    pub(super) fn apply_entries(&mut self, batch: &[&FastOp], undone: &mut Undone<'_>) {
+        let batch: Vec<&FastOp> = batch.iter().copied().filter(|op| !undone.puts_off_fast(op)).collect();
+        let (Some(fast), [first, ..]) = (&mut self.fast, batch.as_slice()) else { return };
+        if self.outgrown.is_some() {
+            undone.fail_entries();
             return;
         }
-        let Some(fast) = &mut self.fast else { return };
-        match fast.apply_entries(batch) {
+        match fast.apply_entries(&batch) {
             Ok(()) => {}
             Err(DatapathError::Full(Full { needed })) if needed > fast.words().1 => {
-                self.fast = None;
                 self.outgrown = Some(needed);
+                undone.fail_entries();
             }
-            Err(error) => self.problem(format!("{first}, and others: {error}")),
+            Err(error) => {
+                batch.iter().for_each(|op| undone.fail_fast(op));
+                self.problem(format!("{first}, and others: {error}"));
+            }
         }
     }
 
-    /// What could not be done in the kernel, the fast path must not do either: it steps aside until it is done.
-    pub(super) fn close_fast_path(&mut self) {
-        if let Some(fast) = &mut self.fast
-            && fast.state().open.any()
-        {
+    /// What could not be done in the kernel, the fast path must not do either: it leaves the families concerned to the
+    /// kernel until it is done.
+    pub(super) fn close_fast_path(&mut self, undone: &Undone<'_>) {
+        let Some(fast) = &mut self.fast else { return };
+        let allowed = undone.allow(fast.state().open);
+        if allowed != fast.state().open {
             warn!("the fast path steps aside until all is done");
-            if let Err(error) = fast.apply(&FastOp::SetOpen(Open::default())) {
+            if let Err(error) = fast.apply(&FastOp::SetOpen(allowed)) {
                 self.problem(error.to_string());
             }
         }

@@ -29,6 +29,8 @@ pub(super) struct Gates {
     unmatched: Open,
     returning: BTreeSet<IfIndex>,
     reasons: Vec<Reason>,
+    /// Netfilter hooks are known only as far as they belong to rule sets.
+    only_rule_sets: bool,
     /// Why what no policy is about is left to the kernel, if it should not be.
     hints: Vec<String>,
 }
@@ -135,7 +137,8 @@ impl Gates {
             Family::ALL.into_iter().all(|family| is_open(link.index, family)) && !sysctl::rp_filter(&link.name).is_on()
         };
         let returning = tunnels.into_iter().filter(certain).map(|link| link.index).collect();
-        Self { open, complete, closed_devices, filters, unmatched, returning, reasons, hints }
+        let only_rule_sets = !probes.lists_hooks && !config.bypass_netfilter;
+        Self { only_rule_sets, open, complete, closed_devices, filters, unmatched, returning, reasons, hints }
     }
 
     /// What the fast path's desired state depends on.
@@ -153,6 +156,15 @@ impl Gates {
     /// Tunnels that packets come back by and are forwarded from by the programs.
     pub(super) const fn returning(&self) -> &BTreeSet<IfIndex> {
         &self.returning
+    }
+
+    /// What cannot be seen on this kernel.
+    pub(super) fn unseen(&self) -> Option<String> {
+        self.only_rule_sets.then(|| {
+            "this kernel does not list its netfilter hooks (CONFIG_NETFILTER_NETLINK_HOOK): those of nftables and iptables \
+             are seen, those of BPF programs and of modules such as IPVS are not"
+                .to_owned()
+        })
     }
 
     /// What the operator should know of packets that no policy is about.

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::JoinSet,
+};
 use tracing::{debug, info, warn};
 
 use crate::{datapath::Datapath, kernel::Change, policy::plan::Op};
@@ -47,8 +50,9 @@ pub(super) fn log_plan(operations: &[Op]) {
     }
 }
 
-/// What the eBPF programs log goes where the daemon's log goes.
-pub(super) fn forward_log(fast: &mut Datapath) {
+/// Sends what the eBPF programs log to the daemon's log, by a task of the set. It ends when it is aborted, and lets go of
+/// the programs' map then.
+pub(super) fn forward_log(fast: &mut Datapath, tasks: &mut JoinSet<()>) {
     let logger = match aya_log::EbpfLogger::init(fast.ebpf()) {
         Ok(logger) => logger,
         Err(error) => return warn!("cannot show what the eBPF programs log: {error}"),
@@ -56,7 +60,7 @@ pub(super) fn forward_log(fast: &mut Datapath) {
     // SAFETY: the logger owns its descriptor and gives it up to nobody before it is dropped.
     match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
         Ok(mut logger) => {
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 while let Ok(mut guard) = logger.readable_mut().await {
                     guard.get_inner_mut().flush();
                     guard.clear_ready();

@@ -1,5 +1,6 @@
 //! One owner of all state. Every event only marks something dirty; one pass observes, compiles, plans and applies.
 
+mod apply;
 mod check;
 mod confirm;
 mod down;
@@ -7,6 +8,7 @@ mod endpoint;
 mod explain;
 mod fast_path;
 mod gates;
+mod load;
 mod messages;
 mod preview;
 mod read;
@@ -30,7 +32,7 @@ use tokio::{
     task::JoinSet,
     time::MissedTickBehavior,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     down::clean,
@@ -49,9 +51,9 @@ use crate::{
     host::state::StateDir,
     kernel::{Change, Events, Kernel, KernelError, Kinds, Snapshot, rules_digest},
     policy::compile::{Desired, Inputs, Sources, compile, follow, matching},
-    policy::fast::{FastOp, Hook, Part},
-    policy::net::{Family, IfIndex, KernelOp, KernelState, Link, is_link_local},
-    policy::plan::{Op, PlanError, plan, plan_failover},
+    policy::fast::Hook,
+    policy::net::{Family, IfIndex, KernelState, Link, is_link_local},
+    policy::plan::{Op, PlanError, Undone, plan, plan_failover},
 };
 
 /// From one heartbeat and look at the attachments to the next: well below [`datapath::HEARTBEAT_VALID`], and often
@@ -97,7 +99,13 @@ struct Daemon {
     fast: Option<datapath::Datapath>,
     /// Why there are none although there should be.
     fast_error: Option<String>,
-    /// In `ebpf` mode: the programs could not be put in place, so the rules stand in for them.
+    /// What is being loaded beside everything else.
+    loader: load::Loader,
+    /// No programs are loaded yet, and an earlier daemon's are in place.
+    adopting: bool,
+    /// The task that forwards what the programs log.
+    program_log: JoinSet<()>,
+    /// In `ebpf` mode: the programs are not all in place, so the rules stand in for them.
     fallback: bool,
     /// What the configuration asks for does not fit the fast path's maps, so it is the kernel's alone.
     too_large: Option<PlanError>,
@@ -115,7 +123,9 @@ struct Daemon {
     contested: Vec<String>,
     /// What could not be done in the last pass.
     problems: Vec<String>,
-    /// What could not be done in the one before, and has been logged.
+    /// Changes that wait for others, as commands.
+    put_off: Vec<String>,
+    /// What could not be done in the pass before, and has been logged.
     logged: Vec<String>,
     /// The way to this daemon's own control requests.
     calls: mpsc::Sender<Call>,
@@ -124,7 +134,7 @@ struct Daemon {
     endpoint: Option<metrics::Server>,
     /// Why there is none although there should be.
     endpoint_error: Option<String>,
-    /// The programs' map of prefixes was too small: so many words are needed.
+    /// The programs' map of prefixes is too small; this many words are needed. Others are loaded to take their place.
     outgrown: Option<u64>,
     /// Who is told of decisions.
     listener: Option<trace::Listener>,
@@ -163,6 +173,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
     let (verdicts, changed_verdicts) = mpsc::unbounded_channel();
     let (calls, requests) = control::channel();
     let (verified, verifications) = mpsc::unbounded_channel();
+    let (loaded, loads) = mpsc::unbounded_channel();
     let (read, configurations) = mpsc::unbounded_channel();
     let mut daemon = Daemon {
         tables: tables::Tables::load(&state),
@@ -174,6 +185,9 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         sources: None,
         fast: None,
         fast_error: None,
+        loader: load::Loader::new(loaded),
+        adopting: false,
+        program_log: JoinSet::new(),
         fallback: false,
         too_large: None,
         gates: gates::Gates::default(),
@@ -186,6 +200,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         service: Service::detect(),
         contested: Vec::new(),
         problems: Vec::new(),
+        put_off: Vec::new(),
         logged: Vec::new(),
         calls,
         reader: read::Reader::start(read),
@@ -201,21 +216,22 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         postponed: Kinds::NONE,
         started: Instant::now(),
     };
+    // What is asked from now on is answered after the first pass.
+    control::listen(&daemon.options.runtime_dir, daemon.calls.clone())?;
     daemon.configure_tunnels();
     daemon.reconcile(Kinds::ALL).await;
-    control::listen(&daemon.options.runtime_dir, daemon.calls.clone())?;
     daemon.update_endpoint().await;
     info!("ready");
     daemon.service.ready();
-    let mut inbox = Inbox { requests, verdicts: changed_verdicts, verifications, configurations };
+    let mut inbox = Inbox { requests, verdicts: changed_verdicts, verifications, configurations, loaded: loads };
     let exit = daemon.serve(&mut events, &mut inbox, &mut signals).await?;
     daemon.service.stopping();
     daemon.undo_trial().await;
     match exit {
         Exit::Leave if !daemon.options.down_on_exit => info!("stopping; the datapaths stay in place"),
-        Exit::Leave => daemon.down().await?,
+        Exit::Leave => daemon.down(&mut inbox).await?,
         Exit::Down(answer) => {
-            let result = daemon.down().await;
+            let result = daemon.down(&mut inbox).await;
             // Whoever hears of it may start the next daemon at once.
             drop((lock, runtime_lock));
             if let Some(answer) = answer {
@@ -239,6 +255,7 @@ struct Inbox {
     verdicts: mpsc::UnboundedReceiver<health::Change>,
     verifications: mpsc::UnboundedReceiver<check::Verified>,
     configurations: mpsc::UnboundedReceiver<read::Read>,
+    loaded: mpsc::UnboundedReceiver<load::Loaded>,
 }
 
 /// What the daemon is told by signals. Caught from the start, so that none ends it in the middle of a pass.
@@ -293,6 +310,7 @@ impl Daemon {
                 }
                 Some(verified) = inbox.verifications.recv() => self.finish_verify(verified).await,
                 Some(read) = inbox.configurations.recv() => self.finish_read(read).await,
+                Some(loaded) = inbox.loaded.recv() => self.finish_load(loaded).await,
                 _ = audit.tick() => {
                     self.audit().await;
                     self.sample().await;
@@ -370,8 +388,16 @@ impl Daemon {
         }
     }
 
-    /// One pass: observes what is dirty, and makes the system what the configuration says.
+    /// Makes the system what the configuration says, and begins to load the programs that are missing.
     async fn reconcile(&mut self, dirty: Kinds) {
+        self.settle(dirty).await;
+        if self.load_programs() {
+            self.settle(Kinds::NONE).await;
+        }
+    }
+
+    /// One pass: observes what is dirty, and makes the system what the configuration says, with the programs there are.
+    async fn settle(&mut self, dirty: Kinds) {
         let start = Instant::now();
         self.checker.note_change();
         let dirty = dirty | std::mem::take(&mut self.postponed);
@@ -379,7 +405,7 @@ impl Daemon {
         if let Err(error) = self.pass(dirty).await {
             self.problem(format!("{error:#}"));
         }
-        if (self.outgrown.is_some() || self.was_refused())
+        if self.was_refused()
             && let Err(error) = self.pass(Kinds::NONE).await
         {
             self.problem(format!("{error:#}"));
@@ -410,7 +436,8 @@ impl Daemon {
         let before = self.snapshot.take();
         let snapshot = self.kernel.observe(dirty, before).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
-        self.open_fast_path();
+        self.restore_pins();
+        self.look_for_earlier_programs(&snapshot.state);
         self.follow_interfaces(&snapshot.state);
         let config = &self.config;
         let changed = self.tables.update(config, &snapshot.state, &self.state);
@@ -431,19 +458,18 @@ impl Daemon {
         self.fallback |= self.needs_rules();
         let (desired, operations) = self.plan(&snapshot)?;
         log_plan(&operations);
-        let changed = self.apply(&operations, &snapshot).await;
+        let mut undone = Undone::new(&desired);
+        let changed = self.apply(&operations, &snapshot, &mut undone).await;
+        self.close_fast_path(&undone);
+        let rules_in_place = undone.rules_in_place();
+        self.put_off = undone.put_off();
         // What was planned is not necessarily what is: look.
         self.snapshot = Some(self.kernel.observe(changed, Some(snapshot)).await?);
         if let Some(fast) = &desired.fast {
             self.sources = Some(Arc::clone(&fast.sources));
         }
         self.desired = Some(desired);
-        if !self.problems.is_empty() {
-            self.close_fast_path();
-        } else if wants_no_programs(&self.config) && self.fast.is_some() {
-            self.remove_fast_path().await?;
-        }
-        Ok(())
+        if rules_in_place { self.remove_fast_path().await } else { Ok(()) }
     }
 
     /// The policies' sources are what is on the link at the interfaces that they follow.
@@ -482,7 +508,7 @@ impl Daemon {
         log_plan(&operations);
         // What fails here, on a device that has just gone perhaps, is planned again from a full observation.
         let problems = std::mem::take(&mut self.problems);
-        let changed = self.apply(&operations, &snapshot).await;
+        let changed = self.apply(&operations, &snapshot, &mut Undone::new(&desired)).await;
         self.problems = problems;
         self.snapshot = Some(snapshot);
         self.desired = Some(desired);
@@ -529,75 +555,6 @@ impl Daemon {
         }
     }
 
-    /// Carries out a plan; what cannot be done is a problem, and puts off the removals after it. Returns which
-    /// kinds may have changed.
-    async fn apply(&mut self, operations: &[Op], snapshot: &Snapshot) -> Kinds {
-        let (mut changed, mut waited) = (Kinds::NONE, false);
-        let mut rest = operations;
-        while let [first, ..] = rest {
-            match first {
-                Op::Fast(entry) if entry.is_entry() => {
-                    let same =
-                        |op: &Op| matches!(op, Op::Fast(op) if op.is_entry() && op.is_removal() == entry.is_removal());
-                    let (batch, after) = rest.split_at(rest.iter().position(|op| !same(op)).unwrap_or(rest.len()));
-                    rest = after;
-                    let batch = batch.iter().filter_map(|op| match op {
-                        Op::Fast(op) => Some(op),
-                        Op::Kernel(_) => None,
-                    });
-                    self.apply_entries(entry, &batch.collect::<Vec<_>>());
-                }
-                Op::Fast(operation) => {
-                    rest = &rest[1..];
-                    let Some(fast) = &mut self.fast else { continue };
-                    let waits = match operation {
-                        FastOp::SetOpen(open) | FastOp::SetUnmatched(open) => open.any(),
-                        FastOp::SetShadow(shadow) => !shadow,
-                        operation => operation.is_removal(),
-                    };
-                    if waits && !self.problems.is_empty() {
-                        continue;
-                    }
-                    // Rules take over, and what was routed before they did is on its way to the uplink.
-                    if operation.ends_guard() && !waited && changed.contains(Kinds::RULES) {
-                        tokio::time::sleep(UNDER_WAY).await;
-                        waited = true;
-                    }
-                    match (fast.apply(operation), operation) {
-                        (Ok(()), _) => {}
-                        (Err(error), FastOp::Attach(attachment)) if attachment.part == Part::Xdp => {
-                            self.enter_refusal(attachment, &error);
-                        }
-                        (Err(error), _) => self.problem(format!("{operation}: {error}")),
-                    }
-                }
-                Op::Kernel(_) => {
-                    let end = rest.iter().position(|op| matches!(op, Op::Fast(_))).unwrap_or(rest.len());
-                    let (batch, after) = rest.split_at(end);
-                    rest = after;
-                    changed |= batch.iter().map(kind).fold(Kinds::NONE, |all, kind| all | kind);
-                    let put_off = !self.problems.is_empty();
-                    let batch = batch.iter().filter_map(|op| match op {
-                        Op::Kernel(op) => (!(put_off && op.waits())).then_some(op),
-                        Op::Fast(_) => None,
-                    });
-                    for error in self.kernel.apply_all(batch, snapshot).await {
-                        self.problem(error.to_string());
-                    }
-                }
-            }
-        }
-        changed
-    }
-
-    fn problem(&mut self, problem: String) {
-        // One that stays is tried again every second, and said once.
-        if !self.logged.contains(&problem) {
-            error!("{problem}");
-        }
-        self.problems.push(problem);
-    }
-
     /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
@@ -624,7 +581,7 @@ impl Daemon {
             warn!("somebody has detached {}; attaching again", lost.join(", "));
             self.instruments.repair();
         }
-        let unpinned = !fast.maps_pinned();
+        let unpinned = !self.loader.loads_programs() && !fast.maps_pinned();
         let gates = gates::Gates::look(&self.config, &snapshot.state, self.tables.numbers()).await;
         let observed = observed.is_ok();
         let Some(snapshot) = self.snapshot.take() else { return };
@@ -639,9 +596,10 @@ impl Daemon {
     }
 
     /// Removes everything that any daemon with these directories has made.
-    async fn down(mut self) -> anyhow::Result<()> {
+    async fn down(mut self, inbox: &mut Inbox) -> anyhow::Result<()> {
         self.supervisor.stop().await;
-        clean(&self.kernel, self.fast.take(), &self.options.instance, self.options.method).await?;
+        self.stop_loading(inbox).await;
+        clean(&self.kernel, self.fast.take(), &self.options.instance).await?;
         Instance::forget(&self.options.runtime_dir);
         info!("everything is removed");
         Ok(())
@@ -664,13 +622,4 @@ fn online(config: &Config, kernel: &KernelState) -> bool {
         |link: &Link| kernel.main.iter().any(|route| route.oif == Some(link.index) && !is_link_local(&route.dst));
     let uplinks = &config.interfaces.uplink;
     uplinks.is_empty() || matching(uplinks, kernel).any(|link| link.up && routed(link))
-}
-
-/// What an operation changes.
-const fn kind(operation: &Op) -> Kinds {
-    match operation {
-        Op::Kernel(KernelOp::AddRule(_) | KernelOp::DelRule { .. }) => Kinds::RULES,
-        Op::Kernel(_) => Kinds::ROUTES,
-        Op::Fast(_) => Kinds::NONE,
-    }
 }

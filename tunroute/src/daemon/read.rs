@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::mpsc as jobs};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Daemon, with_datapath};
+use super::{Daemon, reload::except, with_datapath};
 use crate::{
     config::{Config, ConfigError},
     control::socket::{Answer, TrialTime},
@@ -52,6 +52,11 @@ impl Reader {
     }
 }
 
+/// The answer to who has asked for a configuration that is in force but for this.
+fn in_force(missing: &[String]) -> Answer {
+    if missing.is_empty() { Answer::Done } else { Answer::Failed(except(missing)) }
+}
+
 impl Daemon {
     /// Begins to read a configuration; its end comes as [`Read`].
     pub(super) fn read(&self, purpose: Purpose, answer: Option<oneshot::Sender<Answer>>) {
@@ -69,8 +74,8 @@ impl Daemon {
     pub(super) async fn finish_read(&mut self, Read { purpose, config, answer }: Read) {
         let config = config.map(|config| with_datapath(config, self.options.datapath));
         let result = match purpose {
-            Purpose::Reload => self.reload(config).await.map(|()| Answer::Done),
-            Purpose::Trial(time) => self.apply_on_trial(config, time).await.map(|()| Answer::Done),
+            Purpose::Reload => self.reload(config).await.map(|missing| in_force(&missing)),
+            Purpose::Trial(time) => self.apply_on_trial(config, time).await.map(|missing| in_force(&missing)),
             Purpose::Plan(file) => match config {
                 Ok(config) => self.preview(&file, config).await.map(Answer::Plan),
                 Err(error) => Err(error.into()),

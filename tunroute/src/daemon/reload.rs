@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Daemon, tables};
 use crate::{
@@ -13,22 +13,33 @@ use crate::{
     policy::plan::plan,
 };
 
+/// Tells of a configuration that is in force but for this.
+pub(super) fn except(missing: &[String]) -> String {
+    format!("the new configuration is in force, except for this, which is tried again: {}", missing.join("; "))
+}
+
 impl Daemon {
-    /// Applies a configuration that has been read again, in full or not at all.
-    pub(super) async fn reload(&mut self, config: Result<Config, ConfigError>) -> anyhow::Result<()> {
+    /// Applies a configuration that has been read again. Returns what of it is not in force, because something stands in
+    /// the way that did so before.
+    ///
+    /// # Errors
+    ///
+    /// If it is refused, or something else cannot be done: the old one stays in force.
+    pub(super) async fn reload(&mut self, config: Result<Config, ConfigError>) -> anyhow::Result<Vec<String>> {
         let result = match self.check_no_trial().and_then(|()| Ok(config?)) {
             Ok(config) => self.try_reload(config).await,
             Err(error) => Err(error),
         };
         self.service.ready();
         match &result {
-            Ok(()) => info!("the new configuration is in force"),
+            Ok(missing) if missing.is_empty() => info!("the new configuration is in force"),
+            Ok(missing) => warn!("{}", except(missing)),
             Err(error) => error!("the old configuration stays in force: {error:#}"),
         }
         result
     }
 
-    async fn try_reload(&mut self, mut config: Config) -> anyhow::Result<()> {
+    async fn try_reload(&mut self, mut config: Config) -> anyhow::Result<Vec<String>> {
         self.reconcile(Kinds::ALL).await;
         let sources = self.check_applicable(&mut config)?;
         // What cannot be done anyway says nothing about the new configuration.
@@ -44,7 +55,7 @@ impl Daemon {
             self.update_endpoint().await;
             self.undone = false;
             self.checker.forgive();
-            return Ok(());
+            return Ok(self.problems());
         }
         let problems = new.join("; ");
         self.go_back(old, tables).await;

@@ -43,7 +43,12 @@ impl Daemon {
                 trees: self.desired.iter().flat_map(|desired| &desired.trees).copied().collect(),
                 routes: kernel.routes.len(),
             },
-            problems: self.problems.iter().chain(&self.contested).cloned().chain(self.unlimited(kernel)).collect(),
+            problems: self
+                .problems()
+                .into_iter()
+                .chain(self.contested.iter().cloned())
+                .chain(self.unlimited(kernel))
+                .collect(),
             hints: self
                 .trial_hint()
                 .into_iter()
@@ -60,6 +65,20 @@ impl Daemon {
                 .chain(networkd::hint(Path::new("/")))
                 .collect(),
         }
+    }
+
+    /// What could not be done, and what waits for it.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let waits = match self.put_off.as_slice() {
+            _ if self.problems.is_empty() => None,
+            [] => None,
+            [one] => Some(format!("`{one}` waits until what comes before it is in place")),
+            [first, rest @ ..] => {
+                let more = rest.len();
+                Some(format!("`{first}` and {more} more changes wait until what comes before them is in place"))
+            }
+        };
+        self.problems.iter().cloned().chain(waits).collect()
     }
 
     /// The families whose rules are a list although they are to be a tree.
@@ -99,7 +118,7 @@ impl Daemon {
         let limited = self.config.tunnels.iter().filter(|tunnel| tunnel.mss.is_some());
         let missing =
             limited.filter_map(|tunnel| kernel.link(&tunnel.name)).filter(|link| clamps(link) < Hook::ALL.len());
-        let because = self.fast_error.as_deref().unwrap_or("its programs are not attached");
+        let because = self.being_loaded().or(self.fast_error.as_deref()).unwrap_or("its programs are not attached");
         let told =
             |link: &Link| format!("tunnel {}: the segment size that TCP tells is not limited: {because}", link.name);
         missing.map(told).collect()
@@ -268,16 +287,22 @@ impl Daemon {
     }
 
     fn fast_path(&self) -> FastPathStatus {
+        FastPathStatus { loading: self.loader.loads_programs(), ..self.loaded_fast_path() }
+    }
+
+    fn loaded_fast_path(&self) -> FastPathStatus {
         if self.config.datapath == Datapath::Kernel {
             let reasons = vec!["datapath = \"kernel\" is configured".to_owned()];
             let attached = self.fast.iter().flat_map(|fast| &fast.state().attached).map(ToString::to_string).collect();
             return FastPathStatus { state: "off".to_owned(), reasons, attached, ..FastPathStatus::default() };
         }
         let Some(fast) = &self.fast else {
-            let reasons = self.fast_error.iter().cloned().collect();
+            let reasons = self.being_loaded().map(str::to_owned).or_else(|| self.fast_error.clone());
+            let reasons = reasons.into_iter().collect();
             return FastPathStatus { state: "off".to_owned(), reasons, ..FastPathStatus::default() };
         };
         let mut reasons: Vec<String> = self.without_devices().into_iter().chain(self.closed_gates()).collect();
+        reasons.extend(self.being_loaded().map(str::to_owned));
         reasons.extend(self.too_large.map(|error| error.to_string()));
         let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
         let missing = desired.flat_map(|desired| desired.attachments.difference(&fast.state().attached));
@@ -305,6 +330,8 @@ impl Daemon {
             method: Some(method.to_owned()),
             maps: maps(fast),
             xdp: self.xdp_status(),
+            loading: false,
+            unseen: self.gates.unseen(),
             unmatched: fast.state().unmatched.any().then(|| unmatched(fast)),
         }
     }

@@ -5,7 +5,11 @@ use crate::control::socket::{Answer, Call, Request};
 
 impl Daemon {
     /// Does what is asked, and answers. Returns whether the daemon is to stop.
-    pub(super) async fn answer(&mut self, (request, answer): Call) -> Option<Exit> {
+    pub(super) async fn answer(&mut self, call: Call) -> Option<Exit> {
+        let (request, answer) = match call {
+            (request @ Request::Explain { .. }, answer) => self.put_off(request, answer)?,
+            call => call,
+        };
         let done = |result: anyhow::Result<Answer>| result.unwrap_or_else(|error| Answer::Failed(format!("{error:#}")));
         let told = match request {
             Request::Down => return Some(Exit::Down(Some(answer))),

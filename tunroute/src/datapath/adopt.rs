@@ -53,15 +53,9 @@ impl Loaded {
             && maps().is_some_and(|maps| own.maps == maps.into_iter().filter(|id| self.maps.contains_key(id)).collect())
     }
 
-    /// Fails unless the maps pinned in the directory are those that the programs use.
-    pub(super) fn check_pins(&self, directory: &Path) -> Result<()> {
-        for (id, (name, _)) in &self.maps {
-            let pinned = MapData::from_pin(directory.join(name)).map_err(map_error(name))?;
-            if pinned.info().map_err(map_error(name))?.id() != *id {
-                return Err(DatapathError::OtherMaps { path: directory.to_owned() });
-            }
-        }
-        Ok(())
+    /// The numbers in the kernel of the pinned maps, by name.
+    pub(super) fn maps(&self) -> BTreeMap<&'static str, u32> {
+        self.maps.iter().map(|(id, (name, _))| (*name, *id)).collect()
     }
 
     /// Pins the maps that are no longer pinned.
@@ -74,4 +68,15 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+/// Fails unless the maps pinned in the directory have these numbers.
+pub(super) fn check_pins(maps: &BTreeMap<&'static str, u32>, directory: &Path) -> Result<()> {
+    for (name, id) in maps {
+        let pinned = MapData::from_pin(directory.join(name)).map_err(map_error(name))?;
+        if pinned.info().map_err(map_error(name))?.id() != *id {
+            return Err(DatapathError::OtherMaps { path: directory.to_owned() });
+        }
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod error;
 mod events;
 pub mod features;
 mod pins;
+mod remains;
 pub(crate) mod tcx;
 mod trial;
 mod words;
@@ -15,6 +16,7 @@ pub(crate) mod xdp;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::Path,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -36,6 +38,7 @@ use tunroute_common::maps::{
 
 pub use self::{
     error::DatapathError,
+    remains::{anything_pinned, left_attached, remove},
     trial::{Place, Trial, Trialled},
     words::{Index, WordMap},
 };
@@ -69,16 +72,13 @@ pub const WORD_COUNT: &str = "WORD_COUNT";
 /// others let the kernel choose (49152 and down).
 const CLSACT_PRIORITY: u16 = 1;
 
+/// Held while programs or twins are loaded: what the one pins the other finds by its name.
+static LOADING: Mutex<()> = Mutex::new(());
+
 type Result<T, E = DatapathError> = std::result::Result<T, E>;
 
 fn map_error(map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
     move |source| DatapathError::Map { map, source }
-}
-
-/// Has a daemon left anything pinned below the directory?
-#[must_use]
-pub fn anything_pinned(pin_dir: &Path) -> bool {
-    pins::any(pin_dir)
 }
 
 /// How programs are attached.
@@ -120,6 +120,8 @@ pub struct Datapath {
     /// The TCX links. Held besides the pins, so that removing a pin does not detach a program while the daemon runs.
     links: BTreeMap<(Part, Hook, IfIndex), FdLink>,
     state: FastState,
+    /// The devices whose clsact qdisc an instance of this daemon has added.
+    qdiscs: BTreeSet<IfIndex>,
 }
 
 impl Datapath {
@@ -133,6 +135,7 @@ impl Datapath {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
+        let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         let pins = Pins::create(pin_dir)?;
         let index = Index::open(&pins.maps, words)?;
         let mut ebpf = EbpfLoader::new()
@@ -148,6 +151,7 @@ impl Datapath {
             }
         }
         let loaded = Loaded::read(&ebpf, &pins.maps)?;
+        let qdiscs = pins.added_qdiscs();
         let mut datapath = Self {
             index,
             policy: take(&mut ebpf, names::POLICY)?,
@@ -164,6 +168,7 @@ impl Datapath {
             method,
             links: BTreeMap::new(),
             state: FastState::default(),
+            qdiscs,
         };
         datapath.read_maps()?;
         Ok(datapath)
@@ -327,15 +332,20 @@ impl Datapath {
         Ok(instructions)
     }
 
-    /// Twins of the programs, to run packets through.
+    /// Loads twins of the programs, to run packets through, when it is called, on any thread.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses to load them, or the pinned maps are gone.
-    pub fn trial(&mut self) -> Result<Trial> {
+    /// If the pinned maps are gone; and then, if the kernel refuses to load the twins.
+    pub fn twins(&self) -> Result<impl FnOnce() -> Result<Trial> + Send + use<>> {
         self.restore_pins()?;
-        self.loaded.check_pins(&self.pins.maps)?;
-        Trial::open(&self.pins.maps, self.index.published(), |program| Ok(self.info(program)?.tag()))
+        let tags: Result<BTreeMap<_, _>> = programs().map(|program| Ok((program, self.info(program)?.tag()))).collect();
+        let (tags, pins, index, maps) = (tags?, self.pins.maps.clone(), self.index.published(), self.loaded.maps());
+        Ok(move || {
+            let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+            adopt::check_pins(&maps, &pins)?;
+            Trial::open(&pins, index, &tags)
+        })
     }
 
     /// Carries out one operation and enters it in the mirror.
@@ -506,7 +516,10 @@ impl Datapath {
             }
             Method::Clsact => {
                 match tc::qdisc_add_clsact(&attachment.device) {
-                    Ok(()) => self.pins.mark_qdisc(attachment.ifindex, program)?,
+                    Ok(()) => {
+                        self.qdiscs.insert(attachment.ifindex);
+                        self.pins.mark_qdisc(attachment.ifindex, program)?;
+                    }
                     Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
                     Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
                 }
@@ -560,34 +573,9 @@ impl Datapath {
         self.loaded.pin_missing(&self.pins.maps)
     }
 
-    /// The devices whose clsact qdisc an instance of this daemon has added.
-    #[must_use]
-    pub fn added_qdiscs(&self) -> BTreeSet<IfIndex> {
-        self.pins.added_qdiscs()
-    }
-
     /// Removes the maps of other layouts, once this daemon's programs are in all links.
     pub fn forget_other_layouts(&self) {
         self.pins.remove_other_layouts();
-    }
-
-    /// Removes all attachments on these devices, whoever of this project's daemons made them and in whatever way, then the
-    /// pins, and with them what is left of the maps.
-    ///
-    /// # Errors
-    ///
-    /// If a pin cannot be removed.
-    pub fn remove(mut self, links: &BTreeMap<IfIndex, Link>) -> Result<()> {
-        for link in links.values() {
-            for attachment in attachments(link) {
-                for method in [Method::Tcx, Method::Clsact] {
-                    if self.pins.is_pinned(method, &attachment) {
-                        self.detach(method, &attachment)?;
-                    }
-                }
-            }
-        }
-        self.pins.remove_all()
     }
 
     /// The counters of all used slots, summed over the CPUs.

@@ -40,12 +40,20 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    /// The directories, which need not be there.
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), maps: root.join(format!("v{LAYOUT_VERSION}")), links: root.join(LINKS) }
+    }
+
     /// Makes the directories, and mounts bpffs where it is missing.
     pub(super) fn create(root: &Path) -> Result<Self> {
-        let pins =
-            Self { root: root.to_owned(), maps: root.join(format!("v{LAYOUT_VERSION}")), links: root.join(LINKS) };
+        let pins = Self::new(root);
         pins.make()?;
         Ok(pins)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Makes the directories where they are missing, and mounts bpffs first.
@@ -150,7 +158,12 @@ impl Pins {
     pub(super) fn remove_all(self) -> Result<()> {
         // bpffs: removing a pin lets go of what it held.
         for path in layouts(&self.root).chain([self.links]) {
-            fs::remove_dir_all(&path).map_err(|source| DatapathError::PinDir { path, source })?;
+            match fs::remove_dir_all(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(DatapathError::PinDir { path, source });
+                }
+                _ => {}
+            }
         }
         // It stays if others have something in it, or if bpffs is mounted there.
         let _not_empty = fs::remove_dir(&self.root);

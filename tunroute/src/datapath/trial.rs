@@ -94,13 +94,9 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Loads twins on the maps pinned in the directory. `original` tells the hash of the code of each of the daemon's
+    /// Loads twins on the maps pinned in the directory. `originals` has the hash of the code of each of the daemon's
     /// programs.
-    pub(super) fn open(
-        pins: &Path,
-        index: Published,
-        mut original: impl FnMut(&'static str) -> Result<u64>,
-    ) -> Result<Self> {
+    pub(super) fn open(pins: &Path, index: Published, originals: &BTreeMap<&'static str, u64>) -> Result<Self> {
         let own = OWN.map(|(map, pin)| (map, pins.join(pin)));
         let forget = || own.iter().for_each(|(_, pin)| drop(fs::remove_file(pin)));
         // A daemon that was killed may have left some.
@@ -124,7 +120,7 @@ impl Trial {
             } else {
                 classifier(&mut ebpf, program)?.load().map_err(error)?;
             }
-            if info(&ebpf, program)?.tag() != original(program)? {
+            if originals.get(program) != Some(&info(&ebpf, program)?.tag()) {
                 return Err(DatapathError::NoTwin { program });
             }
         }

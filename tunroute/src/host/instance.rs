@@ -47,6 +47,12 @@ pub enum InstanceError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another daemon has the runtime directory.
+    #[error("another tunroute daemon has the runtime directory {}; choose another one with --runtime-dir", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Somebody else's routing.
     #[error(
         "another tunroute manages this network namespace; stop it with `tunroute down` (and its --runtime-dir), or run \
@@ -134,7 +140,7 @@ impl Instance {
         match directory.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(error(io::Error::new(io::ErrorKind::ResourceBusy, "another tunroute daemon has it")));
+                return Err(InstanceError::InUse { path: runtime_dir.to_owned() });
             }
             Err(TryLockError::Error(source)) => return Err(error(source)),
         }

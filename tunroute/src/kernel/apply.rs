@@ -1,6 +1,10 @@
 //! Operations, turned into requests, and the kernel's refusals, turned into advice.
 
-use std::{collections::HashSet, io};
+use std::{
+    collections::HashSet,
+    io,
+    mem::{Discriminant, discriminant},
+};
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
@@ -8,7 +12,10 @@ use super::{
     KernelError, Kinds, Snapshot, observe, route, rule,
     socket::{Refusal, Request, Socket},
 };
-use crate::policy::net::{KernelOp, Route, Rule};
+use crate::policy::{
+    net::{KernelOp, Route, Rule},
+    plan::Undone,
+};
 
 /// This many requests go out in one datagram. A rule costs the kernel up to 0.1 ms, so other tasks wait 6 ms at most.
 const BATCH: usize = 64;
@@ -22,33 +29,31 @@ pub(super) async fn apply_all(
     socket: &mut Socket,
     ops: impl IntoIterator<Item = &KernelOp>,
     snapshot: &Snapshot,
+    undone: &mut Undone<'_>,
 ) -> Vec<KernelError> {
     let mut errors = Vec::new();
     let ops: Vec<_> = ops.into_iter().collect();
     let present = match rules_present(socket, &ops, snapshot).await {
         Ok(present) => present,
-        Err(error) => return vec![error],
+        Err(error) => {
+            ops.into_iter().for_each(|op| undone.fail(op));
+            return vec![error];
+        }
     };
-    let mut additions_failed = false;
     // Odd routes whose place was taken: IPv6 would now delete the new one in their stead, since it compares little more
     // than table, destination, metric and next hop (`ip6_route_del()` in `net/ipv6/route.c`).
     let mut replaced = Vec::new();
     let mut ops = ops.into_iter().peekable();
     while let Some(first) = ops.peek() {
-        // A batch is either additions or deletions, and of those that wait or of those that do not: whether they are done
-        // depends on the outcome of all before.
-        let kind = (is_deletion(first), first.waits());
-        let (deletes, waits) = kind;
+        // A batch is of one kind: whether it is done depends on the outcome of those before.
+        let kind = kind(first);
         let mut batch = Vec::with_capacity(BATCH);
         let mut requests = Vec::with_capacity(BATCH);
         while batch.len() < BATCH
-            && let Some(op) = ops.next_if(|op| (is_deletion(op), op.waits()) == kind)
+            && let Some(op) = ops.next_if(|op| self::kind(op) == kind)
         {
             let request = match op {
-                _ if waits && (additions_failed || !deletes && !errors.is_empty()) => {
-                    errors.push(KernelError::PutOff { command: op.to_string() });
-                    continue;
-                }
+                op if undone.puts_off(op) => continue,
                 KernelOp::AddRule(rule) if present.as_ref().is_some_and(|present| present.contains(rule)) => continue,
                 // Without NLM_F_EXCL the kernel adds the same rule a second time. With it, a `goto` is the same wherever it
                 // leads to: the one that is to go has gone before.
@@ -74,16 +79,23 @@ pub(super) async fn apply_all(
                     batch.push(op);
                     requests.push(request);
                 }
-                None => errors.push(KernelError::Stale { command: op.to_string() }),
+                None => {
+                    undone.fail(op);
+                    errors.push(KernelError::Stale { command: op.to_string() });
+                }
             }
         }
         match socket.transact(&requests) {
             Ok(answers) => {
-                let before = errors.len();
-                errors.extend(batch.into_iter().zip(answers).filter_map(|(op, answer)| verdict(op, answer).err()));
-                additions_failed |= !deletes && errors.len() > before;
+                for (op, answer) in batch.into_iter().zip(answers) {
+                    if let Err(error) = verdict(op, answer) {
+                        undone.fail(op);
+                        errors.push(error);
+                    }
+                }
             }
             Err(error) => {
+                batch.into_iter().chain(ops).for_each(|op| undone.fail(op));
                 errors.push(KernelError::Socket(error));
                 return errors;
             }
@@ -112,8 +124,9 @@ async fn rules_present(
     Ok(Some(now.state.rules.into_iter().filter_map(|observed| observed.rule).collect()))
 }
 
-const fn is_deletion(op: &KernelOp) -> bool {
-    matches!(op, KernelOp::DelRule { .. } | KernelOp::DelRoute { .. })
+/// What operations have in common that go out together.
+fn kind(op: &KernelOp) -> (Discriminant<KernelOp>, bool) {
+    (discriminant(op), op.is_shortcut())
 }
 
 fn rule_request(rule: &Rule, flags: u16) -> Request {

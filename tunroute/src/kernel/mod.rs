@@ -32,6 +32,7 @@ pub use self::{
 use crate::{
     policy::fast::Hook,
     policy::net::{Family, IfIndex, KernelOp},
+    policy::plan::Undone,
 };
 
 /// A set of the kinds of state that the kernel reports on.
@@ -169,12 +170,6 @@ pub enum KernelError {
         /// The kernel's refusal.
         source: io::Error,
     },
-    /// Not done, because an earlier addition failed: old rules and routes stay until the new ones are there.
-    #[error("`{command}` was put off, because an addition before it failed")]
-    PutOff {
-        /// What was to be done, in `ip` syntax.
-        command: String,
-    },
 }
 
 fn explained(explanation: Option<&String>) -> String {
@@ -230,22 +225,24 @@ impl Kernel {
     /// # Errors
     /// What the kernel said, with what was tried and what can be done about it.
     pub async fn apply(&self, op: &KernelOp, snapshot: &Snapshot) -> Result<(), KernelError> {
-        match self.apply_all(std::iter::once(op), snapshot).await.pop() {
+        match self.apply_all(std::iter::once(op), snapshot, &mut Undone::default()).await.pop() {
             Some(error) => Err(error),
             None => Ok(()),
         }
     }
 
-    /// Applies operations in order, several to a request. Every addition is tried; what waits ([`KernelOp::waits`]) and comes
-    /// after a failed addition is put off, so that nothing is broken before its replacement is made.
+    /// Applies operations in order, several to a request. Every addition is tried; what has to wait for something that is
+    /// undone is put off, so that nothing is broken before its replacement is made. What fails or is put off is noted in
+    /// `undone`.
     ///
-    /// Returns what failed; empty means that all is done.
+    /// Returns what failed; empty means that the rest is done.
     pub async fn apply_all<'a>(
         &self,
         ops: impl IntoIterator<Item = &'a KernelOp>,
         snapshot: &Snapshot,
+        undone: &mut Undone<'_>,
     ) -> Vec<KernelError> {
-        apply::apply_all(&mut *self.socket.lock().await, ops, snapshot).await
+        apply::apply_all(&mut *self.socket.lock().await, ops, snapshot, undone).await
     }
 
     /// The BPF programs in filters on the devices' clsact qdiscs: where, and each program's number.

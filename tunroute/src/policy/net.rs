@@ -491,6 +491,13 @@ impl ObservedRule {
     pub fn text(&self) -> String {
         self.rule.as_ref().map_or_else(|| self.text.clone(), ToString::to_string)
     }
+
+    /// The operation that removes it.
+    #[must_use]
+    pub fn removal(&self) -> KernelOp {
+        let (handle, family, rule) = (self.handle, self.family, self.rule.clone());
+        KernelOp::DelRule { handle, family, rule, text: self.text() }
+    }
 }
 
 /// A route that carries [`PROTOCOL`], as observed.
@@ -504,6 +511,15 @@ pub struct ObservedRoute {
     pub route: Option<Route>,
     /// In `ip route` syntax, for people.
     pub text: String,
+}
+
+impl ObservedRoute {
+    /// The operation that removes it.
+    #[must_use]
+    pub fn removal(&self) -> KernelOp {
+        let (handle, family, text) = (self.handle, self.family, self.text.clone());
+        KernelOp::DelRoute { handle, family, table: self.route.as_ref().map(|route| route.table), text }
+    }
 }
 
 /// A unicast route of the main table, as far as exemptions and the reverse path need it.
@@ -568,8 +584,8 @@ pub enum KernelOp {
         handle: Handle,
         /// The family whose rule list it stands in.
         family: Family,
-        /// [`Rule::is_shortcut`]
-        shortcut: bool,
+        /// [`ObservedRule::rule`]
+        rule: Option<Rule>,
         /// In `ip rule` syntax, for people.
         text: String,
     },
@@ -583,22 +599,30 @@ pub enum KernelOp {
         handle: Handle,
         /// Its family.
         family: Family,
+        /// Its table; none of a route that tunroute would not write.
+        table: Option<u32>,
         /// In `ip route` syntax, for people.
         text: String,
     },
 }
 
 impl KernelOp {
-    /// Must not be done unless what was to be done before has been: what takes something away, until what replaces it is
-    /// there; and a shortcut, until the rules stand as it takes them to.
+    /// The family of the rule or route.
     #[must_use]
-    pub const fn waits(&self) -> bool {
+    pub const fn family(&self) -> Family {
         match self {
-            Self::AddRule(rule) => rule.is_shortcut(),
-            // Without a shortcut the same is decided.
-            Self::DelRule { shortcut, .. } => !*shortcut,
-            Self::DelRoute { .. } => true,
-            Self::AddRoute(_) | Self::ReplaceRoute(_) => false,
+            Self::AddRule(rule) => rule.family(),
+            Self::AddRoute(route) | Self::ReplaceRoute(route) => Family::of(&route.dst),
+            Self::DelRule { family, .. } | Self::DelRoute { family, .. } => *family,
+        }
+    }
+
+    /// Is it about a shortcut ([`Rule::is_shortcut`])?
+    #[must_use]
+    pub const fn is_shortcut(&self) -> bool {
+        match self {
+            Self::AddRule(rule) | Self::DelRule { rule: Some(rule), .. } => rule.is_shortcut(),
+            _ => false,
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Desired minus observed: the ordered operations that lead from one to the other. Pure.
 //!
 //! Make before break: what is new comes first, in the order routes, rules, maps, programs; what goes, afterwards, in the
-//! opposite order. Only closing the fast path comes before everything.
+//! opposite order. Only closing the fast path comes before everything. A removal waits for what replaces it, and for
+//! nothing else ([`Undone`]).
 //!
 //! Among rules, the longer of two nested prefixes is added first and removed last, so that the rules which a packet meets
 //! in the midst of a change are the first of those that it met before, the first of those that it will meet, or all of
 //! either: it is decided as before or as afterwards. Shortcuts ([`Rule::is_shortcut`]) are right only while no rule that
 //! they pass over matters: those that go are removed before other rules are added, new ones are added when the other
 //! rules are as they are to be.
+
+mod undone;
 
 use std::{
     cmp::Reverse,
@@ -17,6 +20,7 @@ use std::{
 
 use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Station};
 
+pub use self::undone::Undone;
 use crate::{
     policy::compile::{ChainId, Desired, DesiredFast, Lead},
     policy::fast::{Exemption, FastOp, FastState},
@@ -167,8 +171,7 @@ impl KernelPlan {
                     continue;
                 }
             }
-            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
-            self.removed_routes.push(KernelOp::DelRoute { handle, family, text }.into());
+            self.removed_routes.push(observed.removal().into());
         }
         let missing = desired.routes.iter().filter(|route| !settled.contains(&route.key()));
         self.routes.extend(missing.map(|route| KernelOp::AddRoute(route.clone()).into()));
@@ -208,8 +211,7 @@ fn addition(rule: &Rule) -> Op {
 }
 
 fn removal(observed: &ObservedRule) -> Op {
-    let shortcut = observed.rule.as_ref().is_some_and(Rule::is_shortcut);
-    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut, text: observed.text() }.into()
+    observed.removal().into()
 }
 
 #[derive(Default)]

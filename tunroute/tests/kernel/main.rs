@@ -20,7 +20,9 @@ use ipnet::IpNet;
 use lab::{RouteMonitor, in_namespace, ip};
 use tunroute::{
     kernel::{Kernel, KernelError, Kinds, Snapshot},
-    policy::net::{Family, Handle, IfIndex, KernelOp, LinkLayer, ObservedRule, Route, RouteKind, Rule, RuleAction},
+    policy::compile::Desired,
+    policy::net::{Family, Handle, IfIndex, KernelOp, LinkLayer, ObservedRoute, Route, RouteKind, Rule, RuleAction},
+    policy::plan::Undone,
 };
 use watch::next;
 
@@ -60,7 +62,7 @@ async fn observe(kernel: &Kernel) -> Snapshot {
 
 async fn apply(kernel: &Kernel, ops: &[KernelOp]) {
     let snapshot = observe(kernel).await;
-    let errors = kernel.apply_all(ops, &snapshot).await;
+    let errors = kernel.apply_all(ops, &snapshot, &mut Undone::default()).await;
     assert!(errors.is_empty(), "{errors:?}");
 }
 
@@ -75,11 +77,7 @@ fn our_routes(snapshot: &Snapshot) -> BTreeSet<Route> {
 /// A rule of ours as an operation that deletes it.
 fn deletion(snapshot: &Snapshot, wanted: &Rule) -> KernelOp {
     let observed = snapshot.state.rules.iter().find(|observed| observed.rule.as_ref() == Some(wanted)).unwrap();
-    deletion_of(observed)
-}
-
-fn deletion_of(observed: &ObservedRule) -> KernelOp {
-    KernelOp::DelRule { handle: observed.handle, family: observed.family, shortcut: false, text: observed.text() }
+    observed.removal()
 }
 
 #[test]
@@ -155,13 +153,10 @@ fn routes_are_read_as_they_were_written() {
         for observed in by_ip {
             ip(&observed.route.as_ref().unwrap().del_command()["ip ".len()..]);
         }
-        let ops: Vec<_> = by_us
-            .into_iter()
-            .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
-            .collect();
+        let ops: Vec<_> = by_us.into_iter().map(ObservedRoute::removal).collect();
         // Twice: what is gone is gone.
         for _ in 0..2 {
-            assert!(kernel.apply_all(&ops, &snapshot).await.is_empty());
+            assert!(kernel.apply_all(&ops, &snapshot, &mut Undone::default()).await.is_empty());
         }
         assert_eq!(observe(&kernel).await.state.routes, []);
     });
@@ -225,7 +220,7 @@ fn a_rule_with_our_number_is_described_and_deleted_exactly() {
             if !plain {
                 assert_eq!(observed.text, text.replace("192.0.2.1 ", "192.0.2.1/32 "));
             }
-            let op = deletion_of(observed);
+            let op = observed.removal();
             kernel.apply(&op, &snapshot).await.unwrap();
             assert_eq!(ip("rule"), before, "{text}");
         }
@@ -273,10 +268,8 @@ fn routes_of_others_are_not_ours() {
         assert!(!main.iter().any(|(dst, ..)| dst.starts_with("203.0.116")));
         assert!(snapshot.state.local.contains(&net("127.0.0.1/32")));
         // Ours are deleted as observed, nothing else is.
-        let ops: Vec<_> = (snapshot.state.routes.iter())
-            .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
-            .collect();
-        assert!(kernel.apply_all(&ops, &snapshot).await.is_empty());
+        let ops: Vec<_> = (snapshot.state.routes.iter()).map(ObservedRoute::removal).collect();
+        assert!(kernel.apply_all(&ops, &snapshot, &mut Undone::default()).await.is_empty());
         let after = observe(&kernel).await.state;
         assert_eq!(after.routes, []);
         assert_eq!((after.main, after.foreign_tables), (snapshot.state.main, snapshot.state.foreign_tables));
@@ -346,7 +339,7 @@ fn refusals_say_what_and_why_and_what_to_do() {
                 KernelOp::DelRule {
                     handle: Handle(4711),
                     family: Family::V6,
-                    shortcut: false,
+                    rule: None,
                     text: "from all lookup 7".into(),
                 },
                 ["`ip -6 rule del from all lookup 7`", "another observation", "nothing was done"],
@@ -357,14 +350,19 @@ fn refusals_say_what_and_why_and_what_to_do() {
                 assert!(error.contains(word), "{word:?} in {error:?}");
             }
         }
-        // Deletions wait for additions that failed; other additions do not.
+        // A deletion waits for the routes of the table that the sources are asked in afterwards; others do not.
         let ours = [rule(20096, "192.0.2.1/32", 200), rule(20096, "192.0.2.2/32", 200)];
-        apply(&kernel, &[KernelOp::AddRule(ours[0].clone())]).await;
+        let other = rule(20096, "192.0.2.129/32", 200);
+        apply(&kernel, &[KernelOp::AddRule(ours[0].clone()), KernelOp::AddRule(other.clone())]).await;
         let snapshot = observe(&kernel).await;
         let failing = KernelOp::AddRoute(route(200, "0.0.0.0/0", 0, unicast("t0", t0, None)));
-        let ops = [failing, KernelOp::AddRule(ours[1].clone()), deletion(&snapshot, &ours[0])];
-        let errors = kernel.apply_all(&ops, &snapshot).await;
-        assert!(matches!(&errors[..], [KernelError::Refused { .. }, KernelError::PutOff { .. }]), "{errors:?}");
+        let (kept, gone) = (deletion(&snapshot, &ours[0]), deletion(&snapshot, &other));
+        let ops = [failing, KernelOp::AddRule(ours[1].clone()), kept.clone(), gone];
+        let desired = Desired { rules: [rule(20104, "192.0.2.0/25", 200)].into(), ..Desired::default() };
+        let mut undone = Undone::new(&desired);
+        let errors = kernel.apply_all(&ops, &snapshot, &mut undone).await;
+        assert!(matches!(&errors[..], [KernelError::Refused { .. }]), "{errors:?}");
+        assert_eq!(undone.put_off(), [kept.to_string()]);
         assert_eq!(our_rules(&observe(&kernel).await), BTreeSet::from(ours));
     });
 }
@@ -492,11 +490,11 @@ fn ten_thousand_rules_and_routes() {
             .collect();
         for (name, ops) in [("rules", rules), ("routes", routes)] {
             let start = Instant::now();
-            assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+            assert!(kernel.apply_all(&ops, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             println!("applying 10,000 {name}: {:?}", start.elapsed());
             // What is there already is not added twice, however much it is.
             if name == "rules" {
-                assert!(kernel.apply_all(&ops, &Snapshot::default()).await.is_empty());
+                assert!(kernel.apply_all(&ops, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             }
         }
         let start = Instant::now();
@@ -532,9 +530,8 @@ fn what_is_odd_gives_way_without_a_gap() {
             let [observed] = &snapshot.state.routes[..] else { panic!("{:?}", snapshot.state.routes) };
             assert_eq!(observed.route, None);
             let monitor = RouteMonitor::start();
-            let (handle, family, text) = (observed.handle, observed.family, observed.text.clone());
-            let ops = [KernelOp::AddRoute(wanted.clone()), KernelOp::DelRoute { handle, family, text }];
-            let errors = kernel.apply_all(&ops, &snapshot).await;
+            let ops = [KernelOp::AddRoute(wanted.clone()), observed.removal()];
+            let errors = kernel.apply_all(&ops, &snapshot, &mut Undone::default()).await;
             assert!(errors.is_empty(), "{errors:?}");
             assert_eq!(monitor.seen(), (1, 0), "{odd}");
             let snapshot = observe(&kernel).await;
@@ -547,8 +544,8 @@ fn what_is_odd_gives_way_without_a_gap() {
         let wanted = rule(20096, "192.0.2.1/32", 200);
         let snapshot = observe(&kernel).await;
         let odd = snapshot.state.rules.iter().find(|observed| observed.ours).unwrap();
-        let ops = [KernelOp::AddRule(wanted.clone()), deletion_of(odd)];
-        let errors = kernel.apply_all(&ops, &snapshot).await;
+        let ops = [KernelOp::AddRule(wanted.clone()), odd.removal()];
+        let errors = kernel.apply_all(&ops, &snapshot, &mut Undone::default()).await;
         assert!(errors.is_empty(), "{errors:?}");
         let snapshot = observe(&kernel).await;
         assert_eq!(our_rules(&snapshot), BTreeSet::from([wanted]));

@@ -14,7 +14,7 @@ use tunroute::{
     kernel::{Answer, Kernel, Oracle, Question, Snapshot, rules_digest},
     policy::compile::{Desired, Inputs, compile},
     policy::net::{Family, KernelOp, RuleAction},
-    policy::plan::{Op, plan},
+    policy::plan::{Op, Undone, plan},
 };
 
 use super::{
@@ -75,7 +75,8 @@ async fn reach(kernel: &Kernel, desired: &Desired, what: &str) -> usize {
     let snapshot = observe(kernel).await;
     let operations = planned(desired, &snapshot);
     let what = format!("{what}, {} operations", operations.len());
-    time(&what, async || assert_eq!(kernel.apply_all(&operations, &snapshot).await.len(), 0)).await;
+    time(&what, async || assert_eq!(kernel.apply_all(&operations, &snapshot, &mut Undone::default()).await.len(), 0))
+        .await;
     assert_eq!(planned(desired, &observe(kernel).await), []);
     operations.len()
 }

@@ -4,7 +4,8 @@ use std::{fs, time::Duration};
 
 use tunroute::{
     kernel::{Change, Events, Kernel, Kinds, Snapshot},
-    policy::net::{Family, KernelOp, Route, RouteKind},
+    policy::net::{Family, KernelOp, ObservedRoute, Route, RouteKind},
+    policy::plan::Undone,
 };
 
 use crate::{
@@ -123,12 +124,10 @@ fn an_overrun_means_everything() {
             .collect();
         // Nobody reads until the receive buffer is full, whatever its size.
         for round in 0..50 {
-            assert!(kernel.apply_all(&add, &Snapshot::default()).await.is_empty());
+            assert!(kernel.apply_all(&add, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             let snapshot = kernel.observe(Kinds::ROUTES, None).await.unwrap();
-            let remove: Vec<_> = (snapshot.state.routes.iter())
-                .map(|o| KernelOp::DelRoute { handle: o.handle, family: o.family, text: o.text.clone() })
-                .collect();
-            assert!(kernel.apply_all(&remove, &snapshot).await.is_empty());
+            let remove: Vec<_> = (snapshot.state.routes.iter()).map(ObservedRoute::removal).collect();
+            assert!(kernel.apply_all(&remove, &snapshot, &mut Undone::default()).await.is_empty());
             assert!(round < 49);
             if round % 2 == 1 {
                 break;

@@ -13,7 +13,7 @@ use tunroute::{
     kernel::{Events, Kernel, Kinds, Snapshot},
     policy::compile::Desired,
     policy::net::{Family, KernelOp, LinkLayer},
-    policy::plan::{Op, plan},
+    policy::plan::{Op, Undone, plan},
 };
 use tunroute_tests::{
     Lab, Mac, Netns, Share, TunOptions, TunPair,
@@ -190,7 +190,7 @@ impl Product {
     }
 
     async fn apply(&self, batch: &mut Vec<KernelOp>, snapshot: &Snapshot) -> Result<()> {
-        let failed = self.kernel.apply_all(batch.iter(), snapshot).await;
+        let failed = self.kernel.apply_all(batch.iter(), snapshot, &mut Undone::default()).await;
         batch.clear();
         failed.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
     }

@@ -1,5 +1,7 @@
 //! What the gates have to know beside devices and rules, asked of the kernel in well under a millisecond.
 
+mod listed;
+
 use std::{collections::BTreeMap, fmt, fs, io};
 
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
@@ -21,6 +23,8 @@ pub struct Probes {
     forwarding: BTreeMap<IfIndex, [bool; 2]>,
     /// The netfilter hooks with rules behind them, or why they are not known.
     pub hooks: Result<Vec<Hook>, String>,
+    /// Does the kernel list all hooks? Otherwise only those of nftables and iptables are known.
+    pub lists_hooks: bool,
     /// Are there IPsec policies, or why that is not known.
     pub xfrm: Result<bool, String>,
 }
@@ -29,13 +33,17 @@ impl Probes {
     /// Asks the kernel of the calling thread's network namespace. What it refuses to tell is kept as such: it closes a
     /// gate.
     pub async fn read(ingress: impl IntoIterator<Item = &Link>) -> Self {
+        let ingress: Vec<&Link> = ingress.into_iter().collect();
+        let devices: Vec<&str> = ingress.iter().map(|link| link.name.as_str()).collect();
+        let hooks = hooks(&devices).await;
         let forwarding = ingress
             .into_iter()
             .map(|link| (link.index, Family::ALL.map(|family| sysctl::forwards(family, &link.name))))
             .collect();
         Self {
             forwarding,
-            hooks: hooks().await.map_err(|error| error.to_string()),
+            lists_hooks: hooks.as_ref().is_ok_and(|(_, all)| *all),
+            hooks: hooks.map(|(hooks, _)| hooks).map_err(|error| error.to_string()),
             xfrm: xfrm().map_err(|error| error.to_string()),
         }
     }
@@ -52,7 +60,7 @@ impl Probes {
     /// Answers for tests of those who use them.
     #[cfg(test)]
     pub(super) fn new(forwarding: BTreeMap<IfIndex, [bool; 2]>) -> Self {
-        Self { forwarding, hooks: Ok(Vec::new()), xfrm: Ok(false) }
+        Self { forwarding, hooks: Ok(Vec::new()), lists_hooks: true, xfrm: Ok(false) }
     }
 }
 
@@ -104,9 +112,13 @@ impl fmt::Display for Hook {
     }
 }
 
-/// All hooks of nftables and of the older iptables.
-async fn hooks() -> io::Result<Vec<Hook>> {
+/// All hooks of nftables and of the older iptables, and of what else is where packets are forwarded and where these devices
+/// receive, if the kernel lists that; and whether it does.
+async fn hooks(devices: &[&str]) -> io::Result<(Vec<Hook>, bool)> {
     let mut hooks = nftables().await?;
+    let others = listed::listed(devices).await?;
+    let lists_all = others.is_some();
+    hooks.extend(others.into_iter().flatten());
     for (family, program, file) in [
         (Family::V4, "iptables", "/proc/thread-self/net/ip_tables_names"),
         (Family::V6, "ip6tables", "/proc/thread-self/net/ip6_tables_names"),
@@ -123,7 +135,7 @@ async fn hooks() -> io::Result<Vec<Hook>> {
             name: format!("{program} -t {table}"),
         }));
     }
-    Ok(hooks)
+    Ok((hooks, lists_all))
 }
 
 /// `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_GETCHAIN` and `NFT_MSG_NEWCHAIN`, in `include/uapi/linux/netfilter/`.
