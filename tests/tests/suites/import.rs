@@ -99,13 +99,54 @@ fn a_setup_made_by_hand_becomes_a_managed_one() -> Result<()> {
     Ok(())
 }
 
+/// Where nothing is made by hand, `import` says so; and so it does after its own commands have removed everything.
 #[test]
-fn an_import_without_anything_to_import_says_so() -> Result<()> {
+fn the_removal_commands_leave_nothing_behind() -> Result<()> {
     let world = World::with(TunnelKind::Tun).build()?;
-    let imported = world.host.command(binary()?).arg("import").output()?;
-    assert_eq!((imported.status.code(), imported.stdout.len()), (Some(1), 0));
-    let said = String::from_utf8_lossy(&imported.stderr).into_owned();
-    ensure!(said.contains("there is nothing to import"), "{said}");
+    let import = || -> Result<_> { Ok(world.host.command(binary()?).arg("import").output()?) };
+    let nothing = || -> Result<()> {
+        let imported = import()?;
+        assert_eq!((imported.status.code(), imported.stdout.len()), (Some(1), 0));
+        let said = String::from_utf8_lossy(&imported.stderr).into_owned();
+        ensure!(said.contains("there is nothing to import"), "{said}");
+        Ok(())
+    };
+    nothing()?;
+    let [first, second] = TUNNELS.map(|tunnel| tunnel.device);
+    let by_hand = format!(
+        "route add default dev {first} table 200 metric 10
+         route add default dev {second} table 200 metric 20
+         route add unreachable default table 200 metric 4000
+         route add throw 10.99.0.0/16 table 200
+         -6 route add default dev {first} table 200
+         -6 route add prohibit default table 200 metric 4000
+         -6 route add blackhole 2001:db8:99::/48 table 200
+         rule add from 10.98.0.0/16 table 200 pref 100
+         rule add from 10.98.7.0/24 table 200 pref 200
+         rule add from 10.98.0.0/16 table 200 pref 300
+         -6 rule add from 2001:db8:98::/48 table 200
+         route add default dev {second} table 201
+         rule add from 10.97.0.0/16 table 201
+         rule add fwmark 1 table 201"
+    );
+    for command in by_hand.lines() {
+        world.host.ip(command.trim())?;
+    }
+    let imported = import()?;
+    let config = String::from_utf8(imported.stdout)?;
+    ensure!(config.contains("the routes of table 201 stay"), "{config}");
+    let removal: Vec<&str> =
+        config.lines().filter_map(|line| line.strip_prefix("#   ip ")).filter(|line| line.contains(" del ")).collect();
+    for command in &removal {
+        world.host.ip(command).with_context(|| config.clone())?;
+    }
+    nothing()?;
+    for family in ["-4", "-6"] {
+        assert_eq!(world.host.query("ip", &format!("{family} route show table 200"))?.trim(), "", "{config}");
+    }
+    let rules = world.host.query("ip", "rule show")? + &world.host.query("ip", "-6 rule show")?;
+    assert_eq!(rules.lines().filter(|rule| rule.contains("20")).count(), 1, "{rules}");
+    ensure!(world.host.query("ip", "route show table 201")?.contains(second), "{config}");
     Ok(())
 }
 

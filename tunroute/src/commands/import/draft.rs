@@ -364,8 +364,8 @@ impl Draft {
                 Some(_) => {}
             }
         }
+        removal.retain(|command| !self.removal.contains(command));
         self.removal.extend(removal);
-        self.removal.dedup();
         for rule in stay.iter().filter(|rule| rule.plain && rule.priority.is_some_and(|priority| priority >= BAND)) {
             let around = |policy: &&Policy| policy.from.iter().any(|net| net.contains(&rule.from) && *net != rule.from);
             if let Some(policy) = self.policies.iter().find(around)

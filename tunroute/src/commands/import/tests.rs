@@ -271,6 +271,12 @@ fn networkd_files() {
 }
 
 #[test]
+fn the_rule_for_the_local_table_may_stand_anywhere() {
+    let (draft, _) = import(&format!("ip rule add from all table local pref 32765\n{STORY}"));
+    assert_eq!(draft.notes(), [""; 0]);
+}
+
+#[test]
 fn a_script_that_begins_with_a_test_is_a_script() {
     let (_, config) = import(&format!("[ -x /sbin/ip ] || exit 1\n{STORY}"));
     assert_eq!(config.policies.len(), 2);
