@@ -205,10 +205,11 @@ impl Daemon {
 
     /// Why there are no programs yet.
     pub(super) fn being_loaded(&self) -> Option<&'static str> {
-        self.loader.loads_programs().then(|| match (&self.fast, self.adopting) {
+        let because = match (&self.fast, self.adopting) {
             (Some(_), _) => "there are more prefixes than the programs have room for; larger ones are being loaded",
             (None, true) => "the programs are being loaded; an earlier daemon's decide until then",
             (None, false) => "the programs are being loaded; the kernel's rules carry all traffic until then",
-        })
+        };
+        self.loader.loads_programs().then_some(because)
     }
 }

@@ -163,8 +163,11 @@ fn name(payload: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// Attributes by kind and value.
+    type Attributes<'a> = &'a [(u16, &'a [u8])];
+
     /// A hook as `nfnl_hook_dump_one()` in `net/netfilter/nfnetlink_hook.c` tells it.
-    fn told(function: &str, module: Option<&str>, chain: Option<(u32, &[(u16, &[u8])])>) -> Vec<u8> {
+    fn told(function: &str, module: Option<&str>, chain: Option<(u32, Attributes<'_>)>) -> Vec<u8> {
         let mut payload = vec![2, 0, 0, 0];
         let mut push = |kind, value: &[u8]| push_attribute(&mut payload, kind, value).expect("short");
         if let Some((kind, description)) = chain {
