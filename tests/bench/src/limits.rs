@@ -24,12 +24,16 @@ pub struct Step {
     pub packet: Duration,
 }
 
+/// So many prefixes are always tried: even what grows quadratically installs them within seconds, and a smaller number
+/// tells nothing of its growth, since starting a process takes most of the time there.
+const ALWAYS_TRIED: u32 = 1000;
+
 impl Limits {
     /// Why the next number of prefixes is not tried, if it would not be bearable. The time to install is known to grow with
     /// some power of the number at least.
     #[must_use]
     pub fn stop(&self, steps: &[Step], next: u32, growth: f64) -> Option<String> {
-        let last = steps.last()?;
+        let last = steps.last().filter(|_| next > ALWAYS_TRIED)?;
         for (what, limit, growth, of) in [
             ("installing them", self.install, growth, (|step| step.install) as fn(&Step) -> Duration),
             ("one packet", self.packet, 0.0, |step| step.packet),
@@ -89,6 +93,10 @@ mod tests {
         for (steps, next, growth, stopped) in [
             (&[][..], 1, 2.0, false),
             (&[step(1000, 100, 500)], 10_000, 0.0, false),
+            // One rule tells nothing of a thousand; both together tell of more, 20 ms of 2 s.
+            (&[step(1, 5, 500)], 1000, 2.0, false),
+            (&[step(1, 5, 500), step(1000, 20, 500)], 10_000, 2.0, false),
+            (&[step(1, 5, 500)], 1_000_000, 2.0, true),
             // Known to be quadratic: 20 ms lead to 2 s, but 20 s lead beyond.
             (&[step(1000, 20, 500)], 10_000, 2.0, false),
             (&[step(1000, 20, 500)], 100_000, 2.0, true),
