@@ -80,7 +80,9 @@ fn the_service_manager_hears_how_the_daemon_is() -> Result<()> {
         env(&[("NOTIFY_SOCKET", &path.to_string_lossy()), ("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string())]);
     let mut daemon = Daemon::start(&world, &world.config(), &options)?;
     let (before, _) = manager.wait("READY=1")?;
-    assert_eq!(before, ["STATUS=2 of 2 tunnels up; fast path on"]);
+    // Rules and routes are in force, and the programs follow.
+    assert_eq!(before, ["STATUS=2 of 2 tunnels up; fast path off"]);
+    assert_eq!(manager.wait("STATUS=")?.1, "STATUS=2 of 2 tunnels up; fast path on");
     // What READY promises.
     let remote = REMOTE.of(Family::V6);
     assert_eq!(ping(&world.host, TUNNELS[0].host.of(Family::V6), remote)?, Answer::Reply);
@@ -134,6 +136,7 @@ fn an_abstract_socket_and_somebody_elses_watchdog() -> Result<()> {
     let options = env(&[("NOTIFY_SOCKET", "@test/notify"), ("WATCHDOG_USEC", "300000"), ("WATCHDOG_PID", "1")]);
     let _daemon = Daemon::start(&world, &world.config(), &options)?;
     manager.wait("READY=1")?;
+    assert_eq!(manager.wait("STATUS=")?.1, "STATUS=2 of 2 tunnels up; fast path on");
     assert_eq!(manager.next(Duration::from_millis(1200))?, None);
     Ok(())
 }
