@@ -6,6 +6,7 @@ mod asleep;
 mod devices;
 mod objects;
 mod programs;
+mod random;
 mod scene;
 mod service;
 mod tools;
