@@ -126,6 +126,10 @@ pub fn without_rules(
     match (hook, program) {
         (Hook::Egress, _) if !to_uplink => kernel,
         (_, Some(Handling::Leaves { device, gateway })) => Answer::Leaves { device, gateway, table: 0 },
+        // The program at the uplink can only drop, whatever error `on-down` asks for.
+        (Hook::Egress, Some(Handling::Dropped)) if let Expected::Refused(refused) = expected => {
+            Answer::Refused(*refused)
+        }
         (_, Some(Handling::Dropped)) => Answer::Refused(Refused::Dropped),
         (Hook::Egress, _) => kernel,
         (Hook::Ingress, _) => match expected {
