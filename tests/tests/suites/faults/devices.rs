@@ -91,7 +91,7 @@ fn tunnel_flaps_during_reloads() -> Result<()> {
             let configs = [format!("{}{more}", scene.config), scene.config.clone()];
             let (world, daemon) = (scene.world, &scene.daemon);
             // Enough of both, whichever is faster.
-            let reloads = AtomicUsize::new(0);
+            let (reloads, mut taken) = (AtomicUsize::new(0), [0, 0]);
             std::thread::scope(|scope| -> Result<()> {
                 let flapping = scope.spawn(|| -> Result<()> {
                     for round in (0_u64..).take_while(|round| *round < 20 || reloads.load(Ordering::Relaxed) < 10) {
@@ -103,14 +103,23 @@ fn tunnel_flaps_during_reloads() -> Result<()> {
                     Ok(())
                 });
                 while !flapping.is_finished() {
-                    daemon.write_config(&configs[reloads.fetch_add(1, Ordering::Relaxed) % 2])?;
+                    let which = reloads.load(Ordering::Relaxed) % 2;
+                    daemon.write_config(&configs[which])?;
                     // A tunnel that goes at the wrong moment cannot be given a route: then the old configuration stays.
                     let output = daemon.client(&["reload"])?;
                     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    ensure!(output.status.success() || said.contains("cannot be applied in full"), "{said}");
+                    let success = output.status.success();
+                    ensure!(success || said.contains("cannot be applied in full"), "{said}");
+                    if success {
+                        let policies = daemon.status()?["policies"].as_array().map(Vec::len);
+                        ensure!(policies == Some([3, 2][which]), "taken, and not in force: {policies:?} policies");
+                        taken[which] += 1;
+                        reloads.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 flapping.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })?;
+            ensure!(taken.iter().all(|taken| *taken >= 5), "too few reloads were taken: {taken:?}");
             scene.flows_again("carried again", IN_TIME)?;
             scene.daemon.write_config(&scene.config)?;
             scene.daemon.reload()?;
