@@ -221,11 +221,13 @@ fn rules_stand_in_where_no_program_guards() -> Result<()> {
     by_its_tunnel("guarded")?;
 
     // The default route moves to the other policy's tunnel.
-    world.host.ip("route replace default dev sixxs1")?;
-    is("partly", true, "the main table has 0.0.0.0/0 by sixxs1")?;
-    by_its_tunnel("the default route by a tunnel")?;
-    world.host.ip("route replace default via 192.0.2.2 dev net0")?;
-    is("on", false, "")?;
+    for gateway in ["", "via inet6 fe80::1"] {
+        world.host.ip(&format!("-4 route replace default {gateway} dev sixxs1"))?;
+        is("partly", true, "the main table has 0.0.0.0/0 by sixxs1")?;
+        by_its_tunnel("the default route by a tunnel")?;
+        world.host.ip("-4 route replace default via 192.0.2.2 dev net0")?;
+        is("on", false, "")?;
+    }
 
     // An uplink that may come.
     reload(&config.replace("[\"net0\"]", "[\"net0\", \"net1\"]"))?;

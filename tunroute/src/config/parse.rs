@@ -202,8 +202,7 @@ fn table_number(section: &Section<'_, '_>, findings: &mut Findings) -> (Option<u
 
 /// At most one gateway for each family.
 fn gateways(field: &Field<'_, '_>, findings: &mut Findings) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    let parse = |text: &str| prefix::address(text).and_then(|addr| values::host(addr, "gateway"));
-    let (addrs, spans) = accepted(field.at_least_one(findings).unwrap_or_default(), parse, findings);
+    let (addrs, spans) = accepted(field.at_least_one(findings).unwrap_or_default(), values::gateway, findings);
     let (mut v4, mut v6) = (None, None);
     for (addr, span) in addrs.iter().zip(&spans) {
         let earlier = match addr {

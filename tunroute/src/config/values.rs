@@ -211,6 +211,17 @@ pub(super) fn probe_target(text: &str) -> Result<ProbeTarget, Refusal> {
     }
 }
 
+/// The gateway of a tunnel, for packets of its own family.
+pub(super) fn gateway(text: &str) -> Result<IpAddr, Refusal> {
+    if let Some(address) = text.strip_prefix("inet6 ") {
+        let message =
+            format!("{} is an IPv6 gateway for IPv4 (RFC 8950), which tunroute does not support", quote(text));
+        let help = format!("write \"{address}\" as the gateway of IPv6, and an IPv4 address for that of IPv4");
+        return Err(Refusal::new(message, help));
+    }
+    super::prefix::address(text).and_then(|addr| host(addr, "gateway"))
+}
+
 /// The address of one other host, as a gateway or for a probe.
 pub(super) fn host(addr: IpAddr, role: &str) -> Result<IpAddr, Refusal> {
     let broadcast = matches!(addr, IpAddr::V4(addr) if addr.is_broadcast());

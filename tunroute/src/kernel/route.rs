@@ -87,8 +87,10 @@ pub(super) struct Seen {
     oif: Option<IfIndex>,
     gateway: Option<IpAddr>,
     on_link_flag: bool,
-    /// The next hop is not what `oif` and `gateway` say: several of them, or one of another family.
-    other_hops: bool,
+    /// An IPv6 gateway of an IPv4 route (RFC 8950).
+    gateway_v6: Option<IpAddr>,
+    /// There are several next hops.
+    several_hops: bool,
     /// Has something that tunroute does not write.
     other: bool,
 }
@@ -116,7 +118,8 @@ impl Seen {
             oif: None,
             gateway: None,
             on_link_flag: header.flags.contains(RouteFlags::Onlink),
-            other_hops: false,
+            gateway_v6: None,
+            several_hops: false,
             other: header.tos != 0 || header.source_prefix_length != 0,
         };
         let mut destination = None;
@@ -128,7 +131,9 @@ impl Seen {
                 libc::RTA_PRIORITY => seen.metric = u32_of(value)?,
                 libc::RTA_OIF => seen.oif = u32_of(value),
                 libc::RTA_GATEWAY => seen.gateway = address(family, value),
-                RTA_VIA | libc::RTA_MULTIPATH => seen.other_hops = true,
+                // A family before the address (`struct rtvia`).
+                RTA_VIA => seen.gateway_v6 = Some(address(Family::V6, value.get(2..)?)?),
+                libc::RTA_MULTIPATH => seen.several_hops = true,
                 // Ages and the like, there for every IPv6 route; and the device that was asked about.
                 libc::RTA_CACHEINFO | libc::RTA_IIF => {}
                 // `ICMPV6_ROUTER_PREF_MEDIUM`: the default.
@@ -151,7 +156,7 @@ impl Seen {
 
     /// The route as tunroute writes it; none if it has anything else. `name` names devices.
     pub(super) fn route(&self, name: &dyn Fn(IfIndex) -> String) -> Option<Route> {
-        if !self.ours || self.other || self.other_hops {
+        if !self.ours || self.other || self.several_hops || self.gateway_v6.is_some() {
             return None;
         }
         let kind = match self.kind {
@@ -183,10 +188,13 @@ impl Seen {
         if let Some(gateway) = self.gateway {
             text.push_str(&format!(" via {gateway}"));
         }
+        if let Some(gateway) = self.gateway_v6 {
+            text.push_str(&format!(" via inet6 {gateway}"));
+        }
         if let Some(oif) = self.oif {
             text.push_str(&format!(" dev {}", name(oif)));
         }
-        if self.other_hops {
+        if self.several_hops {
             text.push_str(" [several next hops]");
         }
         text.push_str(&format!(" table {} metric {}", TableName(self.table), self.metric));
@@ -203,8 +211,8 @@ impl Seen {
     pub(super) fn main_route(&self) -> MainRoute {
         MainRoute {
             dst: self.dst,
-            oif: self.oif.filter(|_| !self.other_hops),
-            on_link: !self.other_hops && self.gateway.is_none() && self.oif.is_some(),
+            oif: self.oif.filter(|_| !self.several_hops),
+            on_link: !self.several_hops && self.gateway.or(self.gateway_v6).is_none() && self.oif.is_some(),
         }
     }
 }

@@ -199,7 +199,13 @@ impl Inability {
             Self::Mtu(_) => format!("ip link set dev {device} mtu {}", family.smallest_mtu()),
             Self::Absent => "boot without ipv6.disable=1".to_owned(),
             Self::Driver => "name a tunnel of another kind in `via` of the policy".to_owned(),
-            Self::NoGateway => format!("write the {family} gateway in `via` of [tunnel.{device}]"),
+            Self::NoGateway => {
+                let other = match family {
+                    Family::V4 => "; an IPv6 gateway for IPv4 (`via inet6`) is not supported",
+                    Family::V6 => "",
+                };
+                format!("write the {family} gateway in `via` of [tunnel.{device}]{other}")
+            }
         }
     }
 }

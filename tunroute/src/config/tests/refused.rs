@@ -87,6 +87,12 @@ fn sources_twice() {
 }
 
 #[test]
+fn a_gateway_of_another_family() {
+    let text = "[tunnel.t]\nvia = [\"192.0.2.1\", «\"inet6 fe80::1\"»]\n[[policy]]\nname = \"p\"\nvia = \"t\"\nfrom = \"10.0.0.1\"\n";
+    check(text, "an IPv6 gateway for IPv4 (RFC 8950), which tunroute does not support", "write \"fe80::1\"");
+}
+
+#[test]
 fn followed_interfaces() {
     for (value, message, help) in [
         ("@", "a device name is empty", "\"@lan0\""),

@@ -31,8 +31,13 @@ pub fn unguarded(config: &Config, kernel: &KernelState) -> Vec<String> {
     }
     let mut seen = Vec::new();
     for route in kernel.main.iter().filter(|route| config.uses(Family::of(&route.dst))) {
-        let Some(link) = route.oif.and_then(|oif| kernel.links.get(&oif)) else { continue };
         let family = Family::of(&route.dst);
+        let Some(link) = route.oif.and_then(|oif| kernel.links.get(&oif)) else {
+            if route.covers_everything() {
+                reasons.push(format!("the main table has {} by several next hops, which are not looked at", route.dst));
+            }
+            continue;
+        };
         if seen.contains(&(link.index, family)) || uplinks.iter().any(|pattern| pattern.matches(&link.name)) {
             continue;
         }
