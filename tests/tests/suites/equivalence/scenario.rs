@@ -103,7 +103,7 @@ fn prefix(shortest: u8) -> impl Strategy<Value = IpNet> {
         let bits = IpNet::from(base).max_prefix_len();
         let length = (length % (bits + 1)).max(shortest);
         let flip = u128::from(sibling && length > 1);
-        net(flip_bit(base, flip << (bits - length)), length)
+        net(flip_bit(base, flip.checked_shl(u32::from(bits - length)).unwrap_or(0)), length)
     })
 }
 
