@@ -18,7 +18,7 @@ use tunroute::{
     datapath::{Index, OBJECT, WORD_COUNT, WordMap},
     prefixes::index::{self, Content, Memory as _},
 };
-use tunroute_common::maps::{Control, LAYOUT_VERSION, MAX_SLOTS, Slot, Station, names};
+use tunroute_common::maps::{Control, Exit, LAYOUT_VERSION, MAX_SLOTS, Slot, Station, names};
 
 use crate::{pace::until, plan::TUNNELS, world::World};
 
@@ -50,6 +50,7 @@ impl Earlier {
         loader.map_max_entries(names::POLICY, MAX_SLOTS * 2).map_max_entries(names::STATS, MAX_SLOTS * 2);
         let mut ebpf = loader.load(OBJECT).context("cannot load the programs")?;
         copy_array::<Slot>(&mut ebpf, &present, names::POLICY)?;
+        copy_array::<Exit>(&mut ebpf, &present, names::EXIT)?;
         copy_array::<Control>(&mut ebpf, &present, names::CONTROL)?;
         world.host.run_in(|| copy_devices(&mut ebpf, &present))?;
         let mut replaced = 0;
@@ -126,7 +127,7 @@ fn copy_array<V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Who takes part in XDP. The kernel takes its devices' numbers from the namespace of whoever enters them, so this is done
+/// The exits' devices, and who takes part in XDP. The kernel takes its devices' numbers from the namespace of whoever enters them, so this is done
 /// in the host's.
 fn copy_devices(ebpf: &mut Ebpf, from: &Path) -> Result<()> {
     let stations: HashMap<_, u32, Station> = Map::HashMap(MapData::from_pin(from.join(names::STATION))?).try_into()?;
@@ -135,11 +136,11 @@ fn copy_devices(ebpf: &mut Ebpf, from: &Path) -> Result<()> {
         let (ifindex, station) = entry?;
         to.insert(ifindex, station, 0)?;
     }
-    let targets = DevMapHash::try_from(Map::DevMapHash(MapData::from_pin(from.join(names::TARGET))?))?;
-    let mut to = DevMapHash::try_from(map(ebpf, names::TARGET)?)?;
-    for ifindex in targets.keys() {
-        let ifindex = ifindex?;
-        to.insert(ifindex, ifindex, None, 0)?;
+    let devices = DevMapHash::try_from(Map::DevMapHash(MapData::from_pin(from.join(names::DEVICE))?))?;
+    let mut to = DevMapHash::try_from(map(ebpf, names::DEVICE)?)?;
+    for number in devices.keys() {
+        let number = number?;
+        to.insert(number, devices.get(number, 0)?.if_index, None, 0)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! not certain steps aside.
 
 use crate::{
-    maps::{Action, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
+    maps::{Action, Egress, Exit, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{Addresses, Header, Packet, read_lenient, read_strict},
 };
 
@@ -19,8 +19,11 @@ pub trait Lookup {
     /// The exemption set holds the packet's destination address.
     fn exempt(&self, set: u32, addresses: &Addresses) -> bool;
 
-    /// The slot with this number.
-    fn slot(&self, index: u32) -> Option<&Slot>;
+    /// A copy of the slot with this number, whose [`Slot::egress`] was read by one load.
+    fn slot(&self, index: u32) -> Option<Slot>;
+
+    /// The way out by the exit with this number. `None` if its device is gone.
+    fn way(&self, exit: u32) -> Option<Way<'_>>;
 
     /// Packets of this family that no policy is about may be sent on by the main table.
     fn forwards_unmatched(&self, addresses: &Addresses) -> bool;
@@ -60,6 +63,17 @@ pub struct NextHop {
     pub is_v6: bool,
 }
 
+/// An exit whose device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way<'a> {
+    /// The exit's number.
+    pub number: u32,
+    /// The device's number.
+    pub ifindex: u32,
+    /// How packets leave by it.
+    pub exit: &'a Exit,
+}
+
 /// What becomes of a packet, and in which slot it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
@@ -69,16 +83,16 @@ pub enum Verdict<'a> {
     StepAside(u32, Outcome),
     /// Dropped.
     Drop(u32, Outcome),
-    /// Handed to the slot's tunnel.
-    Redirect(u32, &'a Slot, Outcome),
+    /// Handed to the slot's exit.
+    Redirect(u32, Way<'a>, Outcome),
     /// No policy's business either: sent on by the main table.
     Forward(NextHop),
 }
 
 /// Where a packet's source leads, once nested policies that do not apply have been passed over.
-enum Applies<'a> {
-    /// This slot decides.
-    To(u32, &'a Slot),
+enum Applies {
+    /// This slot decides, and says so.
+    To(u32, Egress),
     /// No policy applies any more; the first one that did not, and why.
     ToNone(u32, Outcome),
 }
@@ -86,7 +100,7 @@ enum Applies<'a> {
 /// Follows the chain of nested policies, from the longest prefix on, to the first one that applies: whose destination is
 /// not exempt, and which does not say `next` while it is down.
 #[inline(always)]
-fn apply<'a, L: Lookup>(first: u32, addresses: &Addresses, maps: &'a L) -> Option<Applies<'a>> {
+fn apply<L: Lookup>(first: u32, addresses: &Addresses, maps: &L) -> Option<Applies> {
     let mut index = first;
     let mut passed = None;
     for _ in 0..=MAX_NESTING {
@@ -96,7 +110,7 @@ fn apply<'a, L: Lookup>(first: u32, addresses: &Addresses, maps: &'a L) -> Optio
         } else if maps.exempt(slot.exempt_set, addresses) {
             Outcome::Exempt
         } else {
-            return Some(Applies::To(index, slot));
+            return Some(Applies::To(index, slot.egress));
         };
         let passed = *passed.get_or_insert(outcome);
         if slot.next == Slot::NO_NEXT {
@@ -123,12 +137,12 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
     if !maps.open(&header.addresses) {
         return Verdict::StepAside(source.slot, Outcome::Closed);
     }
-    let (index, slot) = match apply(source.slot, &header.addresses, maps) {
-        Some(Applies::To(index, slot)) => (index, slot),
+    let (index, egress) = match apply(source.slot, &header.addresses, maps) {
+        Some(Applies::To(index, egress)) => (index, egress),
         Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
         None => return Verdict::Pass,
     };
-    if slot.egress.has(flags::DISPUTED) {
+    if egress.is_disputed() {
         return Verdict::StepAside(index, Outcome::Closed);
     }
     if source.arrives_by != Source::ANY_DEVICE
@@ -136,16 +150,17 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
     {
         return Verdict::StepAside(index, Outcome::SourceCheck);
     }
-    match slot.egress.action() {
+    match egress.action() {
         Action::Redirect => {
-            if slot.egress.ifindex() == arrival.ifindex {
+            let Some(way) = maps.way(egress.exit()) else { return Verdict::StepAside(index, Outcome::Down) };
+            if way.ifindex == arrival.ifindex {
                 Verdict::StepAside(index, Outcome::Hairpin)
             } else if header.hop_limit <= 1 {
                 Verdict::StepAside(index, Outcome::Expired)
-            } else if header.length_on_wire(packet).is_none_or(|length| length > slot.mtu) {
+            } else if header.length_on_wire(packet).is_none_or(|length| length > way.exit.mtu) {
                 Verdict::StepAside(index, Outcome::TooBig)
             } else {
-                Verdict::Redirect(index, slot, Outcome::Forwarded)
+                Verdict::Redirect(index, way, Outcome::Forwarded)
             }
         }
         Action::Blackhole => Verdict::Drop(index, Outcome::Blackholed),
@@ -183,22 +198,21 @@ pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, ma
     }
     let Some(source) = maps.source(&header.addresses) else { return Verdict::Pass };
 
-    let (index, slot) = match apply(source.slot, &header.addresses, maps) {
-        Some(Applies::To(index, slot)) => (index, slot),
+    let (index, egress) = match apply(source.slot, &header.addresses, maps) {
+        Some(Applies::To(index, egress)) => (index, egress),
         Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
         None => return Verdict::Drop(source.slot, Outcome::LeakPrevented),
     };
-    let fits = |slot: &Slot| {
-        slot.egress.has(flags::ANSWERS_TOO_BIG) || header.length_on_wire(packet).is_none_or(|length| length <= slot.mtu)
+    let fits = |exit: &Exit| {
+        exit.has(flags::ANSWERS_TOO_BIG) || header.length_on_wire(packet).is_none_or(|length| length <= exit.mtu)
     };
     // A tagged packet is on its way to a VLAN of the uplink. It must not leave there either, but keeps its tag if redirected.
-    if !arrival.tagged
-        && slot.egress.action() == Action::Redirect
-        && slot.egress.ifindex() != arrival.ifindex
-        && fits(slot)
-    {
-        Verdict::Redirect(index, slot, Outcome::Diverted)
-    } else {
-        Verdict::Drop(index, Outcome::LeakPrevented)
+    let redirects = !arrival.tagged && egress.action() == Action::Redirect;
+    let way = if redirects { maps.way(egress.exit()) } else { None };
+    match way {
+        Some(way) if way.ifindex != arrival.ifindex && fits(way.exit) => {
+            Verdict::Redirect(index, way, Outcome::Diverted)
+        }
+        _ => Verdict::Drop(index, Outcome::LeakPrevented),
     }
 }

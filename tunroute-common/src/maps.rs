@@ -7,10 +7,13 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
+
+/// The number of exits that [`EXIT`](names::EXIT) and [`DEVICE`](names::DEVICE) have room for.
+pub const MAX_EXITS: u32 = 4096;
 
 /// Where [`STATS`](names::STATS) counts what no policy is about and is forwarded all the same.
 pub const UNMATCHED: u32 = MAX_SLOTS;
@@ -28,7 +31,7 @@ pub const EVENTS_BYTES: u32 = 1 << 18;
 /// As many tunnels may have their segment size limited.
 pub const MAX_CLAMPS: u32 = 4096;
 
-/// At as many devices frames may be decided, and as many may take them, before there is an skb.
+/// Maximum number of devices at which XDP decides frames.
 pub const MAX_XDP_DEVICES: u32 = 4096;
 
 /// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
@@ -40,6 +43,13 @@ pub mod names {
     pub const INDEX: &str = "INDEX";
     /// Array: slot number → [`Slot`](super::Slot).
     pub const POLICY: &str = "POLICY";
+    /// Array: exit number → [`Exit`](super::Exit).
+    pub const EXIT: &str = "EXIT";
+    /// Hash of devices: exit number → the exit's device. The kernel removes an entry when its device is unregistered, so
+    /// a device that later gets the same number is never taken for the one that was meant. The kernel's hash of a number
+    /// is the number, so a lookup takes as long as in an array, which programs of two types may not share
+    /// (`map_type_contains_progs()` in `include/linux/bpf.h`).
+    pub const DEVICE: &str = "DEVICE";
     /// Per-CPU array: slot number, or [`UNMATCHED`](super::UNMATCHED) → [`Stats`](super::Stats).
     pub const STATS: &str = "STATS";
     /// Array of one [`Control`](super::Control).
@@ -55,11 +65,9 @@ pub mod names {
 
     /// Hash: an ingress device's number → [`Station`](super::Station), where XDP decides.
     pub const STATION: &str = "STATION";
-    /// Hash of devices, by their numbers: the tunnels that take frames from XDP.
-    pub const TARGET: &str = "TARGET";
 
     /// All of them, in the order in which they are pinned.
-    pub const ALL: [&str; 10] = [INDEX, POLICY, STATS, CONTROL, CLAMP, EVENTS, TRACE, TRACED, STATION, TARGET];
+    pub const ALL: [&str; 11] = [INDEX, POLICY, EXIT, DEVICE, STATS, CONTROL, CLAMP, EVENTS, TRACE, TRACED, STATION];
 }
 
 /// An IPv4 address in network byte order, as in the packet.
@@ -95,18 +103,16 @@ impl Source {
 pub struct Slot {
     /// Names the chain across restarts; 0 in a free slot. Not read by the eBPF programs.
     pub id: u64,
-    /// What is done, and by which device.
+    /// What is done, and by which exit.
     pub egress: Egress,
-    /// The largest layer 3 packet that the tunnel takes, in bytes.
-    pub mtu: u32,
     /// The set of destinations that the policy does not apply to.
     pub exempt_set: u32,
     /// The slot of the next shorter prefix that belongs to another policy, or [`Slot::NO_NEXT`].
     pub next: u32,
-    /// The policy's routing table, in which XDP finds the next hop's link-layer address; 0 if it has none.
+    /// The policy's routing table, by which the kernel is asked for the next hop's link-layer address; 0 if it has none.
     pub table: u32,
-    /// The next hop in network byte order (IPv4: the first word), where [`flags::GATEWAY`] is set.
-    pub gateway: Ipv6,
+    /// Always 0: keeps the type free of padding.
+    pub reserved: u32,
 }
 
 impl Slot {
@@ -114,18 +120,20 @@ impl Slot {
     pub const NO_NEXT: u32 = u32::MAX;
 }
 
-/// Action, flags and device in one aligned word, read by one load. The kernel writes an array's element by `memcpy()`
-/// (`copy_map_value()` in `include/linux/bpf.h`), so a program that reads at that moment sees the old word or the new one
-/// wherever that copies aligned words whole, as it does on the 64-bit machines that this runs on.
+/// Action, exit number and dispute mark in one aligned word, read by one load. The kernel writes an array's element by
+/// `memcpy()` (`copy_map_value()` in `include/linux/bpf.h`), so a program that reads at that moment sees the old word or
+/// the new one wherever that copies aligned words whole, as it does on the 64-bit machines that this runs on.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Egress(u64);
 
 impl Egress {
-    /// Hand packets to the device, whose properties are a union of [`flags`].
+    const DISPUTED: u64 = 1 << 32;
+
+    /// Hand packets to the exit with this number.
     #[must_use]
-    pub const fn redirect(ifindex: u32, flags: u16) -> Self {
-        Self(ifindex as u64 | (flags as u64) << 32 | (Action::Redirect as u64) << 48)
+    pub const fn redirect(exit: u32) -> Self {
+        Self(exit as u64 | (Action::Redirect as u64) << 48)
     }
 
     /// No tunnel is up.
@@ -134,16 +142,18 @@ impl Egress {
         Self((action as u64) << 48)
     }
 
-    /// The same with more [`flags`].
+    /// The same, but disputed or not: a disputed slot leaves to the kernel what enters, since the fast path was found to
+    /// decide otherwise. The uplinks stay guarded.
     #[must_use]
-    pub const fn with(self, flags: u16) -> Self {
-        Self(self.0 | (flags as u64) << 32)
+    pub const fn disputed(self, disputed: bool) -> Self {
+        Self(if disputed { self.0 | Self::DISPUTED } else { self.0 & !Self::DISPUTED })
     }
 
-    /// The same without these [`flags`].
+    /// Returns true if the slot is disputed.
+    #[inline(always)]
     #[must_use]
-    pub const fn without(self, flags: u16) -> Self {
-        Self(self.0 & !((flags as u64) << 32))
+    pub const fn is_disputed(self) -> bool {
+        self.0 & Self::DISPUTED != 0
     }
 
     /// What is done.
@@ -158,18 +168,11 @@ impl Egress {
         }
     }
 
-    /// The tunnel's device; 0 unless the action is [`Action::Redirect`].
+    /// The exit's number; only meaningful if the action is [`Action::Redirect`].
     #[inline(always)]
     #[must_use]
-    pub const fn ifindex(self) -> u32 {
+    pub const fn exit(self) -> u32 {
         (self.0 & 0xffff_ffff) as u32
-    }
-
-    /// Has any of these [`flags`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn has(self, flags: u16) -> bool {
-        self.0 >> 32 & flags as u64 != 0
     }
 }
 
@@ -177,8 +180,8 @@ impl core::fmt::Debug for Egress {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Egress")
             .field("action", &self.action())
-            .field("ifindex", &self.ifindex())
-            .field("flags", &(self.0 >> 32 & 0xffff))
+            .field("exit", &self.exit())
+            .field("disputed", &self.is_disputed())
             .finish()
     }
 }
@@ -196,16 +199,40 @@ pub enum Action {
     Next = 3,
 }
 
-/// Properties of a slot and its device.
+/// How packets leave by a device, whose number is in [`DEVICE`](names::DEVICE).
+///
+/// An exit never changes while a slot refers to it: another gateway or MTU is another exit, with another number. So one
+/// load of a slot's [`Egress`] yields device and gateway of one and the same state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Exit {
+    /// The largest layer 3 packet that the device takes, in bytes; 0 in a free entry.
+    pub mtu: u32,
+    /// A union of [`flags`].
+    pub flags: u32,
+    /// The next hop in network byte order (IPv4: the first word), where [`flags::GATEWAY`] is set.
+    pub gateway: Ipv6,
+}
+
+impl Exit {
+    /// Returns true if any of these [`flags`] is set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
+}
+
+/// Properties of an exit.
 pub mod flags {
-    /// It has Ethernet framing: the next hop's address must be resolved.
-    pub const ETHERNET: u16 = 1;
+    /// Its device has Ethernet framing: the next hop's link-layer address must be resolved.
+    pub const ETHERNET: u32 = 1;
     /// There is a gateway.
-    pub const GATEWAY: u16 = 2;
+    pub const GATEWAY: u32 = 2;
     /// The device itself answers a packet that is too big (sit, gre, ip6tnl).
-    pub const ANSWERS_TOO_BIG: u16 = 4;
-    /// What enters is left to the kernel, since the fast path was found to decide otherwise. The uplinks stay guarded.
-    pub const DISPUTED: u16 = 8;
+    pub const ANSWERS_TOO_BIG: u32 = 4;
+    /// The device takes frames from XDP.
+    pub const TAKES_FRAMES: u32 = 8;
 }
 
 /// The outcomes that are counted for each slot.
@@ -222,7 +249,7 @@ pub enum Outcome {
     Blackholed,
     /// Left to the kernel: the destination is exempt.
     Exempt,
-    /// Left to the kernel: no tunnel is up.
+    /// Left to the kernel: no tunnel is up, or its device has just gone.
     Down,
     /// Left to the kernel: the tunnel is where the packet came from.
     Hairpin,
@@ -234,11 +261,14 @@ pub enum Outcome {
     SourceCheck,
     /// Left to the kernel: the daemon's heartbeat is overdue, or the fast path is closed for this family or policy.
     Closed,
+    /// Left to the kernel: the next hop's link-layer address is not known. The kernel asks for it, and tells the sender if
+    /// there is no answer.
+    Unresolved,
 }
 
 impl Outcome {
     /// All outcomes, in the order in which they are counted.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Forwarded,
         Self::Diverted,
         Self::LeakPrevented,
@@ -250,6 +280,7 @@ impl Outcome {
         Self::TooBig,
         Self::SourceCheck,
         Self::Closed,
+        Self::Unresolved,
     ];
 
     /// The name in `status --json` and in metrics.
@@ -267,6 +298,7 @@ impl Outcome {
             Self::TooBig => "too_big",
             Self::SourceCheck => "source_check",
             Self::Closed => "closed",
+            Self::Unresolved => "unresolved",
         }
     }
 }
@@ -399,5 +431,5 @@ mod user {
             $(unsafe impl aya::Pod for super::$name {})*
         };
     }
-    pod!(Slot, Counter, Stats, Control, Clamp, Filter, Traced, Station);
+    pod!(Slot, Exit, Counter, Stats, Control, Clamp, Filter, Traced, Station);
 }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use tunroute_common::{
-    decide::{Arrival, Lookup, NextHop, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
+    decide::{Arrival, Lookup, NextHop, Verdict, Way, decide_egress, decide_ingress},
+    maps::{Action, Egress, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{
         Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, Ipv4Header, Packet as _, Segmented, Slice, read_strict,
     },
@@ -26,6 +26,8 @@ struct Maps {
     sources: Vec<(IpAddr, u8, Source)>,
     exempt: Vec<(u32, IpAddr, u8)>,
     slots: Vec<Slot>,
+    /// The exits, with their devices, by their numbers.
+    exits: Vec<(u32, Exit)>,
     closed: bool,
     own: Vec<IpAddr>,
     /// The main table's only route, and the longest packet that it takes.
@@ -74,8 +76,12 @@ impl Lookup for Maps {
         self.exempt.iter().any(|(of, prefix, length)| *of == set && holds(*prefix, *length, destination))
     }
 
-    fn slot(&self, index: u32) -> Option<&Slot> {
-        self.slots.get(index as usize)
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.get(index as usize).copied()
+    }
+
+    fn way(&self, number: u32) -> Option<Way<'_>> {
+        self.exits.get(number as usize).map(|(ifindex, exit)| Way { number, ifindex: *ifindex, exit })
     }
 
     fn touches_host(&self, addresses: &Addresses) -> bool {
@@ -97,7 +103,20 @@ impl Lookup for Maps {
 }
 
 fn slot(egress: Egress, next: u32) -> Slot {
-    Slot { id: 1, egress, mtu: MTU, exempt_set: 0, next, table: 0, gateway: [0; 4] }
+    Slot { id: 1, egress, exempt_set: 0, next, table: 0, reserved: 0 }
+}
+
+/// The exits by the tunnel, by a tunnel that answers a packet that is too big, by the LAN, and by another tunnel.
+const TO_TUNNEL: Egress = Egress::redirect(0);
+const TO_ANSWERING: Egress = Egress::redirect(1);
+const TO_LAN: Egress = Egress::redirect(2);
+const TO_OTHER: Egress = Egress::redirect(3);
+/// An exit whose device is gone.
+const TO_NOWHERE: Egress = Egress::redirect(4);
+
+fn exits() -> Vec<(u32, Exit)> {
+    let devices = [(TUNNEL, 0), (TUNNEL, flags::ANSWERS_TOO_BIG), (LAN, 0), (TUNNEL + 1, 0)];
+    devices.map(|(ifindex, flags)| (ifindex, Exit { mtu: MTU, flags, gateway: [0; 4] })).into()
 }
 
 /// 2a02::/16 and 10.0.0.0/8 leave by the tunnel.
@@ -106,7 +125,8 @@ fn maps() -> Maps {
     Maps {
         sources: vec![(address("2a02::"), 16, source), (address("10.0.0.0"), 8, source)],
         exempt: vec![(0, address("2001:db8:1::"), 48), (0, address("192.0.2.0"), 24)],
-        slots: vec![slot(Egress::redirect(TUNNEL, 0), Slot::NO_NEXT)],
+        slots: vec![slot(TO_TUNNEL, Slot::NO_NEXT)],
+        exits: exits(),
         ..Maps::default()
     }
 }
@@ -161,7 +181,7 @@ fn fate(verdict: Verdict<'_>) -> Fate {
         Verdict::Forward(next_hop) => Fate::Main(next_hop),
         Verdict::StepAside(_, outcome) => Fate::Aside(outcome),
         Verdict::Drop(_, outcome) => Fate::Drop(outcome),
-        Verdict::Redirect(_, slot, outcome) => Fate::Tunnel(slot.egress.ifindex(), outcome),
+        Verdict::Redirect(_, way, outcome) => Fate::Tunnel(way.ifindex, outcome),
     }
 }
 
@@ -319,8 +339,7 @@ fn hop_limit_and_size() {
     assert_eq!(ingress(&packet(fits), &maps()), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     assert_eq!(ingress(&packet(too_big), &maps()), Fate::Aside(Outcome::TooBig));
     assert_eq!(egress(&packet(too_big), &maps()), Fate::Drop(Outcome::LeakPrevented));
-    let answering =
-        Maps { slots: vec![slot(Egress::redirect(TUNNEL, flags::ANSWERS_TOO_BIG), Slot::NO_NEXT)], ..maps() };
+    let answering = Maps { slots: vec![slot(TO_ANSWERING, Slot::NO_NEXT)], ..maps() };
     assert_eq!(egress(&packet(too_big), &answering), Fate::Tunnel(TUNNEL, Outcome::Diverted));
 }
 
@@ -344,9 +363,9 @@ fn segments_count_not_the_whole() {
 /// What the fast path was found to decide wrongly is the kernel's on the way in; the uplink stays guarded.
 #[test]
 fn a_disputed_policy_is_left_to_the_kernel_and_does_not_leak() {
-    let disputed = |egress: Egress| Maps { slots: vec![slot(egress.with(flags::DISPUTED), Slot::NO_NEXT)], ..maps() };
+    let disputed = |egress: Egress| Maps { slots: vec![slot(egress.disputed(true), Slot::NO_NEXT)], ..maps() };
     for (egress_word, out) in [
-        (Egress::redirect(TUNNEL, 0), Fate::Tunnel(TUNNEL, Outcome::Diverted)),
+        (TO_TUNNEL, Fate::Tunnel(TUNNEL, Outcome::Diverted)),
         (Egress::down(Action::Reject), Fate::Drop(Outcome::LeakPrevented)),
         (Egress::down(Action::Blackhole), Fate::Drop(Outcome::LeakPrevented)),
     ] {
@@ -354,7 +373,7 @@ fn a_disputed_policy_is_left_to_the_kernel_and_does_not_leak() {
             assert_eq!(ingress(&packet, &disputed(egress_word)), Fate::Aside(Outcome::Closed), "{egress_word:?}");
             assert_eq!(egress(&packet, &disputed(egress_word)), out, "{egress_word:?}");
         }
-        assert_eq!(egress_word.with(flags::DISPUTED).without(flags::DISPUTED), egress_word);
+        assert_eq!(egress_word.disputed(true).disputed(false), egress_word);
     }
 }
 
@@ -385,7 +404,10 @@ fn what_happens_while_no_tunnel_is_up() {
         assert_eq!(ingress(&v6(), &maps), on_ingress, "{action:?}");
         assert_eq!(egress(&v6(), &maps), on_egress, "{action:?}");
     }
-    let hairpin = Maps { slots: vec![slot(Egress::redirect(LAN, 0), Slot::NO_NEXT)], ..maps() };
+    let gone = Maps { slots: vec![slot(TO_NOWHERE, Slot::NO_NEXT)], ..maps() };
+    assert_eq!(ingress(&v6(), &gone), Fate::Aside(Outcome::Down));
+    assert_eq!(egress(&v6(), &gone), Fate::Drop(Outcome::LeakPrevented));
+    let hairpin = Maps { slots: vec![slot(TO_LAN, Slot::NO_NEXT)], ..maps() };
     assert_eq!(ingress(&v6(), &hairpin), Fate::Aside(Outcome::Hairpin));
     let closed = Maps { closed: true, ..maps() };
     assert_eq!(ingress(&v6(), &closed), Fate::Aside(Outcome::Closed));
@@ -398,8 +420,8 @@ fn nested_policies_are_passed_over() {
     assert_eq!(ingress(&exempt, &maps()), Fate::Aside(Outcome::Exempt));
     assert_eq!(egress(&exempt, &maps()), Fate::Aside(Outcome::Exempt));
 
-    let outer = Slot { exempt_set: 1, ..slot(Egress::redirect(TUNNEL + 1, 0), Slot::NO_NEXT) };
-    let nested = Maps { slots: vec![slot(Egress::redirect(TUNNEL, 0), 1), outer], ..maps() };
+    let outer = Slot { exempt_set: 1, ..slot(TO_OTHER, Slot::NO_NEXT) };
+    let nested = Maps { slots: vec![slot(TO_TUNNEL, 1), outer], ..maps() };
     assert_eq!(ingress(&v6(), &nested), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     assert_eq!(ingress(&exempt, &nested), Fate::Tunnel(TUNNEL + 1, Outcome::Forwarded));
     let next = Maps { slots: vec![slot(Egress::down(Action::Next), 1), outer], ..maps() };
@@ -411,7 +433,7 @@ fn nested_policies_are_passed_over() {
 fn the_deepest_nesting_is_followed_and_a_circle_ends() {
     let down = |next| slot(Egress::down(Action::Next), next);
     let mut slots: Vec<Slot> = (1..=MAX_NESTING).map(down).collect();
-    slots.push(slot(Egress::redirect(TUNNEL, 0), Slot::NO_NEXT));
+    slots.push(slot(TO_TUNNEL, Slot::NO_NEXT));
     assert_eq!(ingress(&v6(), &Maps { slots, ..maps() }), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
     let circle = Maps { slots: vec![down(0)], ..maps() };
     assert_eq!(ingress(&v6(), &circle), Fate::Pass);

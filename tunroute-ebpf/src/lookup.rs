@@ -9,12 +9,15 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_fib_lookup as look_up_route, bpf_ktime_get_coarse_ns},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, PerCpuArray},
 };
 use tunroute_common::{
-    decide::{Arrival, Lookup, NextHop},
+    decide::{Arrival, Lookup, NextHop, Way},
     index::{self, Root},
-    maps::{Clamp, Control, Ipv6, MAX_CLAMPS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source, Station, Stats},
+    maps::{
+        Action, Clamp, Control, Exit, Ipv6, MAX_CLAMPS, MAX_EXITS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source,
+        Station, Stats,
+    },
     packet::{Addresses, Header},
     trie::Key,
 };
@@ -22,7 +25,11 @@ use tunroute_common::{
 use crate::words::MapWords;
 
 #[map]
-pub static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
+static POLICY: Array<Slot> = Array::pinned(MAX_SLOTS, 0);
+#[map]
+static EXIT: Array<Exit> = Array::pinned(MAX_EXITS, 0);
+#[map]
+pub static DEVICE: DevMapHash = DevMapHash::pinned(MAX_EXITS, 0);
 #[map]
 pub static STATS: PerCpuArray<Stats> = PerCpuArray::pinned(MAX_SLOTS + 1, 0);
 #[map]
@@ -46,9 +53,46 @@ pub fn clamp(ifindex: u32) -> Option<Clamp> {
     unsafe { CLAMP.get(ifindex) }.copied()
 }
 
-/// Not 0 in the programs that forward: twins for trials leave to the kernel what no policy is about.
+/// The kernel is asked for routes and neighbours.
+#[inline(always)]
+pub fn asks_kernel() -> bool {
+    ASK_KERNEL.load() != 0
+}
+
+/// The device that a slot's packets leave by now; 0 if there is none.
+#[inline(always)]
+pub fn device(slot: u32) -> u32 {
+    let egress = read(slot).map(|slot| slot.egress).filter(|egress| egress.action() == Action::Redirect);
+    egress.and_then(|egress| DEVICE.get_ifindex(egress.exit())).unwrap_or(0)
+}
+
+/// The routing table of a slot's policy, if it has one.
+#[inline(always)]
+pub fn table(slot: u32) -> Option<u32> {
+    read(slot).map(|slot| slot.table).filter(|table| *table != 0)
+}
+
+/// A copy of a slot, to which the daemon may be writing.
+#[inline(always)]
+fn read(index: u32) -> Option<Slot> {
+    let slot = POLICY.get_ptr(index)?;
+    // SAFETY: an entry of the map. Each field is an aligned word that is read once and valid whatever it holds.
+    unsafe {
+        Some(Slot {
+            id: 0,
+            egress: ptr::read_volatile(&raw const (*slot).egress),
+            exempt_set: ptr::read_volatile(&raw const (*slot).exempt_set),
+            next: ptr::read_volatile(&raw const (*slot).next),
+            table: ptr::read_volatile(&raw const (*slot).table),
+            reserved: 0,
+        })
+    }
+}
+
+/// 0 in twins for trials, which tell what the maps say: they leave unmatched traffic to the kernel, and do not step aside
+/// for a next hop that happens not to answer.
 #[unsafe(no_mangle)]
-static ASK_MAIN: Global<u32> = Global::new(1);
+static ASK_KERNEL: Global<u32> = Global::new(1);
 
 /// `AF_INET`
 pub const AF_INET: u8 = 2;
@@ -112,9 +156,7 @@ impl Lookup for Maps {
             Addresses::V4 { .. } => 1,
             Addresses::V6 { .. } => 2,
         };
-        !self.context.is_null()
-            && ASK_MAIN.load() != 0
-            && CONTROL.get(0).is_some_and(|control| control.unmatched & bit != 0)
+        !self.context.is_null() && asks_kernel() && CONTROL.get(0).is_some_and(|control| control.unmatched & bit != 0)
     }
 
     #[inline(always)]
@@ -161,8 +203,13 @@ impl Lookup for Maps {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<&Slot> {
-        POLICY.get(index)
+    fn slot(&self, index: u32) -> Option<Slot> {
+        read(index)
+    }
+
+    #[inline(always)]
+    fn way(&self, number: u32) -> Option<Way<'_>> {
+        Some(Way { number, ifindex: DEVICE.get_ifindex(number)?, exit: EXIT.get(number)? })
     }
 
     #[inline(always)]

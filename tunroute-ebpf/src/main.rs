@@ -5,6 +5,7 @@
 #![expect(missing_docs, reason = "the classifier macro's functions are seen by the kernel only")]
 
 mod lookup;
+mod neighbour;
 mod skb;
 mod trace;
 mod words;
@@ -30,6 +31,7 @@ use tunroute_common::{
 
 use crate::{
     lookup::Maps,
+    neighbour::Neighbour,
     skb::{Loaded, Skb},
     xdp::Frame,
 };
@@ -85,14 +87,23 @@ pub fn clamp_l3(context: TcContext) -> i32 {
 fn ingress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
     let maps = Maps::new(skb.cast());
-    let verdict = decide_ingress(&packet.arrival(), &packet, &maps);
+    let arrival = packet.arrival();
+    let mut verdict = decide_ingress(&arrival, &packet, &maps);
+    let mut neighbour = Neighbour::Untold;
+    if let Verdict::Redirect(index, way, _) = verdict {
+        neighbour = packet.neighbour(&arrival, index, &way);
+        // Nobody would tell the sender if it stayed so.
+        if let Neighbour::Unresolved = neighbour {
+            verdict = Verdict::StepAside(index, Outcome::Unresolved);
+        }
+    }
     if let Verdict::Redirect(..) | Verdict::Forward(_) = verdict
         && !lookup::shadow()
         && packet.take_hop().is_none()
     {
         return TC_ACT_UNSPEC;
     }
-    carry_out(&packet, verdict)
+    carry_out(&packet, verdict, &neighbour)
 }
 
 /// Does at once what needs no skb, and leaves the rest to the programs behind as if nothing had been looked at: what they
@@ -105,7 +116,7 @@ fn early(context: *mut xdp_md) -> u32 {
     // Most packets need neither.
     let acts = || !lookup::shadow() && frame.is_for_this_host(&arrival);
     let (index, outcome, action) = match decide_ingress(&arrival, &frame, &maps) {
-        Verdict::Redirect(index, slot, outcome) if acts() && frame.redirect(&arrival, index, slot).is_some() => {
+        Verdict::Redirect(index, way, outcome) if acts() && frame.redirect(&arrival, index, &way).is_some() => {
             (index, outcome, XDP_REDIRECT)
         }
         Verdict::Drop(index, outcome) if acts() => (index, outcome, XDP_DROP),
@@ -122,7 +133,9 @@ fn early(context: *mut xdp_md) -> u32 {
 fn egress<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::<OFFSET>::new(skb);
     let maps = Maps::new(skb.cast());
-    carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps))
+    // What the ingress program left to the kernel comes with the route that it took, so if the next hop does not answer, the
+    // kernel can tell the sender.
+    carry_out(&packet, decide_egress(&packet.arrival(), &packet, &maps), &Neighbour::Untold)
 }
 
 #[inline(always)]
@@ -138,7 +151,7 @@ fn clamp<const OFFSET: usize>(skb: *mut __sk_buff) -> i32 {
 
 /// Counts the verdict and does it. "Not mine" is `TC_ACT_UNSPEC`, which lets other programs and the kernel go on.
 #[inline(always)]
-fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) -> i32 {
+fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>, neighbour: &Neighbour) -> i32 {
     let (index, outcome) = match verdict {
         Verdict::Pass => return TC_ACT_UNSPEC,
         Verdict::StepAside(index, outcome) | Verdict::Drop(index, outcome) | Verdict::Redirect(index, _, outcome) => {
@@ -153,7 +166,7 @@ fn carry_out<const OFFSET: usize>(packet: &Skb<OFFSET>, verdict: Verdict<'_>) ->
     }
     match verdict {
         Verdict::Drop(..) if !shadow => TC_ACT_SHOT,
-        Verdict::Redirect(_, slot, _) if !shadow => packet.redirect(slot),
+        Verdict::Redirect(_, way, _) if !shadow => packet.redirect(&way, neighbour),
         Verdict::Forward(next_hop) if !shadow => packet.forward(&next_hop),
         _ => TC_ACT_UNSPEC,
     }

@@ -20,18 +20,19 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use bytemuck::Pod;
 use tunroute_common::{
-    decide::{Arrival, NextHop},
-    maps::{Slot, flags},
+    decide::{Arrival, NextHop, Way},
+    maps::flags,
     mss::Change,
     packet::{ETHERTYPE_IPV4, Ipv4Header, Ipv6Header, Packet},
 };
 
-use crate::lookup::{AF_INET, AF_INET6};
+use crate::{
+    lookup::{AF_INET, AF_INET6, asks_kernel},
+    neighbour::{Addresses, Ethernet, Neighbour, resolve},
+};
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// The length of an Ethernet header.
-const ETHERNET_HEADER: u32 = 14;
 /// As many bytes of headers as the decision reads: an IPv6 header and TCP's data offset.
 const HEADERS: usize = size_of::<Ipv6Header>() + 13;
 
@@ -114,17 +115,66 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         Some(())
     }
 
-    /// Sends the packet out of the slot's device; it is dropped if it cannot be.
+    /// What the kernel says of the packet's next hop by an exit of a slot's.
     #[inline(always)]
-    pub fn redirect(&self, slot: &Slot) -> i32 {
-        if !slot.egress.has(flags::ETHERNET) {
-            // SAFETY: a number and flags.
-            return unsafe { bpf_redirect(slot.egress.ifindex(), 0) } as i32;
+    pub fn neighbour(&self, arrival: &Arrival, slot: u32, way: &Way<'_>) -> Neighbour {
+        if way.exit.has(flags::ETHERNET) && asks_kernel() {
+            resolve(self.skb.cast(), arrival, self, slot, way)
+        } else {
+            Neighbour::Untold
         }
-        match self.next_hop(slot) {
-            Some(next_hop) => self.hand_over(slot.egress.ifindex(), next_hop),
+    }
+
+    /// Sends the packet out by an exit: as a frame where the next hop's address is known, else the kernel looks for it. The
+    /// packet is dropped if it cannot be sent.
+    #[inline(always)]
+    pub fn redirect(&self, way: &Way<'_>, neighbour: &Neighbour) -> i32 {
+        if !way.exit.has(flags::ETHERNET) {
+            // SAFETY: a number and flags.
+            return unsafe { bpf_redirect(way.ifindex, 0) } as i32;
+        }
+        // The kernel asks again for neighbours that it sends to itself; the daemon has it ask for gateways alone.
+        if let Neighbour::Known(addresses) = neighbour
+            && way.exit.has(flags::GATEWAY)
+        {
+            return self.send(way.ifindex, addresses);
+        }
+        match self.next_hop(way) {
+            Some(next_hop) => self.hand_over(way.ifindex, next_hop),
             None => TC_ACT_SHOT,
         }
+    }
+
+    /// Sends the packet as a frame.
+    #[inline(always)]
+    fn send(&self, ifindex: u32, addresses: &Addresses) -> i32 {
+        if !self.make_room(ifindex) {
+            return TC_ACT_SHOT;
+        }
+        let Self { data, data_end, .. } = if OFFSET == 0 { Self::view(self.skb) } else { Self { ..*self } };
+        if data + size_of::<Ethernet>() > data_end {
+            return TC_ACT_SHOT;
+        }
+        let header = data as *mut Ethernet;
+        // SAFETY: within the packet, as just checked; the context that the kernel gave; a number and flags.
+        unsafe {
+            (*header).destination = addresses.destination;
+            (*header).source = addresses.source;
+            (*header).ethertype = (*self.skb).protocol as u16;
+            bpf_redirect(ifindex, 0) as i32
+        }
+    }
+
+    /// Makes room for an Ethernet header where there is none. Returns false, and says so, if that cannot be.
+    #[inline(always)]
+    fn make_room(&self, ifindex: u32) -> bool {
+        // SAFETY: the context that the kernel gave.
+        if OFFSET == 0 && unsafe { bpf_skb_change_head(self.skb, size_of::<Ethernet>() as u32, 0) } != 0 {
+            let context = TcContext::new(self.skb);
+            warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", ifindex);
+            return false;
+        }
+        true
     }
 
     /// Sends the packet to its next hop, by a device of any kind; it is dropped if it cannot be.
@@ -139,21 +189,19 @@ impl<const OFFSET: usize> Skb<OFFSET> {
     fn hand_over(&self, ifindex: u32, mut next_hop: bpf_redir_neigh) -> i32 {
         // `bpf_redirect_neigh` takes the link-layer header for granted (`__bpf_redirect_neigh()` in
         // `net/core/filter.c`).
-        // SAFETY: the context that the kernel gave, and a parameter block of the size that is said.
+        if !self.make_room(ifindex) {
+            return TC_ACT_SHOT;
+        }
+        // SAFETY: a parameter block of the size that is said.
         unsafe {
-            if OFFSET == 0 && bpf_skb_change_head(self.skb, ETHERNET_HEADER, 0) != 0 {
-                let context = TcContext::new(self.skb);
-                warn!(&context, "no room for an Ethernet header towards ifindex {}: dropped", ifindex);
-                return TC_ACT_SHOT;
-            }
             bpf_redirect_neigh(ifindex, ptr::from_mut(&mut next_hop), size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }
     }
 
     /// The gateway, or the destination itself: a tunnel's default route makes every destination its neighbour.
     #[inline(always)]
-    fn next_hop(&self, slot: &Slot) -> Option<bpf_redir_neigh> {
-        let gateway = slot.egress.has(flags::GATEWAY).then_some(slot.gateway);
+    fn next_hop(&self, way: &Way<'_>) -> Option<bpf_redir_neigh> {
+        let gateway = way.exit.has(flags::GATEWAY).then_some(way.exit.gateway);
         let (nh_family, hop) = if self.ethertype() == ETHERTYPE_IPV4 {
             let hop = match gateway {
                 Some([first, ..]) => first,

@@ -13,7 +13,7 @@ use tunroute_common::{
     trace::read,
 };
 
-use crate::lookup::{POLICY, heard_until};
+use crate::lookup::{device, heard_until};
 
 #[map]
 static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
@@ -51,7 +51,7 @@ pub extern "C" fn tell_noted() -> u64 {
         return 0;
     }
     traced.event.time = time;
-    traced.event.tunnel = POLICY.get(traced.event.slot).map_or(0, |slot| slot.egress.ifindex());
+    traced.event.tunnel = device(traced.event.slot);
     // Nobody is woken: who listens looks by himself.
     if !traced.admit(time, filter.limit) || EVENTS.output::<Event>(&traced.event, BPF_RB_NO_WAKEUP.into()).is_err() {
         traced.omitted += 1;

@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
     time::Instant,
 };
 
-use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier, util::KernelVersion};
 use ipnet::IpNet;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -21,7 +22,7 @@ use proptest::{
 use tunroute::{
     commands::trace::Wanted,
     datapath::{Datapath, Method, Place},
-    policy::fast::{Exemption, FastOp, FastState, Hook, Open, address_words},
+    policy::fast::{DeviceExit, Exemption, FastOp, FastState, Hook, Open, address_words},
     policy::model::Model,
     policy::net::Family,
     prefixes::index,
@@ -29,7 +30,7 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Clamp, Egress, Outcome, Slot, Source, flags},
+    maps::{Action, Clamp, Egress, Exit, Outcome, Slot, Source, Stats, flags},
     mss,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
@@ -55,6 +56,10 @@ fn isolated(test: impl FnOnce(&Path) + Send) {
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             let directory = tempfile::tempdir().unwrap();
             mount(Some("bpf"), directory.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+            // The devices that the example's exits lead to.
+            for index in 7..=10 {
+                add_device(&format!("tunnel{index}"), index);
+            }
             test(&directory.path().join("tunroute"));
             umount2(directory.path(), MntFlags::MNT_DETACH).unwrap();
         });
@@ -62,6 +67,19 @@ fn isolated(test: impl FnOnce(&Path) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Runs `ip` in the thread's network namespace.
+fn ip(arguments: &str) {
+    let status = std::process::Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// Adds a device with this number, which is up and leads nowhere.
+fn add_device(name: &str, index: u32) {
+    ip(&format!("link add {name} index {index} type veth peer name far-{name} index {}", 100 + index));
+    ip(&format!("link set {name} up"));
+    ip(&format!("link set far-{name} up"));
 }
 
 /// What `cargo xtask test --vm` puts into its tables: it is seen although the test passes.
@@ -106,37 +124,47 @@ fn another_daemon_finds_what_one_has_left() {
         for index in state.slots.keys() {
             second.apply(&FastOp::ClearSlot(*index)).unwrap();
         }
+        for number in state.exits.keys() {
+            second.apply(&FastOp::ClearExit(*number)).unwrap();
+        }
         second.apply(&FastOp::SetOpen(Open::default())).unwrap();
         drop(second);
         let third = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
         assert_eq!(third.state(), &FastState::default());
-        third.remove(&std::collections::BTreeMap::new()).unwrap();
+        third.remove(&BTreeMap::new()).unwrap();
         assert!(!pins.exists());
     });
 }
 
 /// Every kind of slot, nested prefixes, exemptions of two sets.
 fn example() -> FastState {
-    let slot = |id, egress, exempt_set, next, gateway: Option<&str>| Slot {
-        id,
-        egress,
-        mtu: 600,
-        exempt_set,
-        next,
-        table: 0,
-        gateway: gateway.map(|gateway| address_words(gateway.parse().unwrap())).unwrap_or_default(),
+    let slot = |id, egress, exempt_set, next| Slot { id, egress, exempt_set, next, table: 0, reserved: 0 };
+    let exit = |ifindex, flags, gateway: Option<&str>| DeviceExit {
+        ifindex,
+        exit: Exit {
+            mtu: 600,
+            flags,
+            gateway: gateway.map(|gateway| address_words(gateway.parse().unwrap())).unwrap_or_default(),
+        },
     };
     let none = Slot::NO_NEXT;
     let slots = [
-        slot(11, Egress::redirect(7, 0), 1, none, None),
-        slot(12, Egress::redirect(8, flags::ETHERNET), 2, 0, None),
-        slot(13, Egress::redirect(9, flags::ETHERNET | flags::GATEWAY), 1, 1, Some("2001:db8::9")),
-        slot(14, Egress::redirect(10, flags::ANSWERS_TOO_BIG), 1, none, None),
-        slot(15, Egress::redirect(TEST_DEVICE, 0), 1, none, None),
-        slot(16, Egress::down(Action::Reject), 1, 0, None),
-        slot(17, Egress::down(Action::Blackhole), 2, 0, None),
-        slot(18, Egress::down(Action::Next), 1, 2, None),
-        slot(19, Egress::down(Action::Next), 1, none, None),
+        slot(11, Egress::redirect(0), 1, none),
+        slot(12, Egress::redirect(1), 2, 0),
+        slot(13, Egress::redirect(2), 1, 1),
+        slot(14, Egress::redirect(3), 1, none),
+        slot(15, Egress::redirect(4), 1, none),
+        slot(16, Egress::down(Action::Reject), 1, 0),
+        slot(17, Egress::down(Action::Blackhole), 2, 0),
+        slot(18, Egress::down(Action::Next), 1, 2),
+        slot(19, Egress::down(Action::Next), 1, none),
+    ];
+    let exits = [
+        exit(7, 0, None),
+        exit(8, flags::ETHERNET, None),
+        exit(9, flags::ETHERNET | flags::GATEWAY, Some("2001:db8::9")),
+        exit(10, flags::ANSWERS_TOO_BIG, None),
+        exit(TEST_DEVICE, 0, None),
     ];
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
     let mut sources = PrefixMap::default();
@@ -153,16 +181,18 @@ fn example() -> FastState {
         sources,
         exempt: exempt.into_iter().map(|(set, text)| Exemption { set, prefix: prefix(text) }).collect(),
         slots: (0..).zip(slots).collect(),
+        exits: (0..).zip(exits).collect(),
         open: Open { v4: true, v6: true },
         ..FastState::default()
     }
 }
 
 fn filling(state: &FastState) -> Vec<FastOp> {
-    let slots = state.slots.iter().map(|(index, slot)| FastOp::WriteSlot(*index, *slot, Family::V6));
+    let exits = state.exits.iter().map(|(number, exit)| FastOp::WriteExit(*number, *exit, Family::V6));
+    let slots = state.slots.iter().map(|(index, slot)| FastOp::WriteSlot(*index, *slot));
     let exemptions = state.exempt.iter().map(|exemption| FastOp::AddExemption(*exemption));
     let sources = state.sources.iter().map(|(prefix, source)| FastOp::PutSource(*prefix, *source));
-    slots.chain(exemptions).chain(sources).chain([FastOp::SetOpen(state.open)]).collect()
+    exits.chain(slots).chain(exemptions).chain(sources).chain([FastOp::SetOpen(state.open)]).collect()
 }
 
 /// A packet from the network header on, mostly well-formed, and the payload bytes of its segments.
@@ -290,7 +320,7 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
             datapath.apply(&operation).unwrap();
         }
         let datapath = std::cell::RefCell::new(datapath);
-        let outcomes = std::cell::RefCell::new(std::collections::BTreeMap::<String, u64>::new());
+        let outcomes = std::cell::RefCell::new(BTreeMap::<String, u64>::new());
         let config = RunnerConfig { cases: PACKETS, failure_persistence: None, ..RunnerConfig::default() };
         let result = TestRunner::new(config).run(&packet(), |(bytes, gso_size)| {
             let ethertype =
@@ -330,7 +360,8 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
             let on_egress = matches!(outcome, Outcome::Diverted | Outcome::LeakPrevented);
             let program = if on_egress { "egress_l2" } else { "ingress_l2" };
             let seen = outcomes.get(&format!("{program} {}", outcome.name())).copied().unwrap_or(0);
-            assert_eq!(seen > 0, outcome != Outcome::Closed, "{program} {}: {seen}", outcome.name());
+            let never = matches!(outcome, Outcome::Closed | Outcome::Unresolved);
+            assert_eq!(seen > 0, !never, "{program} {}: {seen}", outcome.name());
         }
         let counted = datapath.into_inner().counters().unwrap();
         let counted: u64 = counted.values().flat_map(|stats| stats.outcomes).map(|counter| counter.packets).sum();
@@ -338,6 +369,120 @@ fn the_programs_decide_as_the_code_does_in_user_space() {
             outcomes.iter().filter(|(name, _)| !name.ends_with("pass")).map(|(_, packets)| packets).sum();
         assert_eq!(counted, decided, "every decision is counted once");
     });
+}
+
+/// A number of a device, used again by another while nobody follows, is no way out: neither where packets enter nor at the
+/// uplink, before and after a daemon has looked.
+#[test]
+fn a_device_with_the_number_of_one_that_has_gone_gets_nothing() {
+    isolated(|pins| {
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        let frame = ethernet([10, 3, 0, 1], [203, 0, 113, 1]);
+        let decided = |datapath: &mut Datapath| {
+            let [ingress, egress] = ["ingress_l2", "egress_l2"].map(|program| run(datapath, program, &frame, 0).0);
+            let stats = datapath.counters().unwrap()[&3];
+            let counted =
+                [Outcome::Down, Outcome::LeakPrevented].map(|outcome| stats.outcomes[outcome as usize].packets);
+            ((ingress, egress), counted)
+        };
+        assert_eq!(decided(&mut datapath), ((REDIRECT, REDIRECT), [0, 0]));
+        ip("link del tunnel10");
+        assert_eq!(decided(&mut datapath), ((UNSPEC, SHOT), [1, 1]));
+        add_device("uplink", 10);
+        assert_eq!(decided(&mut datapath), ((UNSPEC, SHOT), [2, 2]));
+        // A daemon finds out, and another one, too.
+        datapath.observe_attachments(&BTreeMap::new(), &BTreeSet::new()).unwrap();
+        assert_eq!(datapath.state().exits[&3].ifindex, 0);
+        assert_eq!(datapath.state().exits[&2], state.exits[&2]);
+        drop(datapath);
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        assert_eq!(datapath.state().exits[&3].ifindex, 0);
+        // It may be meant after all, under a number that no slot leads to: the old one stays void.
+        datapath.apply(&FastOp::WriteExit(5, state.exits[&3], Family::V4)).unwrap();
+        datapath.beat().unwrap();
+        assert_eq!(decided(&mut datapath), ((UNSPEC, SHOT), [3, 3]));
+        datapath.apply(&FastOp::WriteSlot(3, Slot { egress: Egress::redirect(5), ..state.slots[&3] })).unwrap();
+        assert_eq!(decided(&mut datapath), ((REDIRECT, REDIRECT), [3, 3]));
+        datapath.apply(&FastOp::ClearExit(3)).unwrap();
+        datapath.apply(&FastOp::WriteExit(3, state.exits[&0], Family::V4)).unwrap();
+        assert_eq!(datapath.state().exits[&3], state.exits[&0], "a number is used again");
+        // One whose device is not there is refused, and what stands under its number stays void.
+        let missing = DeviceExit { ifindex: 999, ..state.exits[&0] };
+        datapath.apply(&FastOp::WriteExit(6, missing, Family::V4)).unwrap_err();
+        assert!(!datapath.state().exits.contains_key(&6));
+    });
+}
+
+/// A next hop whose link-layer address the kernel knows gets a frame, and one that has failed or that nobody has looked for
+/// is left to the kernel, which looks for it and tells the sender.
+#[test]
+fn a_next_hop_that_does_not_answer_is_left_to_the_kernel() {
+    isolated(|pins| {
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        if !asks_for_neighbours() {
+            return;
+        }
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        ip("link set lo up");
+        ip("link set tunnel8 address 02:00:00:00:00:08");
+        ip("link set tunnel9 address 02:00:00:00:00:09");
+        ip("route add default via 10.99.0.1 dev tunnel9 onlink table 500");
+        ip("route add default dev tunnel8 table 501");
+        let gateway = address_words("10.99.0.1".parse().unwrap());
+        let via = DeviceExit { ifindex: 9, exit: Exit { gateway, ..state.exits[&2].exit } };
+        datapath.apply(&FastOp::WriteExit(6, via, Family::V4)).unwrap();
+        for (index, egress, table) in [(2, Egress::redirect(6), 500), (1, Egress::redirect(1), 501)] {
+            datapath.apply(&FastOp::WriteSlot(index, Slot { egress, table, ..state.slots[&index] })).unwrap();
+        }
+        let unresolved = |datapath: &mut Datapath, slot: u8| {
+            let before = datapath.counters().unwrap();
+            let (result, frame) = run(datapath, "ingress_l2", &ethernet([10, slot, 0, 1], [203, 0, 113, 1]), 0);
+            let counted =
+                |stats: &BTreeMap<u32, Stats>| stats[&u32::from(slot)].outcomes[Outcome::Unresolved as usize].packets;
+            let new = counted(&datapath.counters().unwrap()) - counted(&before);
+            assert_eq!(new == 1, result == UNSPEC, "{slot}: {result}");
+            (result == UNSPEC).then_some(()).ok_or(frame[..12].to_vec())
+        };
+        let [gateway, destination] = [([2, 0, 0, 0, 9, 1], [2, 0, 0, 0, 0, 9]), ([0; 6], [0; 6])]
+            .map(|(to, from): ([u8; 6], [u8; 6])| Err([to, from].concat()));
+        for (slot, address, device, resolved) in
+            [(2, "10.99.0.1", "tunnel9", &gateway), (1, "203.0.113.1", "tunnel8", &destination)]
+        {
+            assert_eq!(unresolved(&mut datapath, slot), Ok(()), "nobody has looked for {address}");
+            ip(&format!("neigh replace {address} dev {device} lladdr 02:00:00:00:09:01 nud reachable"));
+            assert_eq!(&unresolved(&mut datapath, slot), resolved, "{address} is known");
+            ip(&format!("neigh replace {address} dev {device} lladdr 02:00:00:00:09:01 nud stale"));
+            assert_eq!(&unresolved(&mut datapath, slot), resolved, "{address} is known");
+            ip(&format!("neigh change {address} dev {device} nud failed"));
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            assert_eq!(unresolved(&mut datapath, slot), Ok(()), "{address} has failed");
+        }
+        // By a table that leads elsewhere nothing can be said.
+        ip("route replace default via 10.99.0.2 dev tunnel9 onlink table 500");
+        ip("neigh replace 10.99.0.2 dev tunnel9 lladdr 02:00:00:00:09:02 nud reachable");
+        assert_eq!(unresolved(&mut datapath, 2), Err(vec![0; 12]), "the kernel looks for the gateway of the slot");
+    });
+}
+
+/// Can the kernel be asked for link-layer addresses by a table? Since Linux 6.5.
+fn asks_for_neighbours() -> bool {
+    KernelVersion::current().unwrap() >= KernelVersion::new(6, 5, 0)
+}
+
+/// A small packet of UDP in a frame between nobody and nobody.
+fn ethernet(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let builder = etherparse::PacketBuilder::ethernet2([0; 6], [0; 6]).ipv4(source, destination, 64);
+    builder.udp(1, 2).write(&mut bytes, &[0; 20]).unwrap();
+    bytes
 }
 
 /// What is told is what is counted, if the filter takes it and there are not too many; and twins tell nothing.
@@ -349,14 +494,8 @@ fn decisions_are_told_to_who_asks() {
         for operation in filling(&state) {
             datapath.apply(&operation).unwrap();
         }
-        let frame = |source: [u8; 4], destination: [u8; 4]| {
-            let mut bytes = Vec::new();
-            let builder = etherparse::PacketBuilder::ethernet2([0; 6], [0; 6]).ipv4(source, destination, 64);
-            builder.udp(1, 2).write(&mut bytes, &[0; 20]).unwrap();
-            bytes
-        };
-        let (asked, exempt) = (frame([10, 0, 0, 1], [203, 0, 113, 1]), frame([10, 0, 0, 1], [192, 0, 2, 1]));
-        let other = frame([10, 1, 0, 1], [203, 0, 113, 1]);
+        let (asked, exempt) = (ethernet([10, 0, 0, 1], [203, 0, 113, 1]), ethernet([10, 0, 0, 1], [192, 0, 2, 1]));
+        let other = ethernet([10, 1, 0, 1], [203, 0, 113, 1]);
         let wanted = |from: &str, rate| Wanted { from: Some(from.parse().unwrap()), to: None, rate };
         let pass = |datapath: &mut Datapath| {
             for frame in [&asked, &other, &exempt] {

@@ -9,11 +9,12 @@ use bytemuck::cast;
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use tunroute::{
-    policy::fast::{Exemption, FastState, Open},
-    policy::model::{Model, source_and_destination}};
+    policy::fast::{DeviceExit, Exemption, FastState, Open},
+    policy::model::{Model, source_and_destination},
+};
 use tunroute_common::{
-    decide::{Arrival, Lookup, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Egress, MAX_NESTING, Outcome, Slot, Source, flags},
+    decide::{Arrival, Lookup, Verdict, Way, decide_egress, decide_ingress},
+    maps::{Action, Egress, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice},
 };
 
@@ -25,6 +26,7 @@ struct Input {
     sources: Vec<(Prefix, u8, u8)>,
     exempt: Vec<(u8, Prefix)>,
     slots: Vec<RawSlot>,
+    exits: Vec<RawExit>,
     open: bool,
     ethertype: Option<u16>,
     ifindex: u8,
@@ -45,10 +47,17 @@ struct Prefix {
 struct RawSlot {
     egress: u64,
     action: u8,
-    ifindex: u8,
-    mtu: u16,
+    exit: u8,
     exempt_set: u8,
     next: u8,
+}
+
+#[derive(Arbitrary, Debug)]
+struct RawExit {
+    /// 0 if it is gone.
+    ifindex: u8,
+    mtu: u16,
+    flags: u8,
 }
 
 /// The addresses in the bytes, read by hand; none if they are too few.
@@ -120,32 +129,32 @@ fn checksum(header: &[u8]) -> u16 {
 }
 
 /// What the maps say about a packet.
-enum Way<'a> {
+enum Chain {
     /// This policy's slot applies.
-    Applies(u32, &'a Slot),
+    Applies(u32, Slot),
     /// No policy applies: what the first in the chain is counted as, and its slot.
     Ends(u32, Outcome),
     /// The chain is broken, or endless.
     Lost,
 }
 
-fn way<'a>(maps: &'a Model, addresses: &Addresses, first: u32) -> Way<'a> {
+fn chain(maps: &Model, addresses: &Addresses, first: u32) -> Chain {
     let mut index = first;
     let mut outcome = None;
     for _ in 0..=MAX_NESTING {
-        let Some(slot) = maps.slot(index) else { return Way::Lost };
+        let Some(slot) = maps.slot(index) else { return Chain::Lost };
         let exempt = maps.exempt(slot.exempt_set, addresses);
         let down = slot.egress.action() == Action::Next;
         if !exempt && !down {
-            return Way::Applies(index, slot);
+            return Chain::Applies(index, slot);
         }
         let outcome = *outcome.get_or_insert(if down { Outcome::Down } else { Outcome::Exempt });
         if slot.next == Slot::NO_NEXT {
-            return Way::Ends(first, outcome);
+            return Chain::Ends(first, outcome);
         }
         index = slot.next;
     }
-    Way::Lost
+    Chain::Lost
 }
 
 impl Input {
@@ -167,24 +176,28 @@ impl Input {
         let slot = |raw: &RawSlot| Slot {
             id: 1,
             egress: match raw.action {
-                0..=127 => Egress::redirect(u32::from(raw.ifindex), (raw.egress & 0xf) as u16),
+                0..=127 => Egress::redirect(u32::from(raw.exit)).disputed(raw.egress & 1 != 0),
                 128..=159 => Egress::down(Action::Reject),
                 160..=191 => Egress::down(Action::Blackhole),
                 192..=223 => Egress::down(Action::Next),
                 // Any 64 bits.
                 _ => cast(raw.egress),
             },
-            mtu: u32::from(raw.mtu),
             exempt_set: u32::from(raw.exempt_set),
             next: if raw.next >= 128 { Slot::NO_NEXT } else { u32::from(raw.next) },
             table: 0,
-            gateway: [0; 4],
+            reserved: 0,
+        };
+        let exit = |raw: &RawExit| DeviceExit {
+            ifindex: u32::from(raw.ifindex),
+            exit: Exit { mtu: u32::from(raw.mtu), flags: u32::from(raw.flags), gateway: [0; 4] },
         };
         let exempt = |(set, around): &(u8, Prefix)| Exemption { set: u32::from(*set), prefix: prefix(around) };
         Model::from(&FastState {
             sources: self.sources.iter().map(source).collect(),
             exempt: self.exempt.iter().map(exempt).collect(),
             slots: (0..).zip(self.slots.iter().map(slot)).collect(),
+            exits: (0..).zip(self.exits.iter().map(exit)).collect(),
             open: Open { v4: self.open, v6: self.open },
             ..FastState::default()
         })
@@ -203,13 +216,14 @@ fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Model) {
         assert_eq!(verdict, Verdict::StepAside(source.slot, Outcome::Closed));
         return;
     }
-    let (index, slot) = match way(maps, &addresses, source.slot) {
-        Way::Applies(index, slot) => (index, slot),
-        Way::Ends(index, outcome) => return assert_eq!(verdict, Verdict::StepAside(index, outcome)),
-        Way::Lost => return assert_eq!(verdict, Verdict::Pass, "the maps make no sense"),
+    let (index, slot) = match chain(maps, &addresses, source.slot) {
+        Chain::Applies(index, slot) => (index, slot),
+        Chain::Ends(index, outcome) => return assert_eq!(verdict, Verdict::StepAside(index, outcome)),
+        Chain::Lost => return assert_eq!(verdict, Verdict::Pass, "the maps make no sense"),
     };
     let hop_limit = hop_limit_in(&addresses, packet);
-    let (redirect, device) = (slot.egress.action() == Action::Redirect, slot.egress.ifindex());
+    let redirect = slot.egress.action() == Action::Redirect;
+    let way = redirect.then(|| maps.way(slot.egress.exit())).flatten();
     match verdict {
         Verdict::Pass | Verdict::Forward(_) => panic!("a policy's packet is not counted"),
         Verdict::Drop(of, outcome) => {
@@ -217,21 +231,21 @@ fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Model) {
         }
         Verdict::StepAside(of, outcome) => {
             let so = match outcome {
-                Outcome::Closed => slot.egress.has(flags::DISPUTED),
+                Outcome::Closed => slot.egress.is_disputed(),
                 Outcome::SourceCheck => source.arrives_by != Source::ANY_DEVICE,
-                Outcome::Down => slot.egress.action() == Action::Reject,
-                Outcome::Hairpin => redirect && device == arrival.ifindex,
+                Outcome::Down => slot.egress.action() == Action::Reject || redirect && way.is_none(),
+                Outcome::Hairpin => way.is_some_and(|way| way.ifindex == arrival.ifindex),
                 Outcome::Expired => redirect && hop_limit <= 1,
-                Outcome::TooBig => redirect && packet.len() > slot.mtu as usize,
+                Outcome::TooBig => way.is_some_and(|way| packet.len() > way.exit.mtu as usize),
                 _ => false,
             };
             assert!(so && of == index, "stepped aside for what is not so: {of}, {outcome:?}, {slot:?}");
         }
         Verdict::Redirect(of, to, outcome) => {
-            assert_eq!((of, to, outcome), (index, slot, Outcome::Forwarded));
-            assert!(redirect && device != arrival.ifindex && !slot.egress.has(flags::DISPUTED));
+            assert_eq!((of, Some(to), outcome), (index, way, Outcome::Forwarded));
+            assert!(to.ifindex != arrival.ifindex && !slot.egress.is_disputed());
             assert!(hop_limit > 1, "its hop limit has ended");
-            assert!(packet.len() <= slot.mtu as usize, "too big");
+            assert!(packet.len() <= to.exit.mtu as usize, "too big");
             assert!(source.arrives_by == Source::ANY_DEVICE || source.arrives_by == arrival.ifindex);
         }
     }
@@ -261,18 +275,18 @@ fn check_egress(arrival: &Arrival, packet: &[u8], maps: &Model) {
         assert_eq!(verdict, Verdict::Pass, "it is no policy's, or stays on the link");
         return;
     };
-    let expected = match way(maps, &addresses, source.slot) {
-        Way::Applies(index, slot) => {
-            let fits = slot.egress.has(flags::ANSWERS_TOO_BIG) || packet.len() <= slot.mtu as usize;
-            let elsewhere = slot.egress.action() == Action::Redirect && slot.egress.ifindex() != arrival.ifindex;
-            if elsewhere && fits && !arrival.tagged {
-                Verdict::Redirect(index, slot, Outcome::Diverted)
-            } else {
-                Verdict::Drop(index, Outcome::LeakPrevented)
+    let expected = match chain(maps, &addresses, source.slot) {
+        Chain::Applies(index, slot) => {
+            let redirect = slot.egress.action() == Action::Redirect && !arrival.tagged;
+            let way = redirect.then(|| maps.way(slot.egress.exit())).flatten();
+            let fits = |way: &Way<'_>| way.exit.has(flags::ANSWERS_TOO_BIG) || packet.len() <= way.exit.mtu as usize;
+            match way.filter(|way| way.ifindex != arrival.ifindex && fits(way)) {
+                Some(way) => Verdict::Redirect(index, way, Outcome::Diverted),
+                None => Verdict::Drop(index, Outcome::LeakPrevented),
             }
         }
-        Way::Ends(index, outcome) => Verdict::StepAside(index, outcome),
-        Way::Lost => Verdict::Drop(source.slot, Outcome::LeakPrevented),
+        Chain::Ends(index, outcome) => Verdict::StepAside(index, outcome),
+        Chain::Lost => Verdict::Drop(source.slot, Outcome::LeakPrevented),
     };
     assert_eq!(verdict, expected);
 }

@@ -16,7 +16,7 @@ use crate::{
     control::status::XdpStatus,
     kernel::xdp::look,
     policy::compile::matching,
-    policy::fast::{Attachment, FastState, Part, address_from_words},
+    policy::fast::{Attachment, FastState, Part},
     policy::net::{IfIndex, KernelState, Link, LinkLayer},
     policy::xdp::{Chosen, Device, Obstacle, Role, choose},
 };
@@ -92,15 +92,14 @@ impl Daemon {
         wanted.any(|device| self.xdp.refused.contains_key(device))
     }
 
-    /// The neighbours that frames are sent to. The kernel does not see these frames, so nothing would ever have it ask
-    /// whether a neighbour is still there.
+    /// The gateways that programs send frames to. The kernel does not see these frames, so by itself it would never ask
+    /// whether a gateway is still there.
     pub(super) fn neighbours(&self) -> BTreeSet<(IfIndex, IpAddr)> {
         let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
-        let slots = desired.flat_map(|desired| desired.slots.values());
-        let taken = slots
-            .filter(|slot| slot.egress.has(flags::GATEWAY) && self.xdp.chosen.targets.contains(&slot.egress.ifindex()));
-        let neighbours = taken.map(|slot| (slot.egress.ifindex(), address_from_words(slot.family, slot.gateway)));
-        if self.xdp.chosen.stations.is_empty() { BTreeSet::new() } else { neighbours.collect() }
+        let used =
+            desired.flat_map(|desired| desired.slots.values()).filter_map(|slot| Some((slot.exit?, slot.family)));
+        let ethernet = used.filter(|(exit, _)| exit.exit.has(flags::ETHERNET));
+        ethernet.filter_map(|(exit, family)| Some((exit.ifindex, exit.gateway(family)?))).collect()
     }
 
     /// Who takes part, and why the others do not.

@@ -5,6 +5,7 @@
 mod adopt;
 mod error;
 mod events;
+mod exits;
 pub mod features;
 mod pins;
 mod remains;
@@ -22,7 +23,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
         links::FdLink,
@@ -33,7 +34,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 use tracing::debug;
 use tunroute_common::maps::{
-    Clamp, Control, Counter, Event, Filter, MAX_SLOTS, Outcome, Slot, Station, Stats, UNMATCHED, names,
+    Clamp, Control, Counter, Event, Filter, MAX_EXITS, MAX_SLOTS, Outcome, Slot, Station, Stats, UNMATCHED, names,
 };
 
 pub use self::{
@@ -42,7 +43,7 @@ pub use self::{
     trial::{Place, Trial, Trialled},
     words::{Index, WordMap},
 };
-use self::{error::chain, events::Events};
+use self::{error::chain, events::Events, exits::Exits};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
     policy::fast::{Attachment, FastOp, FastState, Hook, Open, Part},
@@ -106,11 +107,11 @@ pub struct Datapath {
     ebpf: Ebpf,
     index: Index,
     policy: Array<MapData, Slot>,
+    exits: Exits,
     stats: PerCpuArray<MapData, Stats>,
     control: Array<MapData, Control>,
     clamp: HashMap<MapData, u32, Clamp>,
     station: HashMap<MapData, u32, Station>,
-    target: DevMapHash<MapData>,
     events: Events,
     /// What is told of decisions, if anybody listens.
     filter: Option<Filter>,
@@ -155,11 +156,11 @@ impl Datapath {
         let mut datapath = Self {
             index,
             policy: take(&mut ebpf, names::POLICY)?,
+            exits: Exits::take(&mut ebpf)?,
             stats: take(&mut ebpf, names::STATS)?,
             control: take(&mut ebpf, names::CONTROL)?,
             clamp: take(&mut ebpf, names::CLAMP)?,
             station: take(&mut ebpf, names::STATION)?,
-            target: take(&mut ebpf, names::TARGET)?,
             events: Events::take(&mut ebpf)?,
             filter: None,
             ebpf,
@@ -216,6 +217,11 @@ impl Datapath {
                 state.slots.insert(index, slot);
             }
         }
+        for number in 0..MAX_EXITS {
+            if let Some(exit) = self.exits.read(number)? {
+                state.exits.insert(number, exit);
+            }
+        }
         for entry in self.clamp.iter() {
             let (ifindex, clamp) = entry.map_err(map_error(names::CLAMP))?;
             state.clamps.insert(ifindex, clamp);
@@ -223,9 +229,6 @@ impl Datapath {
         for entry in self.station.iter() {
             let (ifindex, station) = entry.map_err(map_error(names::STATION))?;
             state.stations.insert(ifindex, station);
-        }
-        for ifindex in self.target.keys() {
-            state.targets.insert(ifindex.map_err(map_error(names::TARGET))?);
         }
         let control = self.control.get(&0, 0).map_err(map_error(names::CONTROL))?;
         state.open = Open { v4: control.open_v4 == 1, v6: control.open_v6 == 1 };
@@ -235,8 +238,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Looks which attachments of this daemon's programs are in place, as the kernel sees it. `filters` are the BPF
-    /// filters on clsact qdiscs, for kernels without TCX.
+    /// Looks which attachments of this daemon's programs are in place and which exits still have their devices, as the
+    /// kernel sees it. `filters` are the BPF filters on clsact qdiscs, for kernels without TCX.
     ///
     /// # Errors
     ///
@@ -281,6 +284,10 @@ impl Datapath {
         }
         self.state.attached = attached;
         self.state.pinned = pinned;
+        // Those of devices that have gone are void, even if there is a device with the same number by now.
+        for (number, exit) in &mut self.state.exits {
+            exit.ifindex = self.exits.device(*number)?;
+        }
         Ok(())
     }
 
@@ -355,7 +362,7 @@ impl Datapath {
     /// If the kernel refuses it; the mirror then still says what was there before.
     pub fn apply(&mut self, operation: &FastOp) -> Result<()> {
         match operation {
-            FastOp::WriteSlot(index, slot, _) => self.policy.set(*index, slot, 0).map_err(map_error(names::POLICY))?,
+            FastOp::WriteSlot(index, slot) => self.policy.set(*index, slot, 0).map_err(map_error(names::POLICY))?,
             FastOp::ClearSlot(index) => {
                 self.policy.set(*index, <Slot as bytemuck::Zeroable>::zeroed(), 0).map_err(map_error(names::POLICY))?;
                 let cpus = nr_cpus().map_err(|(_, error)| map_error(names::STATS)(MapError::IoError(error)))?;
@@ -363,6 +370,8 @@ impl Datapath {
                     .map_err(|error| map_error(names::STATS)(MapError::IoError(error)))?;
                 self.stats.set(*index, zero, 0).map_err(map_error(names::STATS))?;
             }
+            FastOp::WriteExit(number, exit, _) => self.exits.write(*number, exit, &self.index)?,
+            FastOp::ClearExit(number) => self.exits.clear(*number)?,
             FastOp::PutSource(..) | FastOp::RemoveSource(_) | FastOp::AddExemption(_) | FastOp::RemoveExemption(_) => {
                 return self.apply_entries(&[operation]);
             }
@@ -374,9 +383,6 @@ impl Datapath {
                 self.station.insert(ifindex, station, 0).map_err(map_error(names::STATION))?;
             }
             FastOp::RemoveStation(ifindex) => gone(self.station.remove(ifindex)).map_err(map_error(names::STATION))?,
-            FastOp::AddTarget(ifindex) => xdp::add(&mut self.target, *ifindex)?,
-            // The kernel has taken out devices that are gone.
-            FastOp::RemoveTarget(ifindex) => gone(self.target.remove(*ifindex)).map_err(map_error(names::TARGET))?,
             FastOp::Attach(attachment) if attachment.part == Part::Xdp => self.attach_xdp(attachment)?,
             FastOp::Attach(attachment) => self.attach(attachment)?,
             FastOp::Detach(attachment) => self.detach(self.method, attachment)?,

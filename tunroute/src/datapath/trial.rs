@@ -14,14 +14,15 @@ use aya::{
 };
 use tunroute_common::{
     index as prefixes,
-    maps::{Control, MAX_NESTING, Outcome, Slot, Stats, names},
+    maps::{Action, Control, MAX_NESTING, Outcome, Slot, Stats, names},
 };
 
 use super::{
-    DatapathError, OBJECT, Result, WORD_COUNT, classifier, info, map_error, summed, take, words::Published, xdp,
+    DatapathError, OBJECT, Result, WORD_COUNT, classifier, exits::Exits, info, map_error, summed, take,
+    words::Published, xdp,
 };
 use crate::{
-    policy::fast::{Exemption, FastState, Hook, Open},
+    policy::fast::{DeviceExit, Exemption, FastState, Hook, Open},
     policy::net::IfIndex,
     prefixes::index::{self, Memory as _},
 };
@@ -75,10 +76,10 @@ pub struct Trialled {
 }
 
 impl Trialled {
-    /// The slot that was counted in.
+    /// The exit of the slot that was counted in.
     #[must_use]
-    pub fn slot(&self) -> Option<&Slot> {
-        self.maps.slots.get(&self.counted?.0)
+    pub fn exit(&self) -> Option<&DeviceExit> {
+        self.maps.exit_of(self.maps.slots.get(&self.counted?.0)?)
     }
 }
 
@@ -87,6 +88,7 @@ pub struct Trial {
     ebpf: Ebpf,
     index: Published,
     policy: Array<MapData, Slot>,
+    exits: Exits,
     control: Array<MapData, Control>,
     stats: PerCpuArray<MapData, Stats>,
     /// The counters as they were read last.
@@ -104,8 +106,8 @@ impl Trial {
         let length = index.words().length();
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins).override_global(WORD_COUNT, &length, true);
-        // What no policy is about is the kernel's in any case: it is asked by the same routes.
-        loader.override_global("ASK_MAIN", &0u32, true);
+        // The kernel is asked about its routes and neighbours by itself.
+        loader.override_global("ASK_KERNEL", &0u32, true);
         for (map, pin) in &own {
             loader.map_pin_path(map, pin.as_path());
         }
@@ -127,6 +129,7 @@ impl Trial {
         Ok(Self {
             index,
             policy: take(&mut ebpf, names::POLICY)?,
+            exits: Exits::take(&mut ebpf)?,
             control: take(&mut ebpf, names::CONTROL)?,
             stats: take(&mut ebpf, names::STATS)?,
             ebpf,
@@ -216,6 +219,11 @@ impl Trial {
             let Ok(slot) = self.policy.get(&index, 0) else { break };
             if prefixes::exempt(&*words, slot.exempt_set, family, key) {
                 state.exempt.insert(Exemption { set: slot.exempt_set, prefix: destination.into() });
+            }
+            if slot.egress.action() == Action::Redirect
+                && let Some(exit) = self.exits.read(slot.egress.exit())?
+            {
+                state.exits.insert(slot.egress.exit(), exit);
             }
             state.slots.insert(index, slot);
             next = (slot.next != Slot::NO_NEXT).then_some(slot.next);

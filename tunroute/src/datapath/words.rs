@@ -293,6 +293,12 @@ impl Index {
         self.pin_missing()
     }
 
+    /// Waits until no program runs any more that has read maps before this call: the kernel does so whenever a map in a map
+    /// is replaced, be it by itself.
+    pub(super) fn wait_for_programs(&self) -> Result<()> {
+        self.publish(&self.published.words())
+    }
+
     /// Makes words the published ones. The kernel waits until no program looks at those before any more
     /// (`maybe_wait_bpf_programs()` in `kernel/bpf/syscall.c`), which go away then if nothing else holds them.
     fn publish(&self, words: &WordMap) -> Result<()> {

@@ -2,10 +2,6 @@
 
 use aya::{
     Ebpf,
-    maps::{
-        MapData,
-        xdp::{DevMapHash, XdpMapError},
-    },
     programs::{
         Xdp, XdpMode,
         links::{FdLink, LinkError},
@@ -15,10 +11,9 @@ use aya::{
     util::KernelVersion,
 };
 use tracing::debug;
-use tunroute_common::maps::names;
 
-use super::{Datapath, DatapathError, Method, Result, error::chain, key, map_error};
-use crate::{policy::fast::Attachment, policy::net::IfIndex};
+use super::{Datapath, DatapathError, Method, Result, error::chain, key};
+use crate::policy::fast::Attachment;
 
 /// Its name in the object.
 pub(super) const PROGRAM: &str = "ingress_xdp";
@@ -32,14 +27,6 @@ pub(crate) fn is_usable() -> bool {
 pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     let program = ebpf.program_mut(PROGRAM).ok_or(DatapathError::Missing(PROGRAM))?;
     program.try_into().map_err(|source| DatapathError::Program { program: PROGRAM, source })
-}
-
-/// Has a device take frames that are redirected to its number.
-pub(super) fn add(target: &mut DevMapHash<MapData>, ifindex: IfIndex) -> Result<()> {
-    match target.insert(ifindex, ifindex, None, 0) {
-        Ok(()) | Err(XdpMapError::ChainedProgramNotSupported) => Ok(()),
-        Err(XdpMapError::MapError(error)) => Err(map_error(names::TARGET)(error)),
-    }
 }
 
 impl Datapath {

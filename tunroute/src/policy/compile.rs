@@ -7,19 +7,18 @@ pub mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
 pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Clamp, Egress, OWN_SET, Station, flags};
+use tunroute_common::maps::{Action, Clamp, Exit, OWN_SET, Station, flags};
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
     config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
     policy::ability::inability,
-    policy::fast::{Attachment, Exemption, Hook, Open, Part, address_words},
+    policy::fast::{Attachment, DeviceExit, Exemption, Hook, Open, Part, address_words},
     policy::net::{
         Family, IfIndex, Inability, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction,
     },
@@ -86,6 +85,8 @@ pub struct Desired {
 pub struct DesiredFast {
     /// The slots, by the chain that each stands for.
     pub slots: BTreeMap<ChainId, SlotSpec>,
+    /// The exits, with a family that uses each: of all tunnels that policies may use, so that failover only writes slots.
+    pub exits: BTreeMap<DeviceExit, Family>,
     /// The source prefixes.
     pub sources: Arc<Sources>,
     /// The exemptions.
@@ -94,8 +95,6 @@ pub struct DesiredFast {
     pub clamps: BTreeMap<IfIndex, Clamp>,
     /// The devices at which frames are decided.
     pub stations: BTreeMap<IfIndex, Station>,
-    /// The devices that take frames.
-    pub targets: BTreeSet<IfIndex>,
     /// The programs.
     pub attachments: BTreeSet<Attachment>,
     /// What the ingress program may decide.
@@ -110,7 +109,7 @@ impl DesiredFast {
     /// Leaves to the kernel what enters and belongs to these policies, by their indices in the configuration.
     pub fn dispute(&mut self, policies: &BTreeSet<usize>) {
         for slot in self.slots.values_mut().filter(|slot| policies.contains(&slot.policy)) {
-            slot.egress = slot.egress.with(flags::DISPUTED);
+            slot.disputed = true;
         }
     }
 }
@@ -122,18 +121,18 @@ pub struct SlotSpec {
     pub policy: usize,
     /// The family.
     pub family: Family,
-    /// What is done.
-    pub egress: Egress,
-    /// The tunnel's MTU.
-    pub mtu: u32,
+    /// The exit that packets are handed to; none while no tunnel is up.
+    pub exit: Option<DeviceExit>,
+    /// What is done while there is none.
+    pub on_down: Action,
+    /// What enters is left to the kernel.
+    pub disputed: bool,
     /// The exemption set.
     pub exempt_set: u32,
     /// The chain of the policies around this one.
     pub next: Option<ChainId>,
     /// The policy's table, or 0.
     pub table: u32,
-    /// The gateway, as the maps hold it.
-    pub gateway: [u32; 4],
 }
 
 /// Whether a tunnel can carry packets of a family.
@@ -240,8 +239,12 @@ impl Desired {
     /// prefixes there are. The configuration must be the one that this was compiled from.
     pub fn follow_tunnels(&mut self, inputs: &Inputs<'_>) {
         self.routes = compile_routes(inputs, &connected(inputs));
-        for slot in self.fast.iter_mut().flat_map(|fast| fast.slots.values_mut()) {
+        let Some(fast) = &mut self.fast else { return };
+        for slot in fast.slots.values_mut() {
             *slot = compile_slot(inputs, (slot.policy, slot.exempt_set), slot.family, slot.next);
+        }
+        if !fast.slots.is_empty() {
+            fast.exits = compile_exits(inputs);
         }
     }
 }
@@ -267,16 +270,22 @@ fn exempt<'a>(
 /// The routes of all tables, the policies' and the probes'.
 fn compile_routes(inputs: &Inputs<'_>, connected: &BTreeSet<IpNet>) -> BTreeSet<Route> {
     let mut routes = probes::routes(inputs);
-    // XDP asks for link-layer addresses by these routes, whether rules lead there or not.
-    if inputs.rules || inputs.fast.is_some_and(|fast| !fast.xdp.stations.is_empty()) {
-        for policy in &inputs.config.policies {
-            let Some(table) = inputs.tables.get(&policy.name) else { continue };
-            for family in Family::ALL {
-                compile_table(inputs, policy, family, *table, connected, &mut routes);
-            }
+    for policy in &inputs.config.policies {
+        let Some(table) = inputs.tables.get(&policy.name) else { continue };
+        if !inputs.rules && !asks_for_neighbours(inputs, policy) {
+            continue;
+        }
+        for family in Family::ALL {
+            compile_table(inputs, policy, family, *table, connected, &mut routes);
         }
     }
     routes
+}
+
+/// Do programs ask the kernel for link-layer addresses by the policy's table, whether rules lead there or not?
+fn asks_for_neighbours(inputs: &Inputs<'_>, policy: &Policy) -> bool {
+    let links = || policy.via.iter().filter_map(|tunnel| inputs.kernel.link(tunnel));
+    inputs.fast.is_some() && links().any(|link| link.layer == LinkLayer::Ethernet)
 }
 
 /// A policy's routes in one family.
@@ -340,6 +349,7 @@ fn compile_decisions(inputs: &Inputs<'_>, reverse_path: bool, connected: &BTreeS
             (id, policies) = (next, rest);
         }
     }
+    desired.exits = compile_exits(inputs);
     for (policy, set) in inputs.config.policies.iter().zip(&sets) {
         let set = *set;
         for family in Family::ALL {
@@ -378,7 +388,6 @@ fn compile_programs(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTre
 
 /// Who takes part in XDP, of the devices that are not closed.
 fn compile_xdp(inputs: &Inputs<'_>, fast: &FastInputs<'_>, desired: &mut DesiredFast) {
-    desired.targets.clone_from(&fast.xdp.targets);
     for (ifindex, address) in fast.xdp.stations.iter().filter(|(ifindex, _)| !fast.closed.contains(*ifindex)) {
         let link = inputs.kernel.links.get(ifindex);
         if let Some(attachment) = link.and_then(|link| Attachment::new(Part::Xdp, Hook::Ingress, link)) {
@@ -397,6 +406,40 @@ fn compile_clamps(inputs: &Inputs<'_>, desired: &mut DesiredFast) {
     }
 }
 
+/// The exits of all tunnels that policies may use.
+fn compile_exits(inputs: &Inputs<'_>) -> BTreeMap<DeviceExit, Family> {
+    let mut exits = BTreeMap::new();
+    for policy in &inputs.config.policies {
+        for (name, family) in policy.via.iter().flat_map(|name| Family::ALL.map(|family| (name, family))) {
+            let tunnel = inputs.config.tunnels.iter().find(|tunnel| tunnel.name == *name);
+            let exit =
+                tunnel.zip(inputs.kernel.link(name)).and_then(|(tunnel, link)| exit(inputs, tunnel, link, family));
+            if let Some(exit) = exit.filter(|_| policy.uses(family)) {
+                exits.insert(exit, family);
+            }
+        }
+    }
+    exits
+}
+
+/// How packets of a family leave by a tunnel; none if the fast path does not know this kind of device.
+fn exit(inputs: &Inputs<'_>, tunnel: &Tunnel, link: &Link, family: Family) -> Option<DeviceExit> {
+    if link.layer == LinkLayer::Other {
+        return None;
+    }
+    let gateway = tunnel.via(family);
+    let answers = link.kind.as_deref().is_some_and(|kind| ANSWERING_KINDS.contains(&kind));
+    let properties = [
+        (link.layer == LinkLayer::Ethernet, flags::ETHERNET),
+        (gateway.is_some(), flags::GATEWAY),
+        (answers, flags::ANSWERS_TOO_BIG),
+        (inputs.fast.is_some_and(|fast| fast.xdp.targets.contains(&link.index)), flags::TAKES_FRAMES),
+    ];
+    let flags = properties.into_iter().filter(|(is_so, _)| *is_so).fold(0, |all, (_, flag)| all | flag);
+    let gateway = gateway.map(address_words).unwrap_or_default();
+    Some(DeviceExit { ifindex: link.index, exit: Exit { mtu: link.mtu_of(family), flags, gateway } })
+}
+
 /// The slot of a policy, which comes with its exemption set.
 fn compile_slot(
     inputs: &Inputs<'_>,
@@ -405,39 +448,17 @@ fn compile_slot(
     next: Option<ChainId>,
 ) -> SlotSpec {
     let policy_config = &inputs.config.policies[policy];
-    let spec = |egress, mtu, gateway: Option<IpAddr>| SlotSpec {
-        policy,
-        family,
-        egress,
-        mtu,
-        exempt_set,
-        next,
-        table: inputs.tables.get(&policy_config.name).copied().unwrap_or_default(),
-        gateway: gateway.map(address_words).unwrap_or_default(),
-    };
-    match active_tunnel(policy_config, family, inputs.config, inputs.kernel, inputs.failed) {
-        Some((tunnel, link)) if link.layer != LinkLayer::Other => {
-            let gateway = tunnel.via(family);
-            let answers = link.kind.as_deref().is_some_and(|kind| ANSWERING_KINDS.contains(&kind));
-            let flags = [
-                (link.layer == LinkLayer::Ethernet, flags::ETHERNET),
-                (gateway.is_some(), flags::GATEWAY),
-                (answers, flags::ANSWERS_TOO_BIG),
-            ];
-            let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
-            spec(Egress::redirect(link.index, flags), link.mtu_of(family), gateway)
-        }
+    let active = active_tunnel(policy_config, family, inputs.config, inputs.kernel, inputs.failed);
+    let exit = active.and_then(|(tunnel, link)| exit(inputs, tunnel, link, family));
+    let on_down = match policy_config.on_down {
         // The rules know this device, the fast path does not: the kernel decides.
-        Some(_) => spec(Egress::down(Action::Reject), 0, None),
-        None => {
-            let action = match policy_config.on_down {
-                OnDown::Unreachable | OnDown::Prohibit => Action::Reject,
-                OnDown::Blackhole => Action::Blackhole,
-                OnDown::Next => Action::Next,
-            };
-            spec(Egress::down(action), 0, None)
-        }
-    }
+        _ if active.is_some() => Action::Reject,
+        OnDown::Unreachable | OnDown::Prohibit => Action::Reject,
+        OnDown::Blackhole => Action::Blackhole,
+        OnDown::Next => Action::Next,
+    };
+    let table = inputs.tables.get(&policy_config.name).copied().unwrap_or_default();
+    SlotSpec { policy, family, exit, on_down, disputed: false, exempt_set, next, table }
 }
 
 /// The exemption set of each policy. Policies with the same exemptions share one; it is named by what is declared, so that

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tunroute_common::maps::{Action, Clamp, Slot, Source, Station, flags};
+use tunroute_common::maps::{Action, Clamp, Exit, Slot, Source, Station, flags};
 
 use crate::{
     policy::net::{Family, IfIndex, LinkLayer},
@@ -122,6 +122,23 @@ pub struct Exemption {
     pub prefix: IpNet,
 }
 
+/// An exit with its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceExit {
+    /// The device's number; 0 if the kernel has cleared the entry, since the device is gone.
+    pub ifindex: IfIndex,
+    /// How packets leave by it.
+    pub exit: Exit,
+}
+
+impl DeviceExit {
+    /// The gateway, if there is one.
+    #[must_use]
+    pub fn gateway(&self, family: Family) -> Option<IpAddr> {
+        self.exit.has(flags::GATEWAY).then(|| address_from_words(family, self.exit.gateway))
+    }
+}
+
 /// Which families the ingress program may decide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Open {
@@ -163,12 +180,12 @@ pub struct FastState {
     pub exempt: BTreeSet<Exemption>,
     /// The used slots of `POLICY`.
     pub slots: BTreeMap<u32, Slot>,
+    /// The used entries of `EXIT`, with those of `DEVICE`.
+    pub exits: BTreeMap<u32, DeviceExit>,
     /// The entries of `CLAMP`.
     pub clamps: BTreeMap<IfIndex, Clamp>,
     /// The entries of `STATION`.
     pub stations: BTreeMap<IfIndex, Station>,
-    /// The devices in `TARGET`.
-    pub targets: BTreeSet<IfIndex>,
     /// Programs of this daemon, or as good as its own, that are attached.
     pub attached: BTreeSet<Attachment>,
     /// Where programs of any of this project's daemons are attached, this one's or an earlier one's.
@@ -187,11 +204,21 @@ impl FastState {
         self.attached.iter().filter(|attachment| attachment.part == Part::Decide)
     }
 
+    /// The exit that a slot leads to, if its device is there.
+    #[must_use]
+    pub fn exit_of(&self, slot: &Slot) -> Option<&DeviceExit> {
+        let redirects = slot.egress.action() == Action::Redirect;
+        let exit = redirects.then(|| self.exits.get(&slot.egress.exit())).flatten();
+        exit.filter(|exit| exit.ifindex != 0)
+    }
+
     /// Enters a change that has been made.
     pub fn enter(&mut self, operation: &FastOp) {
         match operation {
-            FastOp::WriteSlot(index, slot, _) => drop(self.slots.insert(*index, *slot)),
+            FastOp::WriteSlot(index, slot) => drop(self.slots.insert(*index, *slot)),
             FastOp::ClearSlot(index) => drop(self.slots.remove(index)),
+            FastOp::WriteExit(number, exit, _) => drop(self.exits.insert(*number, *exit)),
+            FastOp::ClearExit(number) => drop(self.exits.remove(number)),
             FastOp::PutSource(prefix, source) => self.sources.insert(*prefix, *source),
             FastOp::RemoveSource(prefix) => self.sources.remove(prefix),
             FastOp::AddExemption(exemption) => drop(self.exempt.insert(*exemption)),
@@ -208,8 +235,6 @@ impl FastState {
             FastOp::RemoveClamp(ifindex) => drop(self.clamps.remove(ifindex)),
             FastOp::SetStation(ifindex, station) => drop(self.stations.insert(*ifindex, *station)),
             FastOp::RemoveStation(ifindex) => drop(self.stations.remove(ifindex)),
-            FastOp::AddTarget(ifindex) => drop(self.targets.insert(*ifindex)),
-            FastOp::RemoveTarget(ifindex) => drop(self.targets.remove(ifindex)),
             FastOp::SetOpen(open) => self.open = *open,
             FastOp::SetUnmatched(open) => self.unmatched = *open,
             FastOp::SetShadow(shadow) => self.shadow = *shadow,
@@ -235,10 +260,14 @@ impl FastState {
 /// One change of the fast path. `Display` describes it the way the kernel's commands are shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FastOp {
-    /// Write a slot. The family is for display.
-    WriteSlot(u32, Slot, Family),
+    /// Write a slot.
+    WriteSlot(u32, Slot),
     /// Free a slot and zero its counters.
     ClearSlot(u32),
+    /// Enter an exit under a free number. The family is for display.
+    WriteExit(u32, DeviceExit, Family),
+    /// Free the number of an exit that no slot leads to.
+    ClearExit(u32),
     /// Enter or change a source prefix.
     PutSource(IpNet, Source),
     /// Remove a source prefix.
@@ -259,10 +288,6 @@ pub enum FastOp {
     SetStation(IfIndex, Station),
     /// Have no frames decided there.
     RemoveStation(IfIndex),
-    /// Have a device take frames.
-    AddTarget(IfIndex),
-    /// Have it take none.
-    RemoveTarget(IfIndex),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
     /// Say of which families the ingress program may forward by the main table what no policy is about.
@@ -284,6 +309,7 @@ impl FastOp {
         matches!(
             self,
             Self::ClearSlot(_)
+                | Self::ClearExit(_)
                 | Self::RemoveSource(_)
                 | Self::RemoveExemption(_)
                 | Self::Detach(_)
@@ -301,11 +327,19 @@ impl FastOp {
 impl fmt::Display for FastOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriteSlot(index, slot, family) => {
+            Self::WriteSlot(index, slot) => {
                 write!(f, "map policy[{index}] = ")?;
-                display_slot(f, slot, *family)
+                display_slot(f, slot)
             }
             Self::ClearSlot(index) => write!(f, "map policy[{index}] cleared"),
+            Self::WriteExit(number, entry, family) => {
+                write!(f, "map exit[{number}] = ifindex {} mtu {}", entry.ifindex, entry.exit.mtu)?;
+                if let Some(gateway) = entry.gateway(*family) {
+                    write!(f, " via {gateway}")?;
+                }
+                if entry.exit.has(flags::TAKES_FRAMES) { f.write_str(", takes frames") } else { Ok(()) }
+            }
+            Self::ClearExit(number) => write!(f, "map exit[{number}] cleared"),
             Self::PutSource(prefix, source) => {
                 write!(f, "map source[{prefix}] = policy[{}]", source.slot)?;
                 match source.arrives_by {
@@ -328,8 +362,6 @@ impl fmt::Display for FastOp {
                 write!(f, "map station[ifindex {ifindex}] = {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
             }
             Self::RemoveStation(ifindex) => write!(f, "map station[ifindex {ifindex}] removed"),
-            Self::AddTarget(ifindex) => write!(f, "map target[ifindex {ifindex}] added"),
-            Self::RemoveTarget(ifindex) => write!(f, "map target[ifindex {ifindex}] removed"),
             Self::SetOpen(Open { v4, v6 }) => {
                 let state = |open| if open { "open" } else { "closed" };
                 write!(f, "fast path IPv4 {}, IPv6 {}", state(*v4), state(*v6))
@@ -344,19 +376,14 @@ impl fmt::Display for FastOp {
     }
 }
 
-fn display_slot(f: &mut fmt::Formatter<'_>, slot: &Slot, family: Family) -> fmt::Result {
+fn display_slot(f: &mut fmt::Formatter<'_>, slot: &Slot) -> fmt::Result {
     match slot.egress.action() {
-        Action::Redirect => {
-            write!(f, "redirect ifindex {} mtu {}", slot.egress.ifindex(), slot.mtu)?;
-            if slot.egress.has(flags::GATEWAY) {
-                write!(f, " via {}", address_from_words(family, slot.gateway))?;
-            }
-        }
+        Action::Redirect => write!(f, "redirect exit[{}]", slot.egress.exit())?,
         Action::Reject => f.write_str("reject")?,
         Action::Blackhole => f.write_str("blackhole")?,
         Action::Next => f.write_str("next")?,
     }
-    if slot.egress.has(flags::DISPUTED) {
+    if slot.egress.is_disputed() {
         f.write_str(", left to the kernel")?;
     }
     if slot.next == Slot::NO_NEXT { Ok(()) } else { write!(f, ", else policy[{}]", slot.next) }

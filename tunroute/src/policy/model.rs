@@ -10,13 +10,13 @@ use std::{
 use ipnet::IpNet;
 use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
 use tunroute_common::{
-    decide::{Arrival, Lookup, NextHop},
+    decide::{Arrival, Lookup, NextHop, Way},
     maps::{OWN_SET, Slot, Source},
     packet::{Addresses, Header},
 };
 
 use crate::{
-    policy::fast::{Exemption, FastState, Open, address_from_words},
+    policy::fast::{DeviceExit, Exemption, FastState, Open, address_from_words},
     policy::net::Family,
 };
 
@@ -27,6 +27,7 @@ pub struct Model {
     /// By [`Slot::exempt_set`].
     exempt: HashMap<u32, JointPrefixSet<IpNet>>,
     slots: BTreeMap<u32, Slot>,
+    exits: BTreeMap<u32, DeviceExit>,
     open: Open,
 }
 
@@ -36,7 +37,13 @@ impl From<&FastState> for Model {
         for Exemption { set, prefix } in &state.exempt {
             exempt.entry(*set).or_default().insert(*prefix);
         }
-        Self { sources: state.sources.iter().copied().collect(), exempt, slots: state.slots.clone(), open: state.open }
+        Self {
+            sources: state.sources.iter().copied().collect(),
+            exempt,
+            slots: state.slots.clone(),
+            exits: state.exits.clone(),
+            open: state.open,
+        }
     }
 }
 
@@ -81,8 +88,13 @@ impl Lookup for Model {
         None
     }
 
-    fn slot(&self, index: u32) -> Option<&Slot> {
-        self.slots.get(&index)
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.get(&index).copied()
+    }
+
+    fn way(&self, number: u32) -> Option<Way<'_>> {
+        let DeviceExit { ifindex, exit } = self.exits.get(&number)?;
+        (*ifindex != 0).then_some(Way { number, ifindex: *ifindex, exit })
     }
 
     /// Whether the daemon is alive is not asked here: whoever has the state is.

@@ -18,12 +18,12 @@ use std::{
     fmt,
 };
 
-use tunroute_common::maps::{MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Station};
+use tunroute_common::maps::{Egress, MAX_EXITS, MAX_NESTING, MAX_PREFIXES, MAX_SLOTS, Slot, Source, Station};
 
 pub use self::undone::Undone;
 use crate::{
     policy::compile::{ChainId, Desired, DesiredFast, Lead},
-    policy::fast::{Exemption, FastOp, FastState},
+    policy::fast::{DeviceExit, Exemption, FastOp, FastState},
     policy::net::{Family, IfIndex, KernelOp, KernelState, ObservedRule, Route, Rule},
 };
 
@@ -65,6 +65,14 @@ pub enum PlanError {
         "the policies need {needed} slots of the fast path's policy map, which has {MAX_SLOTS}; use fewer policies"
     )]
     Slots {
+        /// How many would be used at once.
+        needed: usize,
+    },
+    /// More ways out by tunnels than entries.
+    #[error(
+        "the tunnels need {needed} entries of the fast path's map of exits, which has {MAX_EXITS}; use fewer tunnels"
+    )]
+    Exits {
         /// How many would be used at once.
         needed: usize,
     },
@@ -127,7 +135,7 @@ pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&Fast
     let mut operations = kernel_plan.routes;
     if let (Some(desired), Some(observed)) = (&desired.fast, fast) {
         let mut fast_plan = FastPlan::default();
-        fast_plan.plan_slots(desired, observed, &number_slots(desired, observed)?);
+        fast_plan.plan_slots(desired, observed, &Numbers::new(desired, observed)?);
         operations.append(&mut fast_plan.slots);
     }
     Ok(operations)
@@ -229,7 +237,7 @@ impl FastPlan {
         // On the way out the programs go on doing what they do.
         let nothing = DesiredFast { shadow: observed.shadow, ..DesiredFast::default() };
         let desired = desired.unwrap_or(&nothing);
-        let numbers = number_slots(desired, observed)?;
+        let numbers = Numbers::new(desired, observed)?;
         check_room(desired, observed)?;
         check_nesting(desired)?;
         let mut plan = Self::default();
@@ -243,7 +251,7 @@ impl FastPlan {
         }
         plan.plan_xdp(desired, observed);
         plan.plan_slots(desired, observed, &numbers);
-        plan.plan_entries(desired, observed, &numbers);
+        plan.plan_entries(desired, observed, &numbers.slots);
         // Before a program is attached that is not to act; and as the last thing, if all of them are to.
         if desired.shadow && !observed.shadow {
             plan.add.push(FastOp::SetShadow(true).into());
@@ -264,27 +272,35 @@ impl FastPlan {
         Ok(plan)
     }
 
-    fn plan_slots(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
+    fn plan_slots(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &Numbers) {
+        // Slots refer to exits, so those are written first.
+        for (exit, family) in &desired.exits {
+            let Some(number) = numbers.exits.get(exit).filter(|number| !observed.exits.contains_key(number)) else {
+                continue;
+            };
+            self.slots.push(FastOp::WriteExit(*number, *exit, *family).into());
+        }
         // Inner slots refer to outer ones, so those are written first: a shorter chain has fewer to follow.
-        let mut slots: Vec<(u32, Slot, Family)> = Vec::new();
+        let mut slots: Vec<(u32, Slot)> = Vec::new();
         for (id, spec) in &desired.slots {
-            let Some(index) = numbers.get(id) else { continue };
+            let Some(index) = numbers.slots.get(id) else { continue };
+            let exit = spec.exit.and_then(|exit| numbers.exits.get(&exit));
+            let egress = exit.map_or(Egress::down(spec.on_down), |number| Egress::redirect(*number));
             let slot = Slot {
                 id: id.0,
-                egress: spec.egress,
-                mtu: spec.mtu,
+                egress: egress.disputed(spec.disputed),
                 exempt_set: spec.exempt_set,
-                next: spec.next.and_then(|next| numbers.get(&next).copied()).unwrap_or(Slot::NO_NEXT),
+                next: spec.next.and_then(|next| numbers.slots.get(&next).copied()).unwrap_or(Slot::NO_NEXT),
                 table: spec.table,
-                gateway: spec.gateway,
+                reserved: 0,
             };
             if observed.slots.get(index) != Some(&slot) {
-                slots.push((*index, slot, spec.family));
+                slots.push((*index, slot));
             }
         }
         // Those that refer to nothing first; the others only refer to slots that no source leads to yet, or to old ones.
-        slots.sort_by_key(|(index, slot, _)| (slot.next != Slot::NO_NEXT, *index));
-        self.slots.extend(slots.into_iter().map(|(index, slot, family)| FastOp::WriteSlot(index, slot, family).into()));
+        slots.sort_by_key(|(index, slot)| (slot.next != Slot::NO_NEXT, *index));
+        self.slots.extend(slots.into_iter().map(|(index, slot)| FastOp::WriteSlot(index, slot).into()));
     }
 
     fn plan_entries(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
@@ -310,10 +326,6 @@ impl FastPlan {
     fn plan_xdp(&mut self, desired: &DesiredFast, observed: &FastState) {
         let stations = observed.stations.keys().filter(|ifindex| !desired.stations.contains_key(ifindex));
         self.close.extend(stations.map(|ifindex| FastOp::RemoveStation(*ifindex).into()));
-        let targets = observed.targets.difference(&desired.targets);
-        self.close.extend(targets.map(|ifindex| FastOp::RemoveTarget(*ifindex).into()));
-        let targets = desired.targets.difference(&observed.targets);
-        self.add.extend(targets.map(|ifindex| FastOp::AddTarget(*ifindex).into()));
         let is_new = |(ifindex, station): &(&IfIndex, &Station)| observed.stations.get(*ifindex) != Some(*station);
         let stations = desired.stations.iter().filter(is_new);
         self.add.extend(stations.map(|(ifindex, station)| FastOp::SetStation(*ifindex, *station).into()));
@@ -328,15 +340,18 @@ impl FastPlan {
         self.remove.extend(extra.map(|attachment| FastOp::Detach(attachment.clone()).into()));
     }
 
-    fn plan_removals(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &BTreeMap<ChainId, u32>) {
+    fn plan_removals(&mut self, desired: &DesiredFast, observed: &FastState, numbers: &Numbers) {
         self.remove.append(&mut self.sources_removed);
         let exemptions = observed.exempt.difference(&desired.exempt);
         self.remove.extend(exemptions.map(|exemption| FastOp::RemoveExemption(*exemption).into()));
         let limits = observed.clamps.keys().filter(|ifindex| !desired.clamps.contains_key(ifindex));
         self.remove.extend(limits.map(|ifindex| FastOp::RemoveClamp(*ifindex).into()));
-        let used: BTreeSet<u32> = numbers.values().copied().collect();
+        let used: BTreeSet<u32> = numbers.slots.values().copied().collect();
         let slots = observed.slots.keys().filter(|index| !used.contains(index));
         self.remove.extend(slots.map(|index| FastOp::ClearSlot(*index).into()));
+        let used: BTreeSet<u32> = numbers.exits.values().copied().collect();
+        let exits = observed.exits.keys().filter(|number| !used.contains(number));
+        self.remove.extend(exits.map(|number| FastOp::ClearExit(*number).into()));
     }
 }
 
@@ -380,20 +395,45 @@ fn check_nesting(desired: &DesiredFast) -> Result<(), PlanError> {
     }
 }
 
+/// The numbers of slots and exits.
+struct Numbers {
+    slots: BTreeMap<ChainId, u32>,
+    exits: BTreeMap<DeviceExit, u32>,
+}
+
+impl Numbers {
+    fn new(desired: &DesiredFast, observed: &FastState) -> Result<Self, PlanError> {
+        Ok(Self { slots: number_slots(desired, observed)?, exits: number_exits(desired, observed)? })
+    }
+}
+
 /// The slot numbers: a chain keeps the one it has, a new one gets the lowest that no observed chain has.
 ///
 /// # Errors
 ///
 /// If the old and the new chains together do not fit.
 pub fn number_slots(desired: &DesiredFast, observed: &FastState) -> Result<BTreeMap<ChainId, u32>, PlanError> {
-    let existing: BTreeMap<ChainId, u32> =
-        observed.slots.iter().map(|(index, slot)| (ChainId(slot.id), *index)).collect();
-    let mut free = (0..MAX_SLOTS).filter(|index| !observed.slots.contains_key(index));
-    let mut numbers = BTreeMap::new();
-    for id in desired.slots.keys() {
-        let number = existing.get(id).copied().or_else(|| free.next());
-        let needed = || desired.slots.len() + existing.keys().filter(|id| !desired.slots.contains_key(id)).count();
-        numbers.insert(*id, number.ok_or_else(|| PlanError::Slots { needed: needed() })?);
-    }
-    Ok(numbers)
+    let taken = observed.slots.iter().map(|(index, slot)| (*index, ChainId(slot.id)));
+    number(desired.slots.keys(), taken, MAX_SLOTS).map_err(|needed| PlanError::Slots { needed })
+}
+
+/// The exit numbers: an exit keeps the one it has, a new one gets the lowest that no observed exit has. So an exit of which
+/// anything has changed is a new one, and the old one stays as it is until no slot leads there.
+fn number_exits(desired: &DesiredFast, observed: &FastState) -> Result<BTreeMap<DeviceExit, u32>, PlanError> {
+    let taken = observed.exits.iter().map(|(number, exit)| (*number, *exit));
+    number(desired.exits.keys(), taken, MAX_EXITS).map_err(|needed| PlanError::Exits { needed })
+}
+
+/// Numbers below a limit for what is wanted. The error is how many numbers would be used at once, if there are too few.
+fn number<'a, T: Ord + Copy + 'a>(
+    wanted: impl Iterator<Item = &'a T> + Clone,
+    taken: impl Iterator<Item = (u32, T)>,
+    limit: u32,
+) -> Result<BTreeMap<T, u32>, usize> {
+    let taken: BTreeMap<u32, T> = taken.collect();
+    let existing: BTreeMap<T, u32> = taken.iter().map(|(number, one)| (*one, *number)).collect();
+    let mut free = (0..limit).filter(|number| !taken.contains_key(number));
+    let mut number = |one: &T| Some((*one, existing.get(one).copied().or_else(|| free.next())?));
+    let numbers: Option<BTreeMap<T, u32>> = wanted.clone().map(&mut number).collect();
+    numbers.ok_or_else(|| taken.len() + wanted.filter(|one| !existing.contains_key(*one)).count())
 }

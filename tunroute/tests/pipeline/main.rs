@@ -21,6 +21,7 @@ use tunroute::{
     policy::plan::{Op, PlanError, plan},
     policy::xdp::Chosen,
 };
+use tunroute_common::maps::{Action, flags};
 
 const STORY: &str = r#"
     [interfaces]
@@ -164,7 +165,7 @@ impl World {
                     assert_eq!(undesired, None, "an old rule is still there while its routes go");
                 }
                 Op::Fast(operation) => {
-                    if let (FastOp::WriteSlot(_, slot, _), Some(fast)) = (operation, &desired.fast) {
+                    if let (FastOp::WriteSlot(_, slot), Some(fast)) = (operation, &desired.fast) {
                         let mut of_set = fast.exempt.iter().filter(|exemption| exemption.set == slot.exempt_set);
                         let missing = of_set.find(|exemption| !self.fast.exempt.contains(exemption));
                         assert_eq!(missing, None, "{operation} before its exemptions");
@@ -191,20 +192,27 @@ impl World {
             FastOp::Attach(attachment) => {
                 assert!(!fast.attached.contains(attachment));
                 assert!(fast.shadow || !shadow, "{attachment} acts before it is told to watch");
-                let ready = fast.stations.contains_key(&attachment.ifindex) && !fast.targets.is_empty();
+                let ready = fast.stations.contains_key(&attachment.ifindex)
+                    && fast.exits.values().any(|exit| exit.exit.has(flags::TAKES_FRAMES));
                 assert!(attachment.part != Part::Xdp || ready, "{attachment} has nothing to do");
             }
             FastOp::SetStation(ifindex, station) => assert_ne!(fast.stations.get(ifindex), Some(station)),
             FastOp::RemoveStation(ifindex) => assert!(fast.stations.contains_key(ifindex)),
-            FastOp::AddTarget(ifindex) => assert!(!fast.targets.contains(ifindex)),
-            FastOp::RemoveTarget(ifindex) => assert!(fast.targets.contains(ifindex)),
             FastOp::SetShadow(on) => assert_eq!(*on, shadow),
             FastOp::Detach(attachment) => assert!(fast.attached.contains(attachment)),
-            FastOp::WriteSlot(..)
-            | FastOp::SetOpen(_)
-            | FastOp::SetUnmatched(_)
-            | FastOp::SetClamp(..)
-            | FastOp::RemoveClamp(_) => {}
+            FastOp::WriteSlot(index, slot) => {
+                let leads = slot.egress.action() != Action::Redirect || fast.exit_of(slot).is_some();
+                assert!(leads, "slot {index} leads to an exit that is not there");
+            }
+            FastOp::WriteExit(number, ..) => {
+                assert!(!fast.exits.contains_key(number), "exit {number} changes");
+                assert!(!leads_to(fast, *number), "exit {number} comes under a slot that leads there");
+            }
+            FastOp::ClearExit(number) => {
+                assert!(fast.exits.contains_key(number));
+                assert!(!leads_to(fast, *number), "exit {number} goes while a slot leads there");
+            }
+            FastOp::SetOpen(_) | FastOp::SetUnmatched(_) | FastOp::SetClamp(..) | FastOp::RemoveClamp(_) => {}
         }
         fast.enter(operation);
     }
@@ -224,6 +232,11 @@ impl World {
     }
 }
 
+/// Does any slot lead to the exit with this number?
+fn leads_to(fast: &FastState, number: u32) -> bool {
+    fast.slots.values().any(|slot| slot.egress.action() == Action::Redirect && slot.egress.exit() == number)
+}
+
 #[test]
 fn the_story_from_nothing() {
     let config = Config::parse("story", STORY).unwrap();
@@ -238,9 +251,11 @@ fn xdp_comes_and_goes() {
     let without = Config::parse("story", STORY).unwrap();
     let with = Config::parse("story", &format!("xdp = \"on\"\n{STORY}")).unwrap();
     let mut world = World::default();
-    world.reach(&without, &host(), false);
-    let came = world.reach(&with, &host(), false);
-    let went = world.reach(&without, &host(), false);
+    let mut host = host();
+    host.links.get_mut(&5).unwrap().layer = LinkLayer::Ethernet;
+    world.reach(&without, &host, false);
+    let came = world.reach(&with, &host, false);
+    let went = world.reach(&without, &host, false);
     insta::assert_snapshot!(format!("on:\n{}\n\noff:\n{}", came.join("\n"), went.join("\n")));
 }
 
@@ -602,19 +617,24 @@ fn policy() -> impl Strategy<Value = String> {
     })
 }
 
-/// A configuration that holds, and which tunnels are up.
-fn situation() -> impl Strategy<Value = (Config, [bool; 2], bool)> {
+/// A tunnel's device: its number, its MTU, and whether it is up.
+fn device() -> impl Strategy<Value = (u32, u32, bool)> {
+    (0u32..2, prop::sample::select(vec![1280, 1400]), any::<bool>())
+}
+
+/// A configuration that holds, and the tunnels' devices.
+fn situation() -> impl Strategy<Value = (Config, [(u32, u32, bool); 2], bool)> {
     let policies = prop::collection::vec((policy(), 0u8..5), 0..6);
     let datapath = prop::sample::select(vec!["both", "shadow"]);
-    (policies, any::<[bool; 2]>(), any::<bool>(), datapath).prop_filter_map(
+    (policies, [device(), device()], any::<bool>(), datapath).prop_filter_map(
         "valid",
-        |(policies, up, rules, datapath)| {
+        |(policies, devices, rules, datapath)| {
             let mut text = format!("datapath = \"{datapath}\"\n");
             text += "[interfaces]\ningress = [\"lan0\"]\nuplink = [\"net0\"]\n[tunnel.sixxs0]\n[tunnel.wg0]\n";
             for (policy, name) in policies {
                 text += &format!("[[policy]]\nname = \"p{name}\"\n{policy}");
             }
-            Some((Config::parse("generated", &text).ok()?, up, rules))
+            Some((Config::parse("generated", &text).ok()?, devices, rules))
         },
     )
 }
@@ -626,10 +646,21 @@ proptest! {
     #[test]
     fn any_change_is_made_before_anything_breaks(situations in prop::collection::vec(situation(), 1..5)) {
         let mut world = World::default();
-        for (config, up, rules) in situations {
+        for (config, devices, rules) in situations {
             let mut host = host();
-            host.links.get_mut(&4).unwrap().up = up[0];
-            host.links.get_mut(&5).unwrap().up = up[1];
+            for (usual, (other, mtu, up)) in [4, 5].into_iter().zip(devices) {
+                let link = host.links.remove(&usual).unwrap();
+                let index = usual + 10 * other;
+                host.links.insert(index, Link { index, mtu, up, ..link });
+            }
+            // The kernel clears what leads to devices that are gone.
+            for exit in world.fast.exits.values_mut().filter(|exit| !host.links.contains_key(&exit.ifindex)) {
+                exit.ifindex = 0;
+            }
+            world.routes.retain(|_, route| match &route.kind {
+                RouteKind::Unicast { oif, .. } => host.links.get(oif).is_some_and(|link| link.up),
+                _ => true,
+            });
             world.reach(&config, &host, rules);
         }
     }

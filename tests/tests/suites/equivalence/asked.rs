@@ -14,11 +14,11 @@ use tunroute::{
     kernel::{Answer, Oracle, Question, Refused},
     policy::fast::FastState,
     policy::model::Model,
-    policy::net::{Family, TABLE_MAIN},
+    policy::net::{Family, IfIndex, TABLE_MAIN},
 };
 use tunroute_common::{
     decide::{Verdict, decide_egress, decide_ingress},
-    maps::Outcome,
+    maps::{Outcome, flags},
     packet::{Segmented, Slice},
 };
 use tunroute_tests::{rule_walk::Decision, snapshot::has_tcx};
@@ -109,13 +109,14 @@ async fn compare(
             ("ingress", decide_ingress(&arrival, &bytes, &model), situation.ingress(&packet)),
             ("egress", decide_egress(&arrival, &bytes, &model), situation.egress(&packet)),
         ] {
+            let fate = situation.fate(verdict, &state);
             if let Verdict::StepAside(slot, outcome)
             | Verdict::Drop(slot, outcome)
             | Verdict::Redirect(slot, _, outcome) = verdict
             {
+                let outcome = if is_unresolved(fate, &state) { Outcome::Unresolved } else { outcome };
                 *counts.entry((slot, outcome.name())).or_default() += 1;
             }
-            let fate = situation.fate(verdict, &state);
             tally.count(program, fate);
             let about = || format!("{program}: {packet:?}, the kernel says {answer:?}");
             ensure!(fate == expected, "{fate:?} instead of {expected:?}\n{}", about());
@@ -131,7 +132,11 @@ async fn compare(
                 }
             }
             let got = run(&mut product.datapath, program, &situation, &packet)?;
-            ensure!(got == forwarded(fate, &packet, program), "{fate:?}, but the program: {got:x?}\n{}", about());
+            ensure!(
+                got == forwarded(fate, &situation, &packet, &state),
+                "{fate:?}, but the program: {got:x?}\n{}",
+                about()
+            );
             if let Some(answer) = answer {
                 ensure!(agrees(fate, answer, &packet), "{fate:?}\n{}", about());
             }
@@ -216,7 +221,7 @@ fn frame(packet: &Packet) -> Vec<u8> {
     [&to.0[..], &far.0, &packet.ethertype.to_be_bytes(), &packet.bytes].concat()
 }
 
-/// What a program did with a packet: its result, and the packet afterwards.
+/// What a program did with a packet: its result, and the frame afterwards.
 fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet: &Packet) -> Result<(i32, Vec<u8>)> {
     // `struct __sk_buff` in `include/uapi/linux/bpf.h`: ifindex and gso_size.
     let mut context = [0u8; 192];
@@ -225,9 +230,7 @@ fn run(datapath: &mut Datapath, program: &str, situation: &Situation<'_>, packet
     let frame = frame(packet);
     let program: &mut SchedClassifier =
         datapath.ebpf().program_mut(&format!("{program}_l2")).context("no such program")?.try_into()?;
-    let (result, mut out) = tried(program, &frame, &context)?;
-    ensure!(out[..14] == frame[..14], "the link-layer header was changed");
-    out.drain(..14);
+    let (result, out) = tried(program, &frame, &context)?;
     Ok((result.cast_signed(), out))
 }
 
@@ -261,28 +264,48 @@ where
 
 /// What XDP must do with a packet. It leaves to the program behind it what its devices do not take.
 fn early(fate: Fate, situation: &Situation<'_>, packet: &Packet, state: &FastState) -> (u32, Vec<u8>) {
-    let frame = frame(packet);
     match fate {
-        Fate::Drop(..) => (XDP_DROP, frame),
+        Fate::Drop(..) => (XDP_DROP, frame(packet)),
         // Without a gateway, it is left to the program behind.
-        Fate::Redirect(_, _, device, Some(_)) if state.targets.contains(&device) => {
-            let name = &situation.kernel.links[&device].name;
-            let [near, far] = macs(name);
-            (XDP_REDIRECT, [&far.0[..], &near.0, &frame[12..14], &packet.a_hop_later()].concat())
+        Fate::Redirect(_, _, device, Some(_)) if leads(state, device, flags::TAKES_FRAMES) => {
+            (XDP_REDIRECT, readdressed(situation, packet, device))
         }
-        _ => (XDP_PASS, frame),
+        _ => (XDP_PASS, frame(packet)),
     }
 }
 
-/// What a program must do with a packet: its result, and the packet afterwards.
-fn forwarded(fate: Fate, packet: &Packet, program: &str) -> (i32, Vec<u8>) {
-    let result = match fate {
-        Fate::Pass | Fate::Aside(..) => UNSPEC,
-        Fate::Drop(..) => SHOT,
-        Fate::Redirect(..) => REDIRECT,
-    };
-    let hop = result == REDIRECT && program == "ingress";
-    (result, if hop { packet.a_hop_later() } else { packet.bytes.clone() })
+/// The frame in which a packet goes to a tunnel's gateway.
+fn readdressed(situation: &Situation<'_>, packet: &Packet, device: IfIndex) -> Vec<u8> {
+    let [near, far] = macs(&situation.kernel.links[&device].name);
+    [&far.0[..], &near.0, &frame(packet)[12..14], &packet.a_hop_later()].concat()
+}
+
+/// Has an exit by a device such a property?
+fn leads(state: &FastState, device: IfIndex, property: u32) -> bool {
+    state.exits.values().any(|exit| exit.ifindex == device && exit.exit.has(property))
+}
+
+/// Is the packet left to the kernel where it enters, since nobody has looked for its next hop? The gateways are known.
+fn is_unresolved(fate: Fate, state: &FastState) -> bool {
+    let Fate::Redirect(_, Outcome::Forwarded, device, None) = fate else { return false };
+    has_tcx() && leads(state, device, flags::ETHERNET)
+}
+
+/// What a program must do with a packet: its result, and the frame afterwards.
+fn forwarded(fate: Fate, situation: &Situation<'_>, packet: &Packet, state: &FastState) -> (i32, Vec<u8>) {
+    let frame = frame(packet);
+    match fate {
+        Fate::Pass | Fate::Aside(..) => (UNSPEC, frame),
+        Fate::Drop(..) => (SHOT, frame),
+        Fate::Redirect(..) if is_unresolved(fate, state) => (UNSPEC, frame),
+        Fate::Redirect(_, Outcome::Forwarded, device, Some(_))
+            if has_tcx() && leads(state, device, flags::ETHERNET) =>
+        {
+            (REDIRECT, readdressed(situation, packet, device))
+        }
+        Fate::Redirect(_, Outcome::Forwarded, ..) => (REDIRECT, [&frame[..14], &packet.a_hop_later()].concat()),
+        Fate::Redirect(..) => (REDIRECT, frame),
+    }
 }
 
 /// The counters of all slots, by slot and outcome.

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use tunroute::{
     config::{OnDown, Policy, Unmatched, Xdp},
     policy::compile::{ChainId, Desired, FastInputs, Inputs, active_tunnel, compile},
-    policy::fast::{FastState, Open, address_from_words},
+    policy::fast::{DeviceExit, FastState, Open},
     policy::gates::main_decides,
     policy::net::{Family, IfIndex, KernelState, LinkLayer},
     policy::plan::{Op, plan},
@@ -20,7 +20,7 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Verdict},
-    maps::{Outcome, Slot, flags},
+    maps::{Outcome, Slot},
 };
 use tunroute_tests::{
     rule_walk::{self, Decision, Host},
@@ -150,17 +150,19 @@ impl<'a> Situation<'a> {
             Verdict::Pass | Verdict::Forward(_) => Fate::Pass,
             Verdict::StepAside(index, outcome) => Fate::Aside(self.policy_of(index, state), outcome),
             Verdict::Drop(index, outcome) => Fate::Drop(self.policy_of(index, state), outcome),
-            Verdict::Redirect(index, slot, outcome) => self.redirect(index, slot, outcome, state),
+            Verdict::Redirect(index, way, outcome) => {
+                let exit = DeviceExit { ifindex: way.ifindex, exit: *way.exit };
+                self.redirect(index, &exit, outcome, state)
+            }
         }
     }
 
-    /// The fate of a packet that is handed to a slot's device.
-    pub fn redirect(&self, index: u32, slot: &Slot, outcome: Outcome, state: &FastState) -> Fate {
+    /// The fate of a packet that is handed to a slot's exit.
+    pub fn redirect(&self, index: u32, exit: &DeviceExit, outcome: Outcome, state: &FastState) -> Fate {
         let policy = self.policy_of(index, state);
-        let family = self.desired.fast.as_ref().map(|fast| fast.slots[&ChainId(slot.id)].family);
-        let gateway = slot.egress.has(flags::GATEWAY).then_some(family).flatten();
-        let gateway = gateway.map(|family| address_from_words(family, slot.gateway));
-        Fate::Redirect(policy, outcome, slot.egress.ifindex(), gateway)
+        let chain = state.slots.get(&index).map(|slot| ChainId(slot.id));
+        let spec = chain.and_then(|chain| self.desired.fast.as_ref()?.slots.get(&chain));
+        Fate::Redirect(policy, outcome, exit.ifindex, spec.and_then(|spec| exit.gateway(spec.family)))
     }
 
     /// The policy that a slot counts for.

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use tunroute_common::maps::{Outcome, Slot, flags};
+use tunroute_common::maps::Outcome;
 
 use super::expected::{Expected, Intent, MainWay};
 use crate::{
     kernel::{Answer, Refused},
-    policy::fast::{Hook, address_from_words},
+    policy::fast::{DeviceExit, Hook},
     policy::net::{Family, IfIndex, TABLE_DEFAULT, TABLE_MAIN},
 };
 
@@ -28,14 +28,13 @@ pub enum Handling {
 }
 
 impl Handling {
-    /// From the outcome that the program counted, and the slot that it counted it in.
+    /// From the outcome that the program counted, and the exit of the slot that it counted it in.
     #[must_use]
-    pub fn of(counted: Option<Outcome>, slot: Option<&Slot>, family: Family) -> Self {
-        match (counted, slot) {
-            (Some(Outcome::Forwarded | Outcome::Diverted), Some(slot)) => Self::Leaves {
-                device: slot.egress.ifindex(),
-                gateway: slot.egress.has(flags::GATEWAY).then(|| address_from_words(family, slot.gateway)),
-            },
+    pub fn of(counted: Option<Outcome>, exit: Option<&DeviceExit>, family: Family) -> Self {
+        match (counted, exit) {
+            (Some(Outcome::Forwarded | Outcome::Diverted), Some(exit)) => {
+                Self::Leaves { device: exit.ifindex, gateway: exit.gateway(family) }
+            }
             (Some(Outcome::Blackholed | Outcome::LeakPrevented), _) => Self::Dropped,
             _ => Self::Left,
         }
@@ -210,7 +209,7 @@ fn by_main(
 
 #[cfg(test)]
 mod tests {
-    use tunroute_common::maps::Egress;
+    use tunroute_common::maps::{Exit, flags};
 
     use super::*;
 
@@ -265,17 +264,10 @@ mod tests {
 
     #[test]
     fn what_was_counted_tells_the_handling() {
-        let slot = |egress| Slot {
-            id: 1,
-            egress,
-            mtu: 1500,
-            exempt_set: 1,
-            next: Slot::NO_NEXT,
-            table: 0,
-            gateway: [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0],
-        };
-        let (plain, via) = (slot(Egress::redirect(7, 0)), slot(Egress::redirect(7, flags::GATEWAY)));
-        for (outcome, slot, expected) in [
+        let gateway = [u32::from_ne_bytes([10, 0, 0, 1]), 0, 0, 0];
+        let exit = |flags| DeviceExit { ifindex: 7, exit: Exit { mtu: 1500, flags, gateway } };
+        let (plain, via) = (exit(0), exit(flags::GATEWAY));
+        for (outcome, exit, expected) in [
             (Some(Outcome::Forwarded), &plain, leaves(7, None)),
             (Some(Outcome::Diverted), &via, leaves(7, Some("10.0.0.1"))),
             (Some(Outcome::Blackholed), &plain, Handling::Dropped),
@@ -284,7 +276,7 @@ mod tests {
             (Some(Outcome::Closed), &plain, Handling::Left),
             (None, &plain, Handling::Left),
         ] {
-            assert_eq!(Handling::of(outcome, Some(slot), Family::V4), expected, "{outcome:?}");
+            assert_eq!(Handling::of(outcome, Some(exit), Family::V4), expected, "{outcome:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use etherparse::PacketBuilder;
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Outcome, flags},
+    maps::Outcome,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Slice},
 };
 
@@ -196,7 +196,7 @@ impl Examiner {
         };
         let handling = program.as_ref().map(|program| {
             let outcome = program.counted.map(|(_, outcome)| outcome);
-            Handling::of(outcome, program.slot(), subject.family())
+            Handling::of(outcome, program.exit(), subject.family())
         });
         let kernel = self.oracle.ask(&subject.question())?;
         let programs = match (&program, handling) {
@@ -218,11 +218,11 @@ impl Examiner {
             return Ok(true);
         };
         for slot in maps.slots.values_mut() {
-            slot.egress = slot.egress.without(flags::DISPUTED);
+            slot.egress = slot.egress.disputed(false);
         }
         let counted = subject.decide(&maps);
-        let slot = counted.and_then(|(slot, _)| maps.slots.get(&slot));
-        let handling = Handling::of(counted.map(|(_, outcome)| outcome), slot, subject.family());
+        let exit = counted.and_then(|(slot, _)| maps.exit_of(maps.slots.get(&slot)?));
+        let handling = Handling::of(counted.map(|(_, outcome)| outcome), exit, subject.family());
         let is_uplink = |device| setting.uplinks.contains(&device);
         Ok(agreement(subject.place.hook, handling, kernel, is_uplink).agree)
     }
