@@ -109,7 +109,7 @@ pub struct Slot {
     pub exempt_set: u32,
     /// The slot of the next shorter prefix that belongs to another policy, or [`Slot::NO_NEXT`].
     pub next: u32,
-    /// The policy's routing table, by which the kernel is asked for the next hop's link-layer address; 0 if it has none.
+    /// The policy's routing table, by which the kernel is asked for the next hop's link-layer address; 0 if it is not asked.
     pub table: u32,
     /// Always 0: keeps the type free of padding.
     pub reserved: u32,

@@ -6,9 +6,9 @@ use super::{Daemon, UNDER_WAY, down::remove_fast_path, wants_no_programs};
 use crate::{
     config::Datapath,
     datapath::{self, DatapathError, anything_pinned},
-    policy::compile::matching,
+    policy::compile::{Desired, DesiredFast, matching},
     policy::fast::{Attachment, FastOp, Hook, Part},
-    policy::net::KernelState,
+    policy::net::{IfIndex, KernelState},
     policy::plan::Undone,
     prefixes::index::Full,
 };
@@ -28,6 +28,16 @@ impl Daemon {
             Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
         }
         self.fast_error = error;
+    }
+
+    /// Has the kernel look for the gateways of tunnels that are up, where it does not know whether they are there: it does
+    /// not see the frames that programs send, and without rules nothing else would have it look.
+    pub(super) async fn ask_for_gateways(&self, desired: Option<&Desired>, kernel: &KernelState) {
+        let gateways = desired.and_then(|desired| desired.fast.as_ref()).into_iter().flat_map(DesiredFast::gateways);
+        let is_up = |device: &IfIndex| kernel.links.get(device).is_some_and(|link| link.up);
+        if let Err(error) = self.kernel.refresh_neighbours(gateways.filter(|(device, _)| is_up(device))).await {
+            warn!("{error}");
+        }
     }
 
     /// Removes the programs if there should be none: this daemon's, or what an earlier one has left.

@@ -458,6 +458,7 @@ impl Daemon {
         self.fallback |= self.needs_rules();
         let (desired, operations) = self.plan(&snapshot)?;
         log_plan(&operations);
+        self.ask_for_gateways(Some(&desired), &snapshot.state).await;
         let mut undone = Undone::new(&desired);
         let changed = self.apply(&operations, &snapshot, &mut undone).await;
         self.close_fast_path(&undone);
@@ -586,10 +587,8 @@ impl Daemon {
         let observed = observed.is_ok();
         let Some(snapshot) = self.snapshot.take() else { return };
         let xdp_changed = self.look_for_xdp(&snapshot.state).await;
+        self.ask_for_gateways(self.desired.as_ref(), &snapshot.state).await;
         self.snapshot = Some(snapshot);
-        if let Err(error) = self.kernel.refresh_neighbours(self.neighbours()).await {
-            warn!("{error}");
-        }
         if !observed || !lost.is_empty() || unpinned || gates != self.gates || xdp_changed {
             self.reconcile(Kinds::NONE).await;
         }

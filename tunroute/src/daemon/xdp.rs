@@ -4,11 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
 };
 
 use tracing::{info, warn};
-use tunroute_common::maps::flags;
 
 use super::{Daemon, config_wants_no_fast_path};
 use crate::{
@@ -90,16 +88,6 @@ impl Daemon {
         let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
         let mut wanted = desired.flat_map(|desired| desired.stations.keys());
         wanted.any(|device| self.xdp.refused.contains_key(device))
-    }
-
-    /// The gateways that programs send frames to. The kernel does not see these frames, so by itself it would never ask
-    /// whether a gateway is still there.
-    pub(super) fn neighbours(&self) -> BTreeSet<(IfIndex, IpAddr)> {
-        let desired = self.desired.iter().filter_map(|desired| desired.fast.as_ref());
-        let used =
-            desired.flat_map(|desired| desired.slots.values()).filter_map(|slot| Some((slot.exit?, slot.family)));
-        let ethernet = used.filter(|(exit, _)| exit.exit.has(flags::ETHERNET));
-        ethernet.filter_map(|(exit, family)| Some((exit.ifindex, exit.gateway(family)?))).collect()
     }
 
     /// Who takes part, and why the others do not.

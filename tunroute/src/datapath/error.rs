@@ -9,7 +9,7 @@ use aya::{
     programs::{ProgramError, links::LinkError, tc},
 };
 
-use crate::prefixes::index::Full;
+use crate::{policy::net::IfIndex, prefixes::index::Full};
 
 /// What went wrong with the fast path.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,22 @@ pub enum DatapathError {
     OtherMaps {
         /// The directory.
         path: PathBuf,
+    },
+    /// A device has no name, since it is gone.
+    #[error("the device with ifindex {ifindex} is gone: {source}")]
+    Device {
+        /// Its number.
+        ifindex: IfIndex,
+        /// What the system said.
+        source: nix::Error,
+    },
+    /// A device was renamed while a program was attached to it.
+    #[error("{name} (ifindex {ifindex}) was renamed while a program was attached; trying again")]
+    Renamed {
+        /// Its number.
+        ifindex: IfIndex,
+        /// The name that it had.
+        name: String,
     },
     /// The clsact qdisc could not be added.
     #[error("cannot add the clsact qdisc to {device}: {}", chain(.source))]

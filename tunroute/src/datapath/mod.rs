@@ -3,6 +3,7 @@
 //! Knows nothing of the configuration. What stands in the maps is kept in a mirror, which an adopting daemon reads back.
 
 mod adopt;
+mod attach;
 mod error;
 mod events;
 mod exits;
@@ -24,15 +25,10 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
-    programs::{
-        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
-        links::FdLink,
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
-    },
+    programs::{ProgramInfo, SchedClassifier, links::FdLink},
     util::{KernelVersion, nr_cpus},
 };
 use nix::time::{ClockId, clock_gettime};
-use tracing::debug;
 use tunroute_common::maps::{
     Clamp, Control, Counter, Event, Filter, MAX_EXITS, MAX_SLOTS, Outcome, Slot, Station, Stats, UNMATCHED, names,
 };
@@ -43,7 +39,7 @@ pub use self::{
     trial::{Place, Trial, Trialled},
     words::{Index, WordMap},
 };
-use self::{error::chain, events::Events, exits::Exits};
+use self::{events::Events, exits::Exits};
 use crate::{
     datapath::{adopt::Loaded, pins::Pins},
     policy::fast::{Attachment, FastOp, FastState, Hook, Open, Part},
@@ -68,10 +64,6 @@ fn programs() -> impl Iterator<Item = &'static str> {
 
 /// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
 pub const WORD_COUNT: &str = "WORD_COUNT";
-
-/// Where the filters stand on a clsact qdisc, so that a later daemon finds them again: ahead of the priorities that
-/// others let the kernel choose (49152 and down).
-const CLSACT_PRIORITY: u16 = 1;
 
 /// Held while programs or twins are loaded: what the one pins the other finds by its name.
 static LOADING: Mutex<()> = Mutex::new(());
@@ -303,27 +295,8 @@ impl Datapath {
         }
     }
 
-    /// Does this daemon's program, which has the number, or an earlier daemon's that is as good, stand at its hook?
-    fn runs(&self, attachment: &Attachment, id: u32) -> bool {
-        if tcx::programs(attachment.hook, attachment.ifindex).is_ok_and(|programs| programs.contains(&id)) {
-            return true;
-        }
-        // This takes CAP_SYS_ADMIN: see `adopt`.
-        SchedClassifier::query_tcx(&attachment.device, attach_type(attachment.hook))
-            .is_ok_and(|(_, programs)| programs.iter().any(|info| self.loaded.is(attachment.program(), info)))
-    }
-
     fn info(&self, program: &'static str) -> Result<ProgramInfo> {
         info(&self.ebpf, program)
-    }
-
-    /// Is an earlier daemon's program, which is as good as this daemon's, the filter? It is pinned.
-    fn is_filter(&self, attachment: &Attachment, filters: &BTreeSet<(Hook, IfIndex, u32)>) -> bool {
-        let info = ProgramInfo::from_pin(self.pins.path(Method::Clsact, attachment));
-        info.is_ok_and(|info| {
-            filters.contains(&(attachment.hook, attachment.ifindex, info.id()))
-                && self.loaded.is(attachment.program(), &info)
-        })
     }
 
     /// The programs with the number of instructions that the verifier has gone through for each.
@@ -472,95 +445,6 @@ impl Datapath {
         self.events.read()
     }
 
-    /// Attaches ahead of all others; where an earlier program of this project is in place, it is replaced without a gap.
-    fn attach(&mut self, attachment: &Attachment) -> Result<()> {
-        let name = attachment.program();
-        let program_error = |source| DatapathError::Program { program: name, source };
-        let link_error = |source| DatapathError::Link { path: self.pins.path(Method::Tcx, attachment), source };
-        let program = classifier(&mut self.ebpf, name)?;
-        match self.method {
-            Method::Tcx => {
-                let place = key(attachment);
-                let pinned = self.pins.is_pinned(Method::Tcx, attachment);
-                let earlier = match self.links.remove(&place) {
-                    None => self.pins.pinned(attachment)?,
-                    held => held,
-                };
-                let updated = match earlier {
-                    None => None,
-                    // A recreated device leaves a link that opens but fails to update (ENOLINK).
-                    Some(link) => program
-                        .attach_to_link(SchedClassifierLink::try_from(link).map_err(link_error)?)
-                        .inspect_err(|error| debug!(%attachment, "attaching anew: {}", chain(error)))
-                        .ok(),
-                };
-                let keep_pin = pinned && updated.is_some();
-                let id = match updated {
-                    Some(id) => id,
-                    None => {
-                        self.pins.unpin(Method::Tcx, attachment);
-                        // Where a segment size is limited, that comes before packets are handed on.
-                        let clamp = key(&Attachment { part: Part::Clamp, ..attachment.clone() });
-                        let before = self.links.remove(&clamp).map(SchedClassifierLink::try_from);
-                        let before = before.transpose().map_err(link_error)?;
-                        let order = match &before {
-                            Some(before) => LinkOrder::after_link(before).map_err(link_error)?,
-                            None => LinkOrder::first(),
-                        };
-                        let order = TcAttachOptions::TcxOrder(order);
-                        let attached =
-                            program.attach_with_options(&attachment.device, attach_type(attachment.hook), order);
-                        if let Some(before) = before {
-                            self.links.insert(clamp, FdLink::try_from(before).map_err(link_error)?);
-                        }
-                        attached.map_err(program_error)?
-                    }
-                };
-                let link = FdLink::try_from(program.take_link(id).map_err(program_error)?).map_err(link_error)?;
-                let link = if keep_pin { link } else { self.pins.pin(attachment, link)? };
-                self.links.insert(place, link);
-            }
-            Method::Clsact => {
-                match tc::qdisc_add_clsact(&attachment.device) {
-                    Ok(()) => {
-                        self.qdiscs.insert(attachment.ifindex);
-                        self.pins.mark_qdisc(attachment.ifindex, program)?;
-                    }
-                    Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-                    Err(source) => return Err(DatapathError::Clsact { device: attachment.device.clone(), source }),
-                }
-                let id = match program.attach_to_link(clsact_filter(attachment)?) {
-                    Ok(replaced) => replaced,
-                    Err(error) => {
-                        debug!(%attachment, "attaching anew: {}", chain(&error));
-                        program
-                            .attach_with_options(
-                                &attachment.device,
-                                attach_type(attachment.hook),
-                                TcAttachOptions::Netlink(clsact(attachment)),
-                            )
-                            .map_err(program_error)?
-                    }
-                };
-                // A filter's handle that is dropped removes the filter; it has nothing else to let go of.
-                std::mem::forget(program.take_link(id).map_err(program_error)?);
-                self.pins.pin_program(attachment, program)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn detach(&mut self, method: Method, attachment: &Attachment) -> Result<()> {
-        match method {
-            _ if attachment.part == Part::Xdp => drop(self.links.remove(&key(attachment))),
-            Method::Tcx => drop(self.links.remove(&key(attachment))),
-            // Dropping a filter's handle removes the filter.
-            Method::Clsact => drop(clsact_filter(attachment)?),
-        }
-        self.pins.unpin(method, attachment);
-        Ok(())
-    }
-
     /// Are the maps still pinned? If not, see [`Self::restore_pins`].
     #[must_use]
     pub fn maps_pinned(&self) -> bool {
@@ -652,32 +536,6 @@ fn attachments(link: &Link) -> impl Iterator<Item = Attachment> {
 /// What names an attachment's link.
 const fn key(attachment: &Attachment) -> (Part, Hook, IfIndex) {
     (attachment.part, attachment.hook, attachment.ifindex)
-}
-
-/// Where an attachment's filter stands on a clsact qdisc: at a handle of its own.
-const fn clsact(attachment: &Attachment) -> NlOptions {
-    // Segment sizes are limited before packets are handed on.
-    let (minor, priority) = match attachment.part {
-        Part::Clamp => (0x7473, CLSACT_PRIORITY),
-        // XDP has no filters.
-        Part::Decide | Part::Xdp => (0x7472, CLSACT_PRIORITY + 1),
-    };
-    NlOptions { priority, handle: TcHandle::new(0, minor), classid: None }
-}
-
-const fn attach_type(hook: Hook) -> TcAttachType {
-    match hook {
-        Hook::Ingress => TcAttachType::Ingress,
-        Hook::Egress => TcAttachType::Egress,
-    }
-}
-
-/// The filter that this daemon or an earlier one has on a clsact qdisc.
-fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
-    let NlOptions { priority, handle, classid } = clsact(attachment);
-    SchedClassifierLink::attached(&attachment.device, attach_type(attachment.hook), priority, handle, classid).map_err(
-        |error| DatapathError::Program { program: attachment.program(), source: tc::TcError::IoError(error).into() },
-    )
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds, as `bpf_ktime_get_coarse_ns` counts.

@@ -7,6 +7,7 @@ pub mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -106,6 +107,12 @@ pub struct DesiredFast {
 }
 
 impl DesiredFast {
+    /// The gateways that programs send frames to, and may send frames to after a failover.
+    pub fn gateways(&self) -> impl Iterator<Item = (IfIndex, IpAddr)> {
+        let ethernet = self.exits.iter().filter(|(exit, _)| exit.exit.has(flags::ETHERNET));
+        ethernet.filter_map(|(exit, family)| Some((exit.ifindex, exit.gateway(*family)?)))
+    }
+
     /// Leaves to the kernel what enters and belongs to these policies, by their indices in the configuration.
     pub fn dispute(&mut self, policies: &BTreeSet<usize>) {
         for slot in self.slots.values_mut().filter(|slot| policies.contains(&slot.policy)) {
@@ -131,7 +138,7 @@ pub struct SlotSpec {
     pub exempt_set: u32,
     /// The chain of the policies around this one.
     pub next: Option<ChainId>,
-    /// The policy's table, or 0.
+    /// The policy's table, by which the kernel is asked for the next hop's link-layer address; 0 if it is not asked.
     pub table: u32,
 }
 
@@ -457,7 +464,9 @@ fn compile_slot(
         OnDown::Blackhole => Action::Blackhole,
         OnDown::Next => Action::Next,
     };
-    let table = inputs.tables.get(&policy_config.name).copied().unwrap_or_default();
+    // Without a gateway, each destination is a neighbour that only the kernel's own forwarding looks for.
+    let asks = exit.is_some_and(|exit| inputs.rules || exit.exit.has(flags::GATEWAY));
+    let table = inputs.tables.get(&policy_config.name).copied().filter(|_| asks).unwrap_or_default();
     SlotSpec { policy, family, exit, on_down, disputed: false, exempt_set, next, table }
 }
 

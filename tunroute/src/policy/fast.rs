@@ -1,6 +1,7 @@
 //! The fast path's state as the pure stages see it: what stands in the maps, and where programs are attached.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
@@ -55,8 +56,8 @@ impl Part {
     pub const ALL: [Self; 3] = [Self::Decide, Self::Clamp, Self::Xdp];
 }
 
-/// A program on a device.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// A program on a device. Two are the same if all but the names are: a device keeps its number when it is renamed.
+#[derive(Clone, Debug, Serialize)]
 pub struct Attachment {
     /// What it does with them.
     #[serde(skip)]
@@ -65,7 +66,7 @@ pub struct Attachment {
     pub hook: Hook,
     /// The device's number.
     pub ifindex: IfIndex,
-    /// The device's name.
+    /// The device's name, for display.
     pub device: String,
     /// Which variant of the program it is.
     #[serde(skip)]
@@ -87,6 +88,10 @@ impl Attachment {
         Some(Self { part, hook, ifindex: link.index, device: link.name.clone(), ethernet })
     }
 
+    const fn identity(&self) -> (Part, Hook, IfIndex, bool) {
+        (self.part, self.hook, self.ifindex, self.ethernet)
+    }
+
     /// The program's name in the eBPF object.
     #[must_use]
     pub const fn program(&self) -> &'static str {
@@ -99,6 +104,26 @@ impl Attachment {
             (Part::Clamp, _, false) => "clamp_l3",
             (Part::Xdp, ..) => "ingress_xdp",
         }
+    }
+}
+
+impl PartialEq for Attachment {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Attachment {}
+
+impl Ord for Attachment {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
+}
+
+impl PartialOrd for Attachment {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
