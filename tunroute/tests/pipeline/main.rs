@@ -527,7 +527,7 @@ fn each_family_has_its_own_tunnel() {
         assert_eq!(routes, Vec::from_iter(expected.iter().flatten().cloned()), "{what}");
         for slot in desired.fast.unwrap().slots.values() {
             let there = expected[slot.family as usize].as_ref().and_then(|(device, _)| host.link(device));
-            assert_eq!(slot.egress.ifindex(), there.map_or(0, |link| link.index), "{what}, {}", slot.family);
+            assert_eq!(slot.exit.map(|exit| exit.ifindex), there.map(|link| link.index), "{what}, {}", slot.family);
         }
     }
 }
