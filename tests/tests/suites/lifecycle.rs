@@ -638,6 +638,7 @@ fn status_tells_everything() -> Result<()> {
             "too_big",
             "source_check",
             "closed",
+            "unresolved",
         ];
         let outcomes = policy["outcomes"].as_object().context("outcomes")?;
         assert!(names.iter().all(|name| outcomes[*name]["packets"].is_u64() && outcomes[*name]["bytes"].is_u64()));

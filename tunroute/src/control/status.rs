@@ -263,6 +263,7 @@ pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
         "too_big" => "left to the kernel: too big for the tunnel",
         "source_check" => "left to the kernel: source not expected there",
         "closed" => "left to the kernel: fast path closed",
+        "unresolved" => "left to the kernel: next hop not known",
         _ => return None,
     })
 }

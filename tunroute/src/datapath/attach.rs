@@ -175,7 +175,7 @@ const fn attach_type(hook: Hook) -> TcAttachType {
 }
 
 /// The filter that this daemon or an earlier one has on a clsact qdisc.
-fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
+pub(super) fn clsact_filter(attachment: &Attachment) -> Result<SchedClassifierLink> {
     let NlOptions { priority, handle, classid } = clsact(attachment);
     by_name(attachment.ifindex, |device| {
         SchedClassifierLink::attached(device, attach_type(attachment.hook), priority, handle, classid)

@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::{
-    Datapath, Method, Result, attachments, clsact_filter,
+    Datapath, Method, Result,
+    attach::clsact_filter,
+    attachments,
     pins::{self, Pins},
 };
 use crate::{

@@ -116,7 +116,9 @@ impl<'a> Undone<'a> {
     /// Notes that a change of the fast path was not made.
     pub fn fail_fast(&mut self, operation: &FastOp) {
         match operation {
-            FastOp::WriteSlot(_, _, family) => self.note_entry(*family),
+            FastOp::WriteSlot(..) | FastOp::WriteExit(..) => {
+                Family::ALL.into_iter().for_each(|family| self.note_entry(family));
+            }
             FastOp::PutSource(prefix, _) | FastOp::RemoveSource(prefix) => {
                 self.sources.insert(*prefix);
                 self.note_entry(Family::of(prefix));
@@ -133,13 +135,12 @@ impl<'a> Undone<'a> {
             // The kernel, or the programs behind XDP, do what is right without these.
             FastOp::SetClamp(..)
             | FastOp::SetStation(..)
-            | FastOp::AddTarget(_)
             | FastOp::RemoveExemption(_)
             | FastOp::ClearSlot(_)
+            | FastOp::ClearExit(_)
             | FastOp::Detach(_)
             | FastOp::RemoveClamp(_)
-            | FastOp::RemoveStation(_)
-            | FastOp::RemoveTarget(_) => {}
+            | FastOp::RemoveStation(_) => {}
         }
     }
 
@@ -185,7 +186,7 @@ impl<'a> Undone<'a> {
         let waits = match operation {
             FastOp::RemoveSource(prefix) => self.overlaps(prefix),
             FastOp::RemoveExemption(exemption) => self.entries.contains(&Family::of(&exemption.prefix)),
-            FastOp::ClearSlot(_) => !self.entries.is_empty(),
+            FastOp::ClearSlot(_) | FastOp::ClearExit(_) => !self.entries.is_empty(),
             FastOp::Detach(attachment) => {
                 self.attachments.contains(&(attachment.part, attachment.hook))
                     || attachment.part == Part::Decide && !self.rules_in_place()
