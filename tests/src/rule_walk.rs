@@ -129,7 +129,7 @@ impl Host {
         let local = kernel.local.iter().map(|dst| (*dst, 0, Some(Decision::Local)));
         host.tables.entry(TABLE_LOCAL).or_default().extend(local);
         let leaves = |oif| Some(Decision::Leaves { device: oif, gateway: None });
-        let main = kernel.main.iter().map(|route| (route.dst, 0, leaves(route.oif)));
+        let main = kernel.main.iter().map(|route| (route.dst, route.metric, leaves(route.oif)));
         host.tables.entry(TABLE_MAIN).or_default().extend(main);
         host
     }
@@ -153,7 +153,7 @@ impl Host {
             match rule.action {
                 // One that leads nowhere is passed over (`fib_rules_lookup()`: `ctarget` is not set).
                 RuleAction::Nop => {}
-                RuleAction::Goto(priority) => {
+                RuleAction::Goto(priority) | RuleAction::Leave(priority) => {
                     let family = Family::of(&rule.from);
                     let is_target = |target: &Entry| target.priority == priority && Family::of(&target.from) == family;
                     at = self.rules.iter().position(is_target).unwrap_or(at).max(at);
@@ -189,6 +189,8 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
+    use tunroute::policy::net::MainRoute;
+
     use super::*;
 
     const TUNNEL: IfIndex = 7;
@@ -219,7 +221,7 @@ mod tests {
         ];
         let kernel = KernelState {
             local: [prefix("192.0.2.1/32")].into(),
-            main: vec![tunroute::policy::net::MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true }],
+            main: vec![MainRoute { dst: prefix("192.0.2.0/24"), oif: Some(2), on_link: true, ..MainRoute::default() }],
             ..KernelState::default()
         };
         let lookup = |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));

@@ -4,7 +4,7 @@
 //! not certain steps aside.
 
 use crate::{
-    maps::{Action, Egress, Exit, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
+    maps::{Action, Egress, Exempt, Exit, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{Addresses, Header, Packet, read_lenient, read_strict},
 };
 
@@ -16,8 +16,8 @@ pub trait Lookup {
     /// A policy's prefix holds the packet's *destination* address: packets going the other way are routed by policy.
     fn destination_is_source(&self, addresses: &Addresses) -> bool;
 
-    /// The exemption set holds the packet's destination address.
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool;
+    /// What the exemption set says of the packet's destination address.
+    fn exempt(&self, set: u32, addresses: &Addresses) -> Exempt;
 
     /// A copy of the slot with this number, whose [`Slot::egress`] was read by one load.
     fn slot(&self, index: u32) -> Option<Slot>;
@@ -98,19 +98,18 @@ enum Applies {
 }
 
 /// Follows the chain of nested policies, from the longest prefix on, to the first one that applies: whose destination is
-/// not exempt, and which does not say `next` while it is down.
+/// not exempt, and which does not say `next` while it is down. `exempt` is the least that an exemption must allow.
 #[inline(always)]
-fn apply<L: Lookup>(first: u32, addresses: &Addresses, maps: &L) -> Option<Applies> {
+fn apply<L: Lookup>(first: u32, exempt: Exempt, addresses: &Addresses, maps: &L) -> Option<Applies> {
     let mut index = first;
     let mut passed = None;
     for _ in 0..=MAX_NESTING {
         let slot = maps.slot(index)?;
-        let outcome = if slot.egress.action() == Action::Next {
-            Outcome::Down
-        } else if maps.exempt(slot.exempt_set, addresses) {
-            Outcome::Exempt
-        } else {
-            return Some(Applies::To(index, slot.egress));
+        let outcome = match slot.egress.action() {
+            Action::Main => Outcome::Main,
+            Action::Next => Outcome::Down,
+            _ if maps.exempt(slot.exempt_set, addresses) >= exempt => Outcome::Exempt,
+            _ => return Some(Applies::To(index, slot.egress)),
         };
         let passed = *passed.get_or_insert(outcome);
         if slot.next == Slot::NO_NEXT {
@@ -137,7 +136,7 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
     if !maps.open(&header.addresses) {
         return Verdict::StepAside(source.slot, Outcome::Closed);
     }
-    let (index, egress) = match apply(source.slot, &header.addresses, maps) {
+    let (index, egress) = match apply(source.slot, Exempt::Inside, &header.addresses, maps) {
         Some(Applies::To(index, egress)) => (index, egress),
         Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
         None => return Verdict::Pass,
@@ -164,7 +163,7 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
             }
         }
         Action::Blackhole => Verdict::Drop(index, Outcome::Blackholed),
-        Action::Reject | Action::Next => Verdict::StepAside(index, Outcome::Down),
+        Action::Reject | Action::Next | Action::Main => Verdict::StepAside(index, Outcome::Down),
     }
 }
 
@@ -198,7 +197,8 @@ pub fn decide_egress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, ma
     }
     let Some(source) = maps.source(&header.addresses) else { return Verdict::Pass };
 
-    let (index, egress) = match apply(source.slot, &header.addresses, maps) {
+    // An exemption that leads inside is none here.
+    let (index, egress) = match apply(source.slot, Exempt::Anywhere, &header.addresses, maps) {
         Some(Applies::To(index, egress)) => (index, egress),
         Some(Applies::ToNone(index, outcome)) => return Verdict::StepAside(index, outcome),
         None => return Verdict::Drop(source.slot, Outcome::LeakPrevented),

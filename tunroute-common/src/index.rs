@@ -1,7 +1,7 @@
 //! The programs' view of prefixes: tries of sources and of exemptions in one array of words.
 
 use crate::{
-    maps::Source,
+    maps::{Exempt, Source},
     trie::{Entry, Key, Words, find},
 };
 
@@ -21,8 +21,8 @@ pub mod header {
     pub const USED: u64 = 5;
     /// A word that stays 0: the programs read it in place of words past the end.
     pub const NOTHING: u64 = 7;
-    /// Start of the table of numbers, one word each: 0 for no match, then [`EXEMPT`](super::EXEMPT), then the sources.
-    /// It ends where the sets begin.
+    /// Start of the table of numbers, one word each: 0 for no match, then the kinds of exemptions
+    /// ([`number_of_exempt`](super::number_of_exempt)), then the sources. It ends where the sets begin.
     pub const TABLE: u64 = 8;
 }
 
@@ -63,14 +63,28 @@ pub fn source<W: Words + ?Sized>(words: &W, family: Root, address: Key) -> Optio
     unpack(look_up(words, SOURCES, family, address))
 }
 
-/// Returns true if an exemption set contains an address.
+/// What an exemption set says of an address.
 #[inline(always)]
-pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key) -> bool {
-    look_up(words, set.into(), family, address) != 0
+pub fn exempt<W: Words + ?Sized>(words: &W, set: u32, family: Root, address: Key) -> Exempt {
+    unpack_exempt(look_up(words, set.into(), family, address))
 }
 
-/// The number of all exemptions.
-pub const EXEMPT: u32 = 1;
+/// The number of each kind of exemption in the table.
+#[must_use]
+pub const fn number_of_exempt(exempt: Exempt) -> u32 {
+    1 + exempt as u32
+}
+
+/// The kind of exemption that a word of the table stands for.
+#[inline(always)]
+#[must_use]
+pub const fn unpack_exempt(word: u64) -> Exempt {
+    match word & 3 {
+        0 => Exempt::No,
+        1 => Exempt::Inside,
+        _ => Exempt::Anywhere,
+    }
+}
 
 /// Flag in a table word: there is a match.
 pub const PRESENT: u64 = 1 << 31;

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Raised with every change of a map's name, key, value or meaning: it names the pin directory, so that two versions of
 /// the daemon never read each other's maps.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
@@ -84,6 +84,24 @@ pub struct Source {
     /// The only device by which such packets may be forwarded past the kernel: [`Source::ANY_DEVICE`], a device's
     /// number (the reverse path, where rp_filter is on), or [`Source::OWN_ADDRESS`].
     pub arrives_by: u32,
+}
+
+/// What an exemption set says of a destination: the kind of the longest of its prefixes that holds it.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Exempt {
+    /// The policy applies.
+    No = 0,
+    /// The policy does not apply, and the way there leads inside. A packet that is about to leave by an uplink all the
+    /// same (the inside route has been withdrawn) is the policy's.
+    Inside = 1,
+    /// The policy does not apply, and the packet may leave by any device.
+    Anywhere = 2,
+}
+
+impl Exempt {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::No, Self::Inside, Self::Anywhere];
 }
 
 impl Source {
@@ -164,6 +182,7 @@ impl Egress {
             1 => Action::Redirect,
             2 => Action::Blackhole,
             3 => Action::Next,
+            4 => Action::Main,
             _ => Action::Reject,
         }
     }
@@ -186,7 +205,7 @@ impl core::fmt::Debug for Egress {
     }
 }
 
-/// What a slot does with its packets. The last three are for when no tunnel is up.
+/// What a slot does with its packets. `Reject`, `Blackhole` and `Next` are for when no tunnel is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The kernel answers with an ICMP error.
@@ -195,8 +214,10 @@ pub enum Action {
     Redirect = 1,
     /// Drop them.
     Blackhole = 2,
-    /// As if the policy were not there.
+    /// As if the policy were not there: the policy around it decides.
     Next = 3,
+    /// As if there were no policy for these sources at all: the main table decides.
+    Main = 4,
 }
 
 /// How packets leave by a device, whose number is in [`DEVICE`](names::DEVICE).
@@ -264,11 +285,13 @@ pub enum Outcome {
     /// Left to the kernel: the next hop's link-layer address is not known. The kernel asks for it, and tells the sender if
     /// there is no answer.
     Unresolved,
+    /// Left to the main table, as the policy says (`via = "main"`).
+    Main,
 }
 
 impl Outcome {
     /// All outcomes, in the order in which they are counted.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Forwarded,
         Self::Diverted,
         Self::LeakPrevented,
@@ -281,6 +304,7 @@ impl Outcome {
         Self::SourceCheck,
         Self::Closed,
         Self::Unresolved,
+        Self::Main,
     ];
 
     /// The name in `status --json` and in metrics.
@@ -299,6 +323,7 @@ impl Outcome {
             Self::SourceCheck => "source_check",
             Self::Closed => "closed",
             Self::Unresolved => "unresolved",
+            Self::Main => "main",
         }
     }
 }

@@ -7,7 +7,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use tunroute_common::{
     decide::{Arrival, Lookup, NextHop, Verdict, Way, decide_egress, decide_ingress},
-    maps::{Action, Egress, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
+    maps::{Action, Egress, Exempt, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{
         Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Header, Ipv4Header, Packet as _, Segmented, Slice, read_strict,
     },
@@ -24,7 +24,7 @@ const MTU: u32 = 1280;
 #[derive(Clone, Debug, Default)]
 struct Maps {
     sources: Vec<(IpAddr, u8, Source)>,
-    exempt: Vec<(u32, IpAddr, u8)>,
+    exempt: Vec<(u32, IpAddr, u8, Exempt)>,
     slots: Vec<Slot>,
     /// The exits, with their devices, by their numbers.
     exits: Vec<(u32, Exit)>,
@@ -71,9 +71,10 @@ impl Lookup for Maps {
         self.longest(source_and_destination(addresses).1).is_some()
     }
 
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
+    fn exempt(&self, set: u32, addresses: &Addresses) -> Exempt {
         let destination = source_and_destination(addresses).1;
-        self.exempt.iter().any(|(of, prefix, length)| *of == set && holds(*prefix, *length, destination))
+        let holding = self.exempt.iter().filter(|(of, at, length, _)| *of == set && holds(*at, *length, destination));
+        holding.max_by_key(|(_, _, length, _)| *length).map_or(Exempt::No, |(.., kind)| *kind)
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {
@@ -124,7 +125,9 @@ fn maps() -> Maps {
     let source = Source { slot: 0, arrives_by: Source::ANY_DEVICE };
     Maps {
         sources: vec![(address("2a02::"), 16, source), (address("10.0.0.0"), 8, source)],
-        exempt: vec![(0, address("2001:db8:1::"), 48), (0, address("192.0.2.0"), 24)],
+        exempt: [("2001:db8:1::", 48), ("192.0.2.0", 24)]
+            .map(|(at, length)| (0, address(at), length, Exempt::Anywhere))
+            .into(),
         slots: vec![slot(TO_TUNNEL, Slot::NO_NEXT)],
         exits: exits(),
         ..Maps::default()
@@ -399,6 +402,7 @@ fn what_happens_while_no_tunnel_is_up() {
         (Action::Reject, Fate::Aside(Outcome::Down), Fate::Drop(Outcome::LeakPrevented)),
         (Action::Blackhole, Fate::Drop(Outcome::Blackholed), Fate::Drop(Outcome::LeakPrevented)),
         (Action::Next, Fate::Aside(Outcome::Down), Fate::Aside(Outcome::Down)),
+        (Action::Main, Fate::Aside(Outcome::Main), Fate::Aside(Outcome::Main)),
     ] {
         let maps = Maps { slots: vec![slot(Egress::down(action), Slot::NO_NEXT)], ..maps() };
         assert_eq!(ingress(&v6(), &maps), on_ingress, "{action:?}");
@@ -419,6 +423,14 @@ fn nested_policies_are_passed_over() {
     let exempt = udp("2a02::2", "2001:db8:1::1", 64, 10);
     assert_eq!(ingress(&exempt, &maps()), Fate::Aside(Outcome::Exempt));
     assert_eq!(egress(&exempt, &maps()), Fate::Aside(Outcome::Exempt));
+
+    // What leads inside is exempt where it enters, and not at an uplink; a part of it may not be exempt at all.
+    let mut inside = maps();
+    inside.exempt[0].3 = Exempt::Inside;
+    assert_eq!(ingress(&exempt, &inside), Fate::Aside(Outcome::Exempt));
+    assert_eq!(egress(&exempt, &inside), Fate::Tunnel(TUNNEL, Outcome::Diverted));
+    inside.exempt.push((0, address("2001:db8:1::"), 64, Exempt::No));
+    assert_eq!(ingress(&exempt, &inside), Fate::Tunnel(TUNNEL, Outcome::Forwarded));
 
     let outer = Slot { exempt_set: 1, ..slot(TO_OTHER, Slot::NO_NEXT) };
     let nested = Maps { slots: vec![slot(TO_TUNNEL, 1), outer], ..maps() };

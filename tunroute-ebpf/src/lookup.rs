@@ -15,8 +15,8 @@ use tunroute_common::{
     decide::{Arrival, Lookup, NextHop, Way},
     index::{self, Root},
     maps::{
-        Action, Clamp, Control, Exit, Ipv6, MAX_CLAMPS, MAX_EXITS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot, Source,
-        Station, Stats,
+        Action, Clamp, Control, Exempt, Exit, Ipv6, MAX_CLAMPS, MAX_EXITS, MAX_SLOTS, MAX_XDP_DEVICES, OWN_SET, Slot,
+        Source, Station, Stats,
     },
     packet::{Addresses, Header},
     trie::Key,
@@ -145,9 +145,9 @@ impl Lookup for Maps {
     }
 
     #[inline(always)]
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
+    fn exempt(&self, set: u32, addresses: &Addresses) -> Exempt {
         let (family, destination) = destination(addresses);
-        is_exempt(set, family, destination)
+        exempt_in(set, family, destination)
     }
 
     #[inline(always)]
@@ -162,7 +162,7 @@ impl Lookup for Maps {
     #[inline(always)]
     fn touches_host(&self, addresses: &Addresses) -> bool {
         let ((family, source), (_, destination)) = (source(addresses), destination(addresses));
-        is_exempt(OWN_SET, family, source) || is_exempt(OWN_SET, family, destination)
+        [source, destination].into_iter().any(|address| exempt_in(OWN_SET, family, address) != Exempt::No)
     }
 
     /// Of the main table alone: without `BPF_FIB_LOOKUP_DIRECT` it would go through all rules
@@ -270,8 +270,8 @@ fn source_of(family: Root, Key { high, low }: Key) -> Option<Source> {
 }
 
 #[inline(always)]
-fn is_exempt(set: u32, family: Root, Key { high, low }: Key) -> bool {
-    look_up(set.into(), family as u64, high, low) != 0
+fn exempt_in(set: u32, family: Root, Key { high, low }: Key) -> Exempt {
+    index::unpack_exempt(look_up(set.into(), family as u64, high, low))
 }
 
 /// Every lookup, as a function that the verifier goes through by itself, and not once more for each place it is called from:

@@ -30,7 +30,7 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Clamp, Egress, Exit, Outcome, Slot, Source, Stats, flags},
+    maps::{Action, Clamp, Egress, Exempt, Exit, Outcome, Slot, Source, Stats, flags},
     mss,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
@@ -179,7 +179,10 @@ fn example() -> FastState {
     let exempt = [(1, "192.0.2.0/24"), (2, "198.51.100.0/24"), (1, "2001:db8:1::/48"), (2, "2001:db8:2::/48")];
     FastState {
         sources,
-        exempt: exempt.into_iter().map(|(set, text)| Exemption { set, prefix: prefix(text) }).collect(),
+        exempt: exempt
+            .into_iter()
+            .map(|(set, text)| Exemption { set, prefix: prefix(text), kind: Exempt::Anywhere })
+            .collect(),
         slots: (0..).zip(slots).collect(),
         exits: (0..).zip(exits).collect(),
         open: Open { v4: true, v6: true },

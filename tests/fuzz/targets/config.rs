@@ -16,7 +16,7 @@ use tunroute::{
     policy::compile::{FastInputs, Inputs, compile},
     config::{Config, Listen, Mss, OnDown, Probe, ProbeTarget, Unmatched},
     policy::fast::{FastState, Open},
-    policy::net::{KernelState, Link, LinkLayer},
+    policy::net::{KernelState, Link, LinkLayer, Rule, RuleAction},
     policy::plan::{number_slots, plan}};
 use tunroute_common::maps::MAX_NESTING;
 
@@ -93,16 +93,17 @@ fn print(config: &Config) -> String {
             OnDown::Next => "next",
         };
         let exempt = policy.exempt.iter().map(ToString::to_string);
+        let words = [(policy.exempt_connected, "connected"), (policy.exempt_routed, "routed")];
+        let words = words.into_iter().filter(|(declared, _)| *declared).map(|(_, word)| word);
         let from = policy.from.iter().map(ToString::to_string);
         table([
             ("name", Some(policy.name.clone().into())),
             ("table", policy.table.map(|table| i64::from(table).into())),
             ("from", Some(list(from.chain(policy.follow.iter().map(|follow| format!("@{follow}")))))),
-            ("via", Some(list(&policy.via))),
-            ("on-down", Some(on_down.into())),
-            ("exempt", Some(list(exempt.chain(policy.exempt_connected.then(|| "connected".to_owned()))))),
-            // Whoever has written it has been asked whether it is meant.
-            ("allow-default", Some(true.into())),
+            ("via", Some(if policy.main { "main".into() } else { list(&policy.via) })),
+            ("on-down", (!policy.main).then(|| on_down.into())),
+            ("exempt", (!policy.main).then(|| list(exempt.chain(words.map(str::to_owned))))),
+            ("allow-default", Some(policy.allow_default.into())),
         ])
     });
     let metrics = config.metrics.as_ref().map(|listen| match listen {
@@ -166,7 +167,7 @@ fn check_promises(config: &Config) {
     ensure_none_twice(policies.iter().flat_map(|policy| &policy.from), "a source");
     ensure_none_twice(policies.iter().flat_map(|policy| &policy.follow), "an interface that is followed");
     for policy in policies {
-        assert!(!(policy.from.is_empty() && policy.follow.is_empty()) && !policy.via.is_empty(), "{policy:?}");
+        assert!(!(policy.from.is_empty() && policy.follow.is_empty()) && policy.via.is_empty() == policy.main, "{policy:?}");
         assert!(policy.from.is_sorted() && policy.followed.is_empty(), "{policy:?}");
         assert!(
             policy.from.iter().chain(&policy.exempt).all(|prefix| *prefix == prefix.trunc()),
@@ -222,7 +223,8 @@ fn check_compiled(config: &Config) {
     let desired = compile(&inputs);
 
     let prefixes: usize = config.policies.iter().map(|policy| policy.from.len()).sum();
-    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none() && rule.table().is_some());
+    let is_policy = |rule: &&Rule| matches!(rule.action, RuleAction::Lookup(_) | RuleAction::Leave(_));
+    let policy_rules = desired.rules.iter().filter(|rule| rule.oif.is_none() && is_policy(rule) && !rule.is_local());
     assert_eq!(policy_rules.clone().count(), prefixes, "a rule for each prefix");
     for rule in policy_rules.filter(|rule| !desired.trees.contains(&rule.family())) {
         assert_eq!(rule.priority, config.band + 128 - u32::from(rule.from.prefix_len()), "the longest first: {rule:?}");

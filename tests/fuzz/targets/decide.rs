@@ -14,7 +14,7 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Lookup, Verdict, Way, decide_egress, decide_ingress},
-    maps::{Action, Egress, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
+    maps::{Action, Egress, Exempt, Exit, MAX_NESTING, Outcome, Slot, Source, flags},
     packet::{Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Packet, Slice},
 };
 
@@ -138,17 +138,18 @@ enum Chain {
     Lost,
 }
 
-fn chain(maps: &Model, addresses: &Addresses, first: u32) -> Chain {
+fn chain(maps: &Model, addresses: &Addresses, first: u32, least: Exempt) -> Chain {
     let mut index = first;
     let mut outcome = None;
     for _ in 0..=MAX_NESTING {
         let Some(slot) = maps.slot(index) else { return Chain::Lost };
-        let exempt = maps.exempt(slot.exempt_set, addresses);
-        let down = slot.egress.action() == Action::Next;
-        if !exempt && !down {
-            return Chain::Applies(index, slot);
-        }
-        let outcome = *outcome.get_or_insert(if down { Outcome::Down } else { Outcome::Exempt });
+        let passed = match slot.egress.action() {
+            Action::Main => Outcome::Main,
+            Action::Next => Outcome::Down,
+            _ if maps.exempt(slot.exempt_set, addresses) < least => return Chain::Applies(index, slot),
+            _ => Outcome::Exempt,
+        };
+        let outcome = *outcome.get_or_insert(passed);
         if slot.next == Slot::NO_NEXT {
             return Chain::Ends(first, outcome);
         }
@@ -179,7 +180,8 @@ impl Input {
                 0..=127 => Egress::redirect(u32::from(raw.exit)).disputed(raw.egress & 1 != 0),
                 128..=159 => Egress::down(Action::Reject),
                 160..=191 => Egress::down(Action::Blackhole),
-                192..=223 => Egress::down(Action::Next),
+                192..=207 => Egress::down(Action::Next),
+                208..=223 => Egress::down(Action::Main),
                 // Any 64 bits.
                 _ => cast(raw.egress),
             },
@@ -192,7 +194,11 @@ impl Input {
             ifindex: u32::from(raw.ifindex),
             exit: Exit { mtu: u32::from(raw.mtu), flags: u32::from(raw.flags), gateway: [0; 4] },
         };
-        let exempt = |(set, around): &(u8, Prefix)| Exemption { set: u32::from(*set), prefix: prefix(around) };
+        let exempt = |(set, around): &(u8, Prefix)| Exemption {
+            set: u32::from(*set & 0x3f),
+            prefix: prefix(around),
+            kind: Exempt::ALL[usize::from(*set >> 6) % 3],
+        };
         Model::from(&FastState {
             sources: self.sources.iter().map(source).collect(),
             exempt: self.exempt.iter().map(exempt).collect(),
@@ -216,7 +222,7 @@ fn check_ingress(arrival: &Arrival, packet: &[u8], maps: &Model) {
         assert_eq!(verdict, Verdict::StepAside(source.slot, Outcome::Closed));
         return;
     }
-    let (index, slot) = match chain(maps, &addresses, source.slot) {
+    let (index, slot) = match chain(maps, &addresses, source.slot, Exempt::Inside) {
         Chain::Applies(index, slot) => (index, slot),
         Chain::Ends(index, outcome) => return assert_eq!(verdict, Verdict::StepAside(index, outcome)),
         Chain::Lost => return assert_eq!(verdict, Verdict::Pass, "the maps make no sense"),
@@ -275,7 +281,7 @@ fn check_egress(arrival: &Arrival, packet: &[u8], maps: &Model) {
         assert_eq!(verdict, Verdict::Pass, "it is no policy's, or stays on the link");
         return;
     };
-    let expected = match chain(maps, &addresses, source.slot) {
+    let expected = match chain(maps, &addresses, source.slot, Exempt::Anywhere) {
         Chain::Applies(index, slot) => {
             let redirect = slot.egress.action() == Action::Redirect && !arrival.tagged;
             let way = redirect.then(|| maps.way(slot.egress.exit())).flatten();

@@ -13,7 +13,7 @@ use super::{
     report::{Finding, Findings, Span, quote},
     section::nearest,
 };
-use crate::policy::net::Family;
+use crate::policy::net::{Band, Family};
 
 /// As many policies have a place in the fast path's maps.
 pub(crate) const MOST_POLICIES: usize = 1024;
@@ -22,8 +22,6 @@ pub(crate) const MOST_LEVELS: u32 = 8;
 /// With more prefixes of a family than this, rules are hardly bearable: as many of each are made in 16 s and removed in 43 s
 /// (`ARCHITECTURE.md`).
 const RULES_WITHIN_A_MINUTE: usize = 100_000;
-/// The last priority of a band: there is one for each prefix length, from 128 down to 0. The one before it is the probes'.
-const LAST_OF_BAND: u32 = 128;
 /// The priorities of the kernel's own rules: `local`, VRF (`FIB_RULE_PREF_L3MDEV` is 1000 in
 /// `drivers/net/vrf.c`), `main` and `default`.
 const KERNEL_RULES: [(u32, &str); 4] = [(0, "local"), (1000, "l3mdev"), (MAIN_RULE, "main"), (32767, "default")];
@@ -42,18 +40,18 @@ pub(super) fn check(config: &Config, spans: &Spans, findings: &mut Findings) {
 
 fn band(config: &Config, spans: &Spans, findings: &mut Findings) {
     let Some(span) = &spans.band else { return };
-    let first = config.band.saturating_sub(1);
-    let Some(last) = config.band.checked_add(LAST_OF_BAND) else {
+    let Some((first, last)) = Band(config.band).ends() else {
+        let first = Band(config.band).local();
         let message = format!("the priorities from {first} on end beyond the last one, {}", u32::MAX);
         return findings.error(Finding::new(span, message, "leave `band` out, or write a band such as 20000"));
     };
     if let Some((priority, rule)) = KERNEL_RULES.iter().find(|(priority, _)| (first..=last).contains(priority)) {
         let message = format!("the priorities {first} to {last} include {priority}, the kernel's rule `{rule}`");
-        let help = "write a band between the kernel's rules: 1002 to 32637, such as 20000";
+        let help = "write a band between the kernel's rules: 1003 to 32637, such as 20000";
         findings.error(Finding::new(span, message, help));
     } else if first > MAIN_RULE {
         let message = format!("priority {first} is asked after the main table, so a default route there always wins");
-        findings.warning(Finding::new(span, message, "write a band from 1002 to 32637, such as 20000"));
+        findings.warning(Finding::new(span, message, "write a band from 1003 to 32637, such as 20000"));
     }
 }
 
@@ -92,6 +90,10 @@ fn roles(config: &Config, spans: &Spans, findings: &mut Findings) {
             let help = format!("write `{role}` so that it does not match the tunnel");
             findings.error(Finding::new(span, message, help).and(tunnel, "the tunnel"));
         }
+    }
+    if let Some(span) = tunnels.get("main") {
+        let help = "rename the device: `via = \"main\"` stands for the main table";
+        findings.error(Finding::new(span, "a tunnel cannot have the name `main`", help));
     }
     if let Some(span) = tunnels.get("lo") {
         let help = "write the name of the tunnel's device";
@@ -198,6 +200,10 @@ fn tables(config: &Config, spans: &Spans, findings: &mut Findings) {
 fn prefixes(config: &Config, spans: &Spans, findings: &mut Findings) {
     let policies = || config.policies.iter().zip(&spans.policies);
     for (policy, at) in policies() {
+        if let Some(span) = at.routed.as_ref().filter(|_| config.interfaces.uplink.is_empty()) {
+            let help = "name the uplinks in `[interfaces]`: without them, every route seems to lead inside";
+            findings.error(Finding::new(span, "\"routed\" without uplinks", help));
+        }
         let mut exempt: Vec<(IpNet, &Span)> = policy.exempt.iter().copied().zip(&at.exempt).collect();
         exempt.sort_by_key(|(net, span)| (*net, span.start));
         for pair in exempt.windows(2) {

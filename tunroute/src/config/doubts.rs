@@ -98,7 +98,7 @@ fn fates(config: &Config) -> Vec<Fate> {
             leave(&mut around, &mut fates);
         }
         let (Some(policy), Some(fate)) = (config.policies.get(index), fates.get_mut(index)) else { continue };
-        let kept = around.last().is_some_and(|outer| outer.kept) || policy.on_down != OnDown::Next;
+        let kept = !policy.main && (around.last().is_some_and(|outer| outer.kept) || policy.on_down != OnDown::Next);
         if !kept && public(&net) {
             fate.let_go.get_or_insert(net);
         }

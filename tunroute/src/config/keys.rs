@@ -84,9 +84,10 @@ pub const TOP: &[Key] = &[
     key(
         "band",
         "band = 20000",
-        Kind::Number(1, u32::MAX - 128),
-        "The first priority of the rules. There are 129, one for each prefix length, the longest prefix first; the \
-         priority before them is that of the probes.",
+        Kind::Number(3, u32::MAX - 128),
+        "The first priority of the policies' rules. There are 129, one for each prefix length, the longest prefix first. \
+         The priority before them is that of the probes, and the one before that is for the local table, where the host's \
+         own rule for it stands behind the band.",
     )
     .or("20000"),
     key(
@@ -319,8 +320,10 @@ pub(super) const POLICY: &[Key] = &[
     key(
         "via",
         "via = [\"sixxs0\", \"wg0\"]",
-        Kind::Texts("the name of a tunnel"),
-        "The tunnels, in order of preference: the first that is up carries the traffic.",
+        Kind::Texts("the name of a tunnel, or \"main\" alone"),
+        "The tunnels, in order of preference: the first that is up carries the traffic. \"main\" leaves these sources to \
+         the main table, as if there were no policy for them: an exception within a wider policy. Such a policy has neither \
+         `on-down` nor `exempt` nor `table`.",
     )
     .required(),
     key(
@@ -333,16 +336,20 @@ pub(super) const POLICY: &[Key] = &[
     key(
         "exempt",
         "exempt = [\"connected\", \"10.0.0.0/8\"]",
-        Kind::Texts("a prefix, or \"connected\""),
-        "Destinations that the policy does not apply to. \"connected\" stands for the networks on the ingress interfaces, \
-         as they change.",
+        Kind::Texts("a prefix, \"connected\" or \"routed\""),
+        "Destinations that the policy does not apply to. \"connected\" stands for the networks on the link at ingress \
+         interfaces and tunnels, and with `allow-default` also at uplinks; \"routed\" for all destinations of routes in the \
+         main table that are longer than a default route and lead to a device that is no uplink, such as networks behind \
+         routers inside. Both follow the main table as it changes, and neither ever lets a packet leave by an uplink, but \
+         to the uplink's own network.",
     )
     .or("[\"connected\"]"),
     key(
         "allow-default",
         "allow-default = true",
         Kind::Flag,
-        "Says that a prefix in `from` as short as 0.0.0.0/0 or ::/0 is meant.",
+        "Says that a prefix in `from` as short as 0.0.0.0/0 or ::/0 is meant. The exempt networks that \"connected\" stands \
+         for include those on the link at uplinks then, so that this host answers its neighbours there.",
     )
     .or("false"),
 ];

@@ -90,8 +90,7 @@ pub enum Xdp {
 pub struct Config {
     /// `datapath`
     pub datapath: Datapath,
-    /// `band`: the priority of the rules for the longest prefixes; the band is 129 priorities long. The priority before
-    /// it is that of the probes' rules.
+    /// `band`: the priority of the rules for the longest prefixes. See [`Band`](crate::policy::net::Band).
     pub band: u32,
     /// `tree-above`: with more prefixes of a family, its policies' rules are a tree, behind the band.
     pub tree_above: u32,
@@ -342,14 +341,22 @@ pub struct Policy {
     pub follow: Vec<Follow>,
     /// The prefixes of those interfaces as [`crate::policy::compile::follow`] saw them last; none in what has just been read.
     pub followed: Vec<IpNet>,
-    /// `via`: the tunnels' names, in order of preference. Never empty, all of them declared, none twice.
+    /// `via`: the tunnels' names, in order of preference. All of them declared, none twice, and at least one unless
+    /// `main` is set.
     pub via: Vec<String>,
+    /// `via = "main"`: the main table decides, as if there were no policy for these sources. Then `table`, `on-down` and
+    /// `exempt` are not given.
+    pub main: bool,
     /// `on-down`
     pub on_down: OnDown,
     /// `exempt`: the literal prefixes, without host bits, none twice and none of length 0.
     pub exempt: Vec<IpNet>,
-    /// `exempt` contains `"connected"` (the default): the on-link prefixes of the ingress interfaces.
+    /// `exempt` contains `"connected"` (the default): the networks on the link at ingress interfaces and tunnels.
     pub exempt_connected: bool,
+    /// `exempt` contains `"routed"`: the destinations that a route of the main table leads to by a device that is no uplink.
+    pub exempt_routed: bool,
+    /// `allow-default`: `connected` includes the networks on the link at uplinks, too.
+    pub allow_default: bool,
 }
 
 impl Policy {

@@ -52,6 +52,7 @@ pub(super) struct PolicySpans {
     pub(super) via: Vec<Span>,
     pub(super) on_down: Option<Span>,
     pub(super) exempt: Vec<Span>,
+    pub(super) routed: Option<Span>,
 }
 
 /// Reads a document. What is wrong in itself is noted and left out; how the parts fit together is not looked at.
@@ -326,6 +327,13 @@ fn probe(section: &Section<'_, '_>, findings: &mut Findings) -> Option<Probe> {
     })
 }
 
+/// The keys that a policy with `via = "main"` has not, and why.
+const BESIDE_MAIN: [(&str, &str); 3] = [
+    ("on-down", "no tunnel carries these sources, so none can be down"),
+    ("exempt", "the main table decides for every destination"),
+    ("table", "the policy has no routes of its own"),
+];
+
 fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Findings) -> (Policy, PolicySpans) {
     let section = Section::new(table, POLICY, "[[policy]]", header.clone(), findings);
     let name = section.require("name", findings).and_then(|field| {
@@ -351,6 +359,19 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         }
     }
     let via = section.require("via", findings).and_then(|field| field.at_least_one(findings)).unwrap_or_default();
+    let (main, via): (Vec<_>, Vec<_>) = via.into_iter().partition(|(name, _)| *name == "main");
+    let main = main.into_iter().next();
+    if let (Some((_, span)), Some((_, tunnel))) = (&main, via.first()) {
+        let help = "write `via = \"main\"` alone, or tunnels only";
+        findings.error(Finding::new(span, "\"main\" beside tunnels in one `via`", help).and(tunnel, "a tunnel"));
+    }
+    let main = main.is_some();
+    for (key, why) in BESIDE_MAIN.iter().filter(|_| main) {
+        if let Some(field) = section.get(key) {
+            let message = format!("`{key}` in a policy with `via = \"main\"`");
+            findings.error(Finding::new(&field.span(), message, format!("remove it: {why}")));
+        }
+    }
     let (via, via_spans) = via.into_iter().map(|(name, span)| (name.to_owned(), span)).unzip();
     let mut on_down_span = None;
     let on_down = section.get("on-down").and_then(|field| {
@@ -364,15 +385,12 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         field.choice(&choices, findings)
     });
     let exempt = section.get("exempt").map(|field| field.one_or_more(findings).unwrap_or_default());
-    let (exempt, exempt_spans, exempt_connected) = match exempt {
-        None => (Vec::new(), Vec::new(), true),
-        Some(entries) => {
-            let (connected, prefixes): (Vec<_>, Vec<_>) =
-                entries.into_iter().partition(|(text, _)| *text == "connected");
-            let (exempt, spans) = accepted(prefixes, prefix::exempt, findings);
-            (exempt, spans, !connected.is_empty())
-        }
-    };
+    let exempt_connected =
+        exempt.as_ref().map_or(!main, |entries| entries.iter().any(|(text, _)| *text == "connected"));
+    let entries = exempt.unwrap_or_default().into_iter().filter(|(text, _)| *text != "connected");
+    let (routed, prefixes): (Vec<_>, Vec<_>) = entries.partition(|(text, _)| *text == "routed");
+    let routed = routed.into_iter().next().map(|(_, span)| span);
+    let (exempt, exempt_spans) = accepted(prefixes, prefix::exempt, findings);
     let policy = Policy {
         name: name.unwrap_or_default(),
         table,
@@ -380,9 +398,12 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         follow,
         followed: Vec::new(),
         via,
+        main,
         on_down: on_down.unwrap_or_default(),
         exempt,
         exempt_connected,
+        exempt_routed: routed.is_some(),
+        allow_default,
     };
     let spans = PolicySpans {
         header,
@@ -393,6 +414,7 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
         via: via_spans,
         on_down: on_down_span,
         exempt: exempt_spans,
+        routed,
     };
     (policy, spans)
 }

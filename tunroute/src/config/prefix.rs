@@ -194,8 +194,8 @@ pub(super) fn exempt(text: &str) -> Result<IpNet, Refusal> {
             Err(Refusal::new(message, "write longer prefixes, or remove the sources of this family from the policy"))
         }
         Err(refusal) if !text.contains(['.', ':']) => {
-            let message = format!("{} is neither a prefix nor `connected`", quote(text));
-            Err(Refusal::new(message, format!("write \"connected\", or: {}", refusal.help)))
+            let message = format!("{} is neither a prefix nor `connected` nor `routed`", quote(text));
+            Err(Refusal::new(message, format!("write \"connected\" or \"routed\", or: {}", refusal.help)))
         }
         result => result,
     }

@@ -84,7 +84,7 @@ pub struct PolicyStatus {
     pub follows: Vec<String>,
     /// Its routing table.
     pub table: Option<u32>,
-    /// By family: the tunnel that carries its packets, or `on-down` while none is up.
+    /// By family: the tunnel that carries its packets, or `on-down` while none is up; `main` if the main table decides.
     pub active: BTreeMap<Family, String>,
     /// By family: what decides forwarded packets, `fast path` or `kernel`.
     pub carried_by: BTreeMap<Family, String>,
@@ -264,6 +264,7 @@ pub(crate) fn in_words(outcome: &str) -> Option<&'static str> {
         "source_check" => "left to the kernel: source not expected there",
         "closed" => "left to the kernel: fast path closed",
         "unresolved" => "left to the kernel: next hop not known",
+        "main" => "left to the main table: via = \"main\"",
         _ => return None,
     })
 }

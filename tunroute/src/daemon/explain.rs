@@ -174,7 +174,8 @@ impl Daemon {
             let policy = self.config.policies.get(*policy)?;
             let holding = policy.sources().filter(|prefix| prefix.contains(&source));
             let prefix = holding.max_by_key(|prefix| prefix.prefix_len())?;
-            Some(Considered { policy: policy.name.clone(), prefix: *prefix, exempt: *exempt, applies: *applies })
+            let (name, main) = (policy.name.clone(), policy.main);
+            Some(Considered { policy: name, prefix: *prefix, exempt: *exempt, applies: *applies, main })
         });
         named.collect()
     }

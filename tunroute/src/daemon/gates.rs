@@ -11,12 +11,9 @@ use crate::{
     policy::compile::{FastInputs, Sources, matching},
     policy::fast::Open,
     policy::gates::{Gate, GateInput, Probes, gates, kept_out, main_decides, unguarded},
-    policy::net::{Family, IfIndex, KernelState, Link, LinkLayer},
+    policy::net::{Band, Family, IfIndex, KernelState, Link, LinkLayer},
     policy::xdp::Chosen,
 };
-
-/// The rules' priorities span this many beyond the band's first.
-const BAND: u32 = 128;
 
 /// Which families and devices the fast path may decide, and why not the others.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl Gates {
             state: kernel,
             probes: &probes,
             ingress: &ingress.keys().copied().chain(tunnels.iter().map(|link| link.index)).collect::<Vec<_>>(),
-            band: config.band..=config.band.saturating_add(BAND),
+            last: Band(config.band).last(),
             policies: &config.policies,
             bypass_netfilter: config.bypass_netfilter,
         });

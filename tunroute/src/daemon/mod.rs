@@ -435,6 +435,7 @@ impl Daemon {
         let dirty = dirty | self.fail_over(dirty).await?;
         let before = self.snapshot.take();
         let snapshot = self.kernel.observe(dirty, before).await?;
+        let snapshot = self.withdraw(snapshot).await?;
         self.tell_devices(links_before.as_ref(), &snapshot.state);
         self.restore_pins();
         self.look_for_earlier_programs(&snapshot.state);
@@ -514,6 +515,22 @@ impl Daemon {
         self.snapshot = Some(snapshot);
         self.desired = Some(desired);
         Ok(changed)
+    }
+
+    /// A destination that the main table no longer leads inside for is no longer exempt: its packets would leave by an uplink.
+    /// The rest of a pass takes longer.
+    async fn withdraw(&mut self, snapshot: Snapshot) -> anyhow::Result<Snapshot> {
+        let Some(mut desired) = self.desired.take() else { return Ok(snapshot) };
+        let changed = if desired.follow_routes(&self.inputs(&self.config, &snapshot)) {
+            let fast = self.fast.as_ref().map(datapath::Datapath::state);
+            let operations = plan_failover(&desired, &snapshot.state, fast)?;
+            log_plan(&operations);
+            self.apply(&operations, &snapshot, &mut Undone::new(&desired)).await
+        } else {
+            Kinds::NONE
+        };
+        self.desired = Some(desired);
+        Ok(self.kernel.observe(changed, Some(snapshot)).await?)
     }
 
     /// What both datapaths are to look like now, and what leads there. A reload is refused if it does not fit the maps; but

@@ -89,7 +89,7 @@ impl Daemon {
         lists.map(|family| {
             format!(
                 "every packet walks all {family} rules: between `band` and the next rule of somebody else there is no room \
-                 for a tree; write a lower `band`, such as 1002"
+                 for a tree; write a lower `band`, such as 1003"
             )
         })
     }
@@ -208,6 +208,7 @@ impl Daemon {
         let families: Vec<Family> = Family::ALL.into_iter().filter(|family| policy.uses(*family)).collect();
         let active = |family| match active_tunnel(policy, family, &self.config, kernel, &self.failed) {
             Some((tunnel, _)) => tunnel.name.clone(),
+            None if policy.main => "main".to_owned(),
             None => match policy.on_down {
                 OnDown::Unreachable => "(unreachable)",
                 OnDown::Blackhole => "(blackhole)",

@@ -80,6 +80,7 @@ impl Tables {
         let unnumbered: Vec<&str> = config
             .policies
             .iter()
+            .filter(|policy| !policy.main)
             .map(|policy| policy.name.as_str())
             .filter(|name| !numbers.contains_key(*name))
             .collect();

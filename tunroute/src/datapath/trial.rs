@@ -217,9 +217,8 @@ impl Trial {
         {
             // One that is not there ends the decision, too.
             let Ok(slot) = self.policy.get(&index, 0) else { break };
-            if prefixes::exempt(&*words, slot.exempt_set, family, key) {
-                state.exempt.insert(Exemption { set: slot.exempt_set, prefix: destination.into() });
-            }
+            let kind = prefixes::exempt(&*words, slot.exempt_set, family, key);
+            state.exempt.insert(Exemption { set: slot.exempt_set, prefix: destination.into(), kind });
             if slot.egress.action() == Action::Redirect
                 && let Some(exit) = self.exits.read(slot.egress.exit())?
             {

@@ -128,6 +128,7 @@ async fn observe_rules(socket: &mut Socket, snapshot: &mut Snapshot) -> Result<(
             },
         )
         .await?;
+        rule::resolve(&mut snapshot.state.rules[start..]);
     }
     Ok(())
 }

@@ -16,6 +16,10 @@ use super::{
 };
 use crate::policy::net::{Family, IfIndex, MainRoute, PROTOCOL, Route, RouteKind, TableName};
 
+/// Who puts an address's network on the link: the kernel, a router's advertisement, and DHCP clients.
+///
+/// `RTPROT_KERNEL`, `RTPROT_RA` and `RTPROT_DHCP` in `include/uapi/linux/rtnetlink.h`.
+const NETWORK_PROTOCOLS: [u8; 3] = [libc::RTPROT_KERNEL, 9, 16];
 /// The length of `struct rtmsg`.
 pub(super) const HEADER: usize = 12;
 /// `RTA_VIA` and `RTA_PREF` in `include/uapi/linux/rtnetlink.h`.
@@ -84,7 +88,10 @@ pub(super) struct Seen {
     pub(super) kind: RouteType,
     pub(super) ours: bool,
     metric: u32,
+    protocol: u8,
     oif: Option<IfIndex>,
+    /// The devices of several next hops.
+    hops: Vec<IfIndex>,
     gateway: Option<IpAddr>,
     on_link_flag: bool,
     /// An IPv6 gateway of an IPv4 route (RFC 8950).
@@ -115,7 +122,9 @@ impl Seen {
             kind: header.kind,
             ours: u8::from(header.protocol) == PROTOCOL,
             metric: 0,
+            protocol: header.protocol.into(),
             oif: None,
+            hops: Vec::new(),
             gateway: None,
             on_link_flag: header.flags.contains(RouteFlags::Onlink),
             gateway_v6: None,
@@ -133,7 +142,10 @@ impl Seen {
                 libc::RTA_GATEWAY => seen.gateway = address(family, value),
                 // A family before the address (`struct rtvia`).
                 RTA_VIA => seen.gateway_v6 = Some(address(Family::V6, value.get(2..)?)?),
-                libc::RTA_MULTIPATH => seen.several_hops = true,
+                libc::RTA_MULTIPATH => {
+                    seen.several_hops = true;
+                    seen.hops = devices(value);
+                }
                 // Ages and the like, there for every IPv6 route; and the device that was asked about.
                 libc::RTA_CACHEINFO | libc::RTA_IIF => {}
                 // `ICMPV6_ROUTER_PREF_MEDIUM`: the default.
@@ -209,12 +221,29 @@ impl Seen {
 
     /// The route as the main table's readers need it; only for unicast routes.
     pub(super) fn main_route(&self) -> MainRoute {
+        let on_link = !self.several_hops && self.gateway.or(self.gateway_v6).is_none() && self.oif.is_some();
         MainRoute {
             dst: self.dst,
+            metric: self.metric,
             oif: self.oif.filter(|_| !self.several_hops),
-            on_link: !self.several_hops && self.gateway.or(self.gateway_v6).is_none() && self.oif.is_some(),
+            hops: self.hops.clone(),
+            on_link,
+            network: on_link && NETWORK_PROTOCOLS.contains(&self.protocol),
         }
     }
+}
+
+/// The devices in a list of `struct rtnexthop`, each of which says how long it is, with what follows it.
+fn devices(mut hops: &[u8]) -> Vec<IfIndex> {
+    let mut devices = Vec::new();
+    while let [a, b, _, _, ifindex @ ..] = hops
+        && let Some(ifindex) = ifindex.first_chunk()
+    {
+        devices.push(IfIndex::from_ne_bytes(*ifindex));
+        let length = usize::from(u16::from_ne_bytes([*a, *b])).max(8).next_multiple_of(4);
+        hops = hops.get(length..).unwrap_or_default();
+    }
+    devices
 }
 
 pub(super) fn address(family: Family, value: &[u8]) -> Option<IpAddr> {

@@ -1,6 +1,6 @@
 //! Policy rules, to and from netlink (`net/core/fib_rules.c`).
 
-use std::{fmt::Write, net::IpAddr};
+use std::{collections::BTreeSet, fmt::Write, net::IpAddr};
 
 use ipnet::IpNet;
 use rtnetlink::{
@@ -32,7 +32,9 @@ pub(super) fn message(rule: &Rule) -> Vec<u8> {
         net::RuleAction::Lookup(table) => {
             (u8::try_from(table).unwrap_or(0), RuleAction::ToTable, Some(RuleAttribute::Table(table)))
         }
-        net::RuleAction::Goto(target) => (0, RuleAction::Goto, Some(RuleAttribute::Goto(target))),
+        net::RuleAction::Goto(target) | net::RuleAction::Leave(target) => {
+            (0, RuleAction::Goto, Some(RuleAttribute::Goto(target)))
+        }
         net::RuleAction::Nop => (0, RuleAction::Nop, None),
     };
     let mut message = RuleMessage::default();
@@ -83,6 +85,23 @@ pub(super) fn parse(family: Family, payload: &[u8], handle: Handle) -> Option<Ob
 pub(super) fn parse_ours(payload: &[u8]) -> Option<ObservedRule> {
     let rule = Family::ALL.into_iter().find_map(|family| parse(family, payload, Handle(0)))?;
     rule.ours.then_some(rule)
+}
+
+/// Tells the `goto` rules that leave the policies from shortcuts, by what they lead to, in all rules of one family.
+pub(super) fn resolve(rules: &mut [ObservedRule]) {
+    let ends: BTreeSet<u32> = rules
+        .iter()
+        .filter_map(|observed| observed.rule.as_ref())
+        .filter(|rule| rule.is_end())
+        .map(|rule| rule.priority)
+        .collect();
+    for rule in rules.iter_mut().filter_map(|observed| observed.rule.as_mut()) {
+        if let net::RuleAction::Goto(target) = rule.action
+            && ends.contains(&target)
+        {
+            rule.action = net::RuleAction::Leave(target);
+        }
+    }
 }
 
 /// What was found in a rule.

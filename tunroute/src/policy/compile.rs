@@ -1,5 +1,6 @@
 //! Policies and the observed state in, desired state out: what both datapaths are to look like. Pure.
 
+mod exempt;
 mod follow;
 pub mod probes;
 pub mod sources;
@@ -11,9 +12,10 @@ use std::{
     sync::Arc,
 };
 
+pub use exempt::{Exemptions, is_default};
 pub use follow::follow;
 use ipnet::IpNet;
-use tunroute_common::maps::{Action, Clamp, Exit, OWN_SET, Station, flags};
+use tunroute_common::maps::{Action, Clamp, Exempt, Exit, OWN_SET, Station, flags};
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
     policy::ability::inability,
     policy::fast::{Attachment, DeviceExit, Exemption, Hook, Open, Part, address_words},
     policy::net::{
-        Family, IfIndex, Inability, KernelState, Link, LinkLayer, MainRoute, Route, RouteKind, Rule, RuleAction,
+        Band, Family, IfIndex, Inability, KernelState, Link, LinkLayer, Route, RouteKind, Rule, RuleAction, TABLE_LOCAL,
     },
     policy::xdp,
 };
@@ -79,6 +81,8 @@ pub struct Desired {
     pub routes: BTreeSet<Route>,
     /// The fast path; none if there is to be nothing of it.
     pub fast: Option<DesiredFast>,
+    /// The destinations that policies do not apply to.
+    pub exemptions: Exemptions,
 }
 
 /// What the fast path is to look like.
@@ -197,16 +201,28 @@ pub fn matching<'a>(patterns: &'a [DevicePattern], kernel: &'a KernelState) -> i
 /// Compiles the configuration against what is observed.
 #[must_use]
 pub fn compile(inputs: &Inputs<'_>) -> Desired {
-    let connected = connected(inputs);
-    let mut desired = Desired { rules: probes::rules(inputs), ..Desired::default() };
-    if inputs.rules {
-        for family in Family::ALL {
+    let exemptions = Exemptions::compile(inputs);
+    let mut desired = Desired { rules: probes::rules(inputs), exemptions, ..Desired::default() };
+    for family in Family::ALL {
+        if inputs.rules {
             compile_rules(inputs, family, &mut desired);
         }
+        desired.rules.extend(local_rule(inputs, family));
     }
-    desired.routes = compile_routes(inputs, &connected);
-    desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &connected));
+    desired.routes = compile_routes(inputs, &desired.exemptions);
+    desired.fast = inputs.fast.map(|fast| compile_fast(inputs, &fast, &desired.exemptions));
     desired
+}
+
+/// The rule that asks the local table before all other rules of tunroute's, where the host's own rule for it stands behind
+/// them: else a policy would take what is sent to this host. Without rules of policies, the rules of others in between
+/// might.
+fn local_rule(inputs: &Inputs<'_>, family: Family) -> Option<Rule> {
+    let priority = Band(inputs.config.band).local();
+    let mut others = inputs.kernel.rules.iter().filter(|rule| rule.family == family && !rule.ours);
+    let stands_ahead = others.any(|rule| rule.looks_up_local && rule.priority <= priority);
+    let rule = Rule::new(priority, family.default_prefix(), RuleAction::Lookup(TABLE_LOCAL));
+    (inputs.config.uses(family) && !stands_ahead).then_some(rule)
 }
 
 /// Are a family's rules to be a tree, if there is room for one?
@@ -219,33 +235,50 @@ pub fn wants_tree(config: &Config, family: Family) -> bool {
 
 /// The policies' rules in one family: a list, or a tree where there are many.
 fn compile_rules(inputs: &Inputs<'_>, family: Family, desired: &mut Desired) {
-    let band = inputs.config.band;
-    let mut sources: Vec<(IpNet, u32)> = Vec::new();
-    for policy in &inputs.config.policies {
-        let Some(table) = inputs.tables.get(&policy.name) else { continue };
+    let band = Band(inputs.config.band);
+    let mut room = tree::room(band, family, &inputs.kernel.rules);
+    // Where the policies that leave their sources to the main table lead: behind all other rules of policies.
+    let end = (*room.end()).max(*room.start());
+    // While rules lead to an end that stands elsewhere, no tree may come behind it: the end moves first.
+    let ours = inputs
+        .kernel
+        .rules
+        .iter()
+        .filter(|observed| observed.family == family)
+        .filter_map(|observed| observed.rule.as_ref());
+    let present = ours.filter(|rule| rule.is_end()).map(|rule| rule.priority).min().unwrap_or(end);
+    let mut sources: Vec<(IpNet, RuleAction)> = Vec::new();
+    for policy in inputs.config.policies.iter().filter(|policy| policy.uses(family)) {
+        let action = match inputs.tables.get(&policy.name) {
+            _ if policy.main => RuleAction::Leave(end),
+            Some(table) => RuleAction::Lookup(*table),
+            None => continue,
+        };
+        if policy.main {
+            desired.rules.insert(Rule::end(end, family));
+            room = *room.start()..=end.min(present).saturating_sub(1);
+        }
         let of_family = policy.sources().filter(|prefix| Family::of(prefix) == family);
-        sources.extend(of_family.map(|prefix| (*prefix, *table)));
+        sources.extend(of_family.map(|prefix| (*prefix, action)));
     }
     if wants_tree(inputs.config, family) {
         sources.sort_unstable();
-        if let Some(rules) = tree::rules(&sources, tree::room(band, family, &inputs.kernel.rules)) {
+        if let Some(rules) = tree::rules(&sources, room) {
             desired.rules.extend(rules);
             desired.trees.insert(family);
             return;
         }
     }
-    // Longest first: an ordered list that equals a longest-prefix match. IPv4 prefixes begin at the band's 96th priority,
-    // which nothing minds.
-    let priority = |prefix: &IpNet| band + u32::from(128 - prefix.prefix_len());
-    let rule = |(from, table): (IpNet, u32)| Rule::new(priority(&from), from, RuleAction::Lookup(table));
+    // Longest first: an ordered list that equals a longest-prefix match.
+    let rule = |(from, action): (IpNet, RuleAction)| Rule::new(band.of_length(from.prefix_len()), from, action);
     desired.rules.extend(sources.into_iter().map(rule));
 }
 
 impl Desired {
     /// Brings up to date what depends on the tunnels alone: routes and slots. It takes the same time however many
-    /// prefixes there are. The configuration must be the one that this was compiled from.
+    /// source prefixes there are. The configuration must be the one that this was compiled from.
     pub fn follow_tunnels(&mut self, inputs: &Inputs<'_>) {
-        self.routes = compile_routes(inputs, &connected(inputs));
+        self.routes = compile_routes(inputs, &self.exemptions);
         let Some(fast) = &mut self.fast else { return };
         for slot in fast.slots.values_mut() {
             *slot = compile_slot(inputs, (slot.policy, slot.exempt_set), slot.family, slot.next);
@@ -254,36 +287,30 @@ impl Desired {
             fast.exits = compile_exits(inputs);
         }
     }
-}
 
-/// The on-link prefixes of the ingress devices.
-fn connected(inputs: &Inputs<'_>) -> BTreeSet<IpNet> {
-    let ingress: BTreeSet<IfIndex> =
-        matching(&inputs.config.interfaces.ingress, inputs.kernel).map(|link| link.index).collect();
-    let on_ingress = |route: &&MainRoute| route.on_link && route.oif.is_some_and(|oif| ingress.contains(&oif));
-    inputs.kernel.main.iter().filter(on_ingress).map(|route| route.dst).filter(|dst| dst.prefix_len() > 0).collect()
-}
-
-/// The destinations that a policy does not apply to, in one family.
-fn exempt<'a>(
-    policy: &'a Policy,
-    family: Family,
-    connected: &'a BTreeSet<IpNet>,
-) -> impl Iterator<Item = IpNet> + use<'a> {
-    let connected = policy.exempt_connected.then_some(connected);
-    policy.exempt.iter().chain(connected.into_iter().flatten()).copied().filter(move |dst| Family::of(dst) == family)
+    /// Brings up to date the routes of the policies' tables, which follow the main table. The configuration must be the one
+    /// that this was compiled from. Returns whether anything has changed.
+    pub fn follow_routes(&mut self, inputs: &Inputs<'_>) -> bool {
+        let exemptions = Exemptions::compile(inputs);
+        let changed = exemptions != self.exemptions;
+        if changed {
+            self.exemptions = exemptions;
+            self.routes = compile_routes(inputs, &self.exemptions);
+        }
+        changed
+    }
 }
 
 /// The routes of all tables, the policies' and the probes'.
-fn compile_routes(inputs: &Inputs<'_>, connected: &BTreeSet<IpNet>) -> BTreeSet<Route> {
+fn compile_routes(inputs: &Inputs<'_>, exemptions: &Exemptions) -> BTreeSet<Route> {
     let mut routes = probes::routes(inputs);
-    for policy in &inputs.config.policies {
+    for (index, policy) in inputs.config.policies.iter().enumerate().filter(|(_, policy)| !policy.main) {
         let Some(table) = inputs.tables.get(&policy.name) else { continue };
         if !inputs.rules && !asks_for_neighbours(inputs, policy) {
             continue;
         }
-        for family in Family::ALL {
-            compile_table(inputs, policy, family, *table, connected, &mut routes);
+        for family in Family::ALL.into_iter().filter(|family| policy.uses(*family)) {
+            compile_table(inputs, policy, family, *table, exemptions.routes_of(index, family), &mut routes);
         }
     }
     routes
@@ -301,37 +328,41 @@ fn compile_table(
     policy: &Policy,
     family: Family,
     table: u32,
-    connected: &BTreeSet<IpNet>,
+    exempt: impl Iterator<Item = (IpNet, Exempt)>,
     routes: &mut BTreeSet<Route>,
 ) {
-    if !policy.uses(family) {
-        return;
-    }
-    let mut default_exempt = false;
-    for dst in exempt(policy, family, connected) {
-        default_exempt |= dst.prefix_len() == 0;
-        routes.insert(Route { table, dst, metric: family.default_metric(), kind: RouteKind::Throw });
-    }
-    let dst = family.default_prefix();
-    if let Some((tunnel, link)) = active_tunnel(policy, family, inputs.config, inputs.kernel, inputs.failed)
-        && !default_exempt
-    {
-        let kind = RouteKind::Unicast { oif: link.index, device: link.name.clone(), gateway: tunnel.via(family) };
-        routes.insert(Route { table, dst, metric: family.default_metric(), kind });
-    }
+    let tunnel = active_tunnel(policy, family, inputs.config, inputs.kernel, inputs.failed);
+    let by_tunnel = tunnel.map(|(tunnel, link)| RouteKind::Unicast {
+        oif: link.index,
+        device: link.name.clone(),
+        gateway: tunnel.via(family),
+    });
     let on_down = match policy.on_down {
-        OnDown::Unreachable => RouteKind::Unreachable,
-        OnDown::Blackhole => RouteKind::Blackhole,
-        OnDown::Prohibit => RouteKind::Prohibit,
-        OnDown::Next => return,
+        OnDown::Unreachable => Some(RouteKind::Unreachable),
+        OnDown::Blackhole => Some(RouteKind::Blackhole),
+        OnDown::Prohibit => Some(RouteKind::Prohibit),
+        OnDown::Next => None,
     };
-    routes.insert(Route { table, dst, metric: LAST_METRIC, kind: on_down });
+    let mut insert = |dst, metric, kind| routes.insert(Route { table, dst, metric, kind });
+    for (dst, exempt) in std::iter::once((family.default_prefix(), Exempt::No)).chain(exempt) {
+        if exempt != Exempt::No {
+            insert(dst, family.default_metric(), RouteKind::Throw);
+            continue;
+        }
+        // All destinations, and such as are not exempt in the midst of others that are.
+        if let Some(kind) = &by_tunnel {
+            insert(dst, family.default_metric(), kind.clone());
+        }
+        if let Some(kind) = &on_down {
+            insert(dst, LAST_METRIC, kind.clone());
+        }
+    }
 }
 
-fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
+fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, exemptions: &Exemptions) -> DesiredFast {
     let mut desired = match inputs.config.datapath {
         Datapath::Kernel => DesiredFast::default(),
-        Datapath::Both | Datapath::Ebpf | Datapath::Shadow => compile_programs(inputs, fast, connected),
+        Datapath::Both | Datapath::Ebpf | Datapath::Shadow => compile_programs(inputs, fast, exemptions),
     };
     compile_clamps(inputs, &mut desired);
     desired
@@ -340,42 +371,34 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet
 /// What is decided on each source and destination, whichever datapath is configured: sources, slots and exemptions.
 #[must_use]
 pub fn decisions(inputs: &Inputs<'_>, reverse_path: bool) -> DesiredFast {
-    compile_decisions(inputs, reverse_path, &connected(inputs))
+    compile_decisions(inputs, reverse_path, &Exemptions::compile(inputs))
 }
 
-fn compile_decisions(inputs: &Inputs<'_>, reverse_path: bool, connected: &BTreeSet<IpNet>) -> DesiredFast {
+fn compile_decisions(inputs: &Inputs<'_>, reverse_path: bool, exemptions: &Exemptions) -> DesiredFast {
     let mut desired = DesiredFast { sources: Sources::compile(inputs, reverse_path), ..DesiredFast::default() };
-    let sets = exempt_sets(inputs.config);
     for Chain { id, family, policies } in desired.sources.chains() {
         // Every suffix is a chain of its own: it is where the one before goes on.
         let mut id = Some(*id);
         let mut policies = policies.as_slice();
         while let (Some(current), [policy, rest @ ..]) = (id, policies) {
             let next = (!rest.is_empty()).then(|| ChainId::new(inputs.config, *family, rest));
-            desired.slots.insert(current, compile_slot(inputs, (*policy, sets[*policy]), *family, next));
+            desired.slots.insert(current, compile_slot(inputs, (*policy, exemptions.set_of(*policy)), *family, next));
             (id, policies) = (next, rest);
         }
     }
     desired.exits = compile_exits(inputs);
-    for (policy, set) in inputs.config.policies.iter().zip(&sets) {
-        let set = *set;
-        for family in Family::ALL {
-            let local = inputs.kernel.local.iter().copied().filter(|dst| Family::of(dst) == family);
-            desired
-                .exempt
-                .extend(exempt(policy, family, connected).chain(local).map(|prefix| Exemption { set, prefix }));
-        }
-    }
+    desired.exempt.extend(exemptions.sets().map(|(set, prefix, kind)| Exemption { set, prefix, kind }));
     desired
 }
 
 /// The decisions, and the programs that take them.
-fn compile_programs(inputs: &Inputs<'_>, fast: &FastInputs<'_>, connected: &BTreeSet<IpNet>) -> DesiredFast {
-    let mut desired = compile_decisions(inputs, fast.reverse_path, connected);
+fn compile_programs(inputs: &Inputs<'_>, fast: &FastInputs<'_>, exemptions: &Exemptions) -> DesiredFast {
+    let mut desired = compile_decisions(inputs, fast.reverse_path, exemptions);
     desired.shadow = inputs.config.datapath == Datapath::Shadow;
     (desired.open, desired.unmatched) = (fast.open, fast.unmatched);
     if fast.unmatched.any() {
-        desired.exempt.extend(inputs.kernel.local.iter().map(|own| Exemption { set: OWN_SET, prefix: *own }));
+        let own = |own: &IpNet| Exemption { set: OWN_SET, prefix: *own, kind: Exempt::Anywhere };
+        desired.exempt.extend(inputs.kernel.local.iter().map(own));
     }
     let returning = fast.returning.iter().filter_map(|index| inputs.kernel.links.get(index));
     let interfaces = &inputs.config.interfaces;
@@ -458,6 +481,7 @@ fn compile_slot(
     let active = active_tunnel(policy_config, family, inputs.config, inputs.kernel, inputs.failed);
     let exit = active.and_then(|(tunnel, link)| exit(inputs, tunnel, link, family));
     let on_down = match policy_config.on_down {
+        _ if policy_config.main => Action::Main,
         // The rules know this device, the fast path does not: the kernel decides.
         _ if active.is_some() => Action::Reject,
         OnDown::Unreachable | OnDown::Prohibit => Action::Reject,
@@ -468,27 +492,6 @@ fn compile_slot(
     let asks = exit.is_some_and(|exit| inputs.rules || exit.exit.has(flags::GATEWAY));
     let table = inputs.tables.get(&policy_config.name).copied().filter(|_| asks).unwrap_or_default();
     SlotSpec { policy, family, exit, on_down, disputed: false, exempt_set, next, table }
-}
-
-/// The exemption set of each policy. Policies with the same exemptions share one; it is named by what is declared, so that
-/// it stays the same while the connected prefixes change.
-fn exempt_sets(config: &Config) -> Vec<u32> {
-    let mut taken: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    let set = |policy: &Policy| {
-        let mut declared: Vec<String> = policy.exempt.iter().map(ToString::to_string).collect();
-        declared.sort_unstable();
-        if policy.exempt_connected {
-            declared.push("connected".to_owned());
-        }
-        let mut set = u32::try_from(fnv1a(declared.iter().map(String::as_str)) >> 32).unwrap_or_default();
-        // One policy's exemption must not become another's because of a hash.
-        while set == OWN_SET || taken.get(&set).is_some_and(|other| *other != declared) {
-            set = set.wrapping_add(1);
-        }
-        taken.entry(set).or_insert(declared);
-        set
-    };
-    config.policies.iter().map(set).collect()
 }
 
 /// FNV-1a over the words and their ends. It must never change: pinned maps hold its results.

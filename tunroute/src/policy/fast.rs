@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tunroute_common::maps::{Action, Clamp, Exit, Slot, Source, Station, flags};
+use tunroute_common::maps::{Action, Clamp, Exempt, Exit, Slot, Source, Station, flags};
 
 use crate::{
     policy::net::{Family, IfIndex, LinkLayer},
@@ -138,13 +138,27 @@ impl fmt::Display for Attachment {
     }
 }
 
-/// A destination that the policies of one exemption set do not apply to.
+/// Destinations in one exemption set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Exemption {
     /// [`Slot::exempt_set`]
     pub set: u32,
     /// The destinations.
     pub prefix: IpNet,
+    /// What holds for them, but for those in a longer prefix of the set.
+    pub kind: Exempt,
+}
+
+impl fmt::Display for Exemption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { set, prefix, kind } = self;
+        let kind = match kind {
+            Exempt::No => "not",
+            Exempt::Inside => "inside",
+            Exempt::Anywhere => "anywhere",
+        };
+        write!(f, "exempt[{set:08x}, {prefix}] {kind}")
+    }
 }
 
 /// An exit with its device.
@@ -374,8 +388,8 @@ impl fmt::Display for FastOp {
                 }
             }
             Self::RemoveSource(prefix) => write!(f, "map source[{prefix}] removed"),
-            Self::AddExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] added"),
-            Self::RemoveExemption(Exemption { set, prefix }) => write!(f, "map exempt[{set:08x}, {prefix}] removed"),
+            Self::AddExemption(exemption) => write!(f, "map {exemption} added"),
+            Self::RemoveExemption(exemption) => write!(f, "map {exemption} removed"),
             Self::Attach(attachment) => write!(f, "attach program {attachment}"),
             Self::Detach(attachment) => write!(f, "detach program {attachment}"),
             Self::SetClamp(ifindex, Clamp { v4, v6 }) => {
@@ -407,6 +421,7 @@ fn display_slot(f: &mut fmt::Formatter<'_>, slot: &Slot) -> fmt::Result {
         Action::Reject => f.write_str("reject")?,
         Action::Blackhole => f.write_str("blackhole")?,
         Action::Next => f.write_str("next")?,
+        Action::Main => f.write_str("main")?,
     }
     if slot.egress.is_disputed() {
         f.write_str(", left to the kernel")?;

@@ -8,10 +8,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use prefix_trie::joint::{JointPrefixMap, JointPrefixSet};
+use prefix_trie::joint::JointPrefixMap;
 use tunroute_common::{
     decide::{Arrival, Lookup, NextHop, Way},
-    maps::{OWN_SET, Slot, Source},
+    maps::{Exempt, OWN_SET, Slot, Source},
     packet::{Addresses, Header},
 };
 
@@ -25,7 +25,7 @@ use crate::{
 pub struct Model {
     sources: JointPrefixMap<IpNet, Source>,
     /// By [`Slot::exempt_set`].
-    exempt: HashMap<u32, JointPrefixSet<IpNet>>,
+    exempt: HashMap<u32, JointPrefixMap<IpNet, Exempt>>,
     slots: BTreeMap<u32, Slot>,
     exits: BTreeMap<u32, DeviceExit>,
     open: Open,
@@ -33,9 +33,9 @@ pub struct Model {
 
 impl From<&FastState> for Model {
     fn from(state: &FastState) -> Self {
-        let mut exempt = HashMap::<u32, JointPrefixSet<IpNet>>::new();
-        for Exemption { set, prefix } in &state.exempt {
-            exempt.entry(*set).or_default().insert(*prefix);
+        let mut exempt = HashMap::<u32, JointPrefixMap<IpNet, Exempt>>::new();
+        for Exemption { set, prefix, kind } in &state.exempt {
+            exempt.entry(*set).or_default().insert(*prefix, *kind);
         }
         Self {
             sources: state.sources.iter().copied().collect(),
@@ -54,10 +54,10 @@ impl Model {
         self.sources.get_lpm(&address.into()).map(|(prefix, source)| (prefix, *source))
     }
 
-    /// The longest prefix of an exemption set that holds a destination.
+    /// The longest prefix of an exemption set that holds a destination, and what it says.
     #[must_use]
-    pub fn exemption_of(&self, set: u32, destination: IpAddr) -> Option<IpNet> {
-        self.exempt.get(&set)?.get_lpm(&destination.into())
+    pub fn exemption_of(&self, set: u32, destination: IpAddr) -> Option<(IpNet, Exempt)> {
+        self.exempt.get(&set)?.get_lpm(&destination.into()).map(|(prefix, kind)| (prefix, *kind))
     }
 }
 
@@ -70,8 +70,8 @@ impl Lookup for Model {
         self.source_of(source_and_destination(addresses).1).is_some()
     }
 
-    fn exempt(&self, set: u32, addresses: &Addresses) -> bool {
-        self.exemption_of(set, source_and_destination(addresses).1).is_some()
+    fn exempt(&self, set: u32, addresses: &Addresses) -> Exempt {
+        self.exemption_of(set, source_and_destination(addresses).1).map_or(Exempt::No, |(_, kind)| kind)
     }
 
     /// The kernel's routes are not kept here: what no policy is about is left to it.

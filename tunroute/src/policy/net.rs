@@ -38,6 +38,46 @@ impl fmt::Display for TableName {
     }
 }
 
+/// The priorities of tunroute's rules, by the one of the rules for the longest prefixes (`band` in the configuration).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band(pub u32);
+
+impl Band {
+    /// How many priorities there are: for the local table, for the probes, and one for each prefix length.
+    pub const LENGTH: u32 = 2 + 129;
+
+    /// The priority of the rule for the local table, before all others.
+    #[must_use]
+    pub const fn local(self) -> u32 {
+        self.0.saturating_sub(2)
+    }
+
+    /// The priority of the probes' rules.
+    #[must_use]
+    pub const fn probes(self) -> u32 {
+        self.0.saturating_sub(1)
+    }
+
+    /// The priority of the rules for prefixes of this length: the longer one is asked first. IPv4 prefixes begin at the
+    /// 96th priority, which nothing minds.
+    #[must_use]
+    pub const fn of_length(self, length: u8) -> u32 {
+        self.0.saturating_add(128_u32.saturating_sub(length as u32))
+    }
+
+    /// The last priority.
+    #[must_use]
+    pub const fn last(self) -> u32 {
+        self.of_length(0)
+    }
+
+    /// The first priority and the last; none if there is no such number as the last.
+    #[must_use]
+    pub fn ends(self) -> Option<(u32, u32)> {
+        self.0.checked_add(128).map(|last| (self.local(), last))
+    }
+}
+
 /// The kernel's number of a network device in this namespace; never 0.
 pub type IfIndex = u32;
 
@@ -243,14 +283,17 @@ impl Link {
 pub enum RuleAction {
     /// Ask this routing table; if that leads nowhere, go on at the next rule.
     Lookup(u32),
-    /// Go on at the first rule with this priority, a higher number.
+    /// A shortcut: go on at the first rule with this priority, a higher number.
     Goto(u32),
+    /// Go on behind all rules of policies, at the [`Rule::end`] with this priority: the main table decides.
+    Leave(u32),
     /// Go on at the next rule: something to go to.
     Nop,
 }
 
-/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, `from all oif DEVICE lookup TABLE` for probes,
-/// `[not] from PREFIX goto PRIORITY` and `from all nop` where there are many.
+/// A rule as tunroute writes it: `from PREFIX lookup TABLE` for a policy, or `from PREFIX goto PRIORITY` where the main
+/// table is to decide; `from all oif DEVICE lookup TABLE` for probes; `from all lookup 255` for the host's own addresses;
+/// `[not] from PREFIX goto PRIORITY` and `[not] from all nop` to go on at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// The priority (preference): lower numbers are asked first.
@@ -289,7 +332,7 @@ impl Rule {
     pub const fn table(&self) -> Option<u32> {
         match self.action {
             RuleAction::Lookup(table) => Some(table),
-            RuleAction::Goto(_) | RuleAction::Nop => None,
+            RuleAction::Goto(_) | RuleAction::Leave(_) | RuleAction::Nop => None,
         }
     }
 
@@ -297,6 +340,25 @@ impl Rule {
     #[must_use]
     pub const fn is_shortcut(&self) -> bool {
         matches!(self.action, RuleAction::Goto(_))
+    }
+
+    /// The rule behind all rules of a family's policies. It matches nothing, which tells it from the rules that shortcuts
+    /// lead to.
+    #[must_use]
+    pub const fn end(priority: u32, family: Family) -> Self {
+        Self { priority, from: family.default_prefix(), not: true, oif: None, action: RuleAction::Nop }
+    }
+
+    /// See [`Self::end`].
+    #[must_use]
+    pub const fn is_end(&self) -> bool {
+        self.not && matches!(self.action, RuleAction::Nop)
+    }
+
+    /// Asks the local table, before all other rules of tunroute's.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        matches!(self.action, RuleAction::Lookup(TABLE_LOCAL))
     }
 
     /// The family whose rule list it stands in.
@@ -333,7 +395,7 @@ impl fmt::Display for Rule {
         }
         match action {
             RuleAction::Lookup(table) => write!(f, " lookup {}", TableName(*table))?,
-            RuleAction::Goto(target) => write!(f, " goto {target}")?,
+            RuleAction::Goto(target) | RuleAction::Leave(target) => write!(f, " goto {target}")?,
             RuleAction::Nop => f.write_str(" nop")?,
         }
         write!(f, " pref {priority} protocol {PROTOCOL}")
@@ -529,14 +591,21 @@ impl ObservedRoute {
 }
 
 /// A unicast route of the main table, as far as exemptions and the reverse path need it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MainRoute {
     /// The destination prefix.
     pub dst: IpNet,
+    /// The metric: of several routes to one destination, the kernel takes the one with the least.
+    pub metric: u32,
     /// The device; none if there are several next hops.
     pub oif: Option<IfIndex>,
+    /// The devices of several next hops.
+    pub hops: Vec<IfIndex>,
     /// Reached directly, without a gateway.
     pub on_link: bool,
+    /// A network that the kernel, a router's advertisement or DHCP has put on the link, together with an address of this
+    /// host: no static route by a device.
+    pub network: bool,
 }
 
 /// An address of a device.

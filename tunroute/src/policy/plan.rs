@@ -8,7 +8,8 @@
 //! in the midst of a change are the first of those that it met before, the first of those that it will meet, or all of
 //! either: it is decided as before or as afterwards. Shortcuts ([`Rule::is_shortcut`]) are right only while no rule that
 //! they pass over matters: those that go are removed before other rules are added, new ones are added when the other
-//! rules are as they are to be.
+//! rules are as they are to be. What all others rely on, the rule for the local table and the end of all rules, is added
+//! first and removed last.
 
 mod undone;
 
@@ -24,7 +25,7 @@ pub use self::undone::Undone;
 use crate::{
     policy::compile::{ChainId, Desired, DesiredFast, Lead},
     policy::fast::{DeviceExit, Exemption, FastOp, FastState},
-    policy::net::{Family, IfIndex, KernelOp, KernelState, ObservedRule, Route, Rule},
+    policy::net::{Family, IfIndex, KernelOp, KernelState, ObservedRule, Route, RouteKind, Rule},
 };
 
 /// One operation on either datapath.
@@ -110,6 +111,7 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     };
     let mut operations = Vec::new();
     operations.append(&mut fast_plan.close);
+    operations.append(&mut kernel_plan.withdrawn);
     operations.append(&mut kernel_plan.removed_shortcuts);
     operations.append(&mut kernel_plan.routes);
     operations.append(&mut fast_plan.exempt);
@@ -123,8 +125,8 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
     Ok(operations)
 }
 
-/// Only what moves packets from one tunnel to another: routes added and replaced, then slots. What is observed may be
-/// older than the devices are; a plan of everything has to follow.
+/// Only what moves packets from one tunnel to another or keeps them from an uplink: exemptions withdrawn, routes added and
+/// replaced, then slots. What is observed may be older than the devices are; a plan of everything has to follow.
 ///
 /// # Errors
 ///
@@ -132,7 +134,8 @@ pub fn plan(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -
 pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&FastState>) -> Result<Vec<Op>, PlanError> {
     let mut kernel_plan = KernelPlan::default();
     kernel_plan.plan_routes(desired, kernel);
-    let mut operations = kernel_plan.routes;
+    let mut operations = kernel_plan.withdrawn;
+    operations.append(&mut kernel_plan.routes);
     if let (Some(desired), Some(observed)) = (&desired.fast, fast) {
         let mut fast_plan = FastPlan::default();
         fast_plan.plan_slots(desired, observed, &Numbers::new(desired, observed)?);
@@ -143,6 +146,8 @@ pub fn plan_failover(desired: &Desired, kernel: &KernelState, fast: Option<&Fast
 
 #[derive(Default)]
 struct KernelPlan {
+    /// What leads out of a table that stays: in the main table, the way may be by an uplink now.
+    withdrawn: Vec<Op>,
     routes: Vec<Op>,
     rules: Vec<Op>,
     shortcuts: Vec<Op>,
@@ -166,8 +171,11 @@ impl KernelPlan {
         let present = kernel.routes.iter().filter_map(|observed| observed.route.as_ref());
         settled.extend(present.filter(|route| desired.routes.contains(*route)).map(Route::key));
 
+        let part = |route: &Route| (route.table, Family::of(&route.dst));
+        let tables: BTreeSet<(u32, Family)> = desired.routes.iter().map(part).collect();
         let mut kept = BTreeSet::new();
         for observed in &kernel.routes {
+            let mut removed = &mut self.removed_routes;
             if let Some(route) = &observed.route {
                 if desired.routes.contains(route) && kept.insert(route) {
                     continue;
@@ -178,11 +186,19 @@ impl KernelPlan {
                     self.routes.push(KernelOp::ReplaceRoute((*wanted).clone()).into());
                     continue;
                 }
+                if route.kind == RouteKind::Throw && tables.contains(&part(route)) {
+                    removed = &mut self.withdrawn;
+                }
             }
-            self.removed_routes.push(observed.removal().into());
+            removed.push(observed.removal().into());
         }
         let missing = desired.routes.iter().filter(|route| !settled.contains(&route.key()));
         self.routes.extend(missing.map(|route| KernelOp::AddRoute(route.clone()).into()));
+        // What leads out of a table comes last: destinations within it may be the policy's, by routes of their own.
+        self.routes.sort_by_key(|op| match op {
+            Op::Kernel(KernelOp::AddRoute(route) | KernelOp::ReplaceRoute(route)) => route.kind == RouteKind::Throw,
+            _ => false,
+        });
     }
 
     fn plan_rules(&mut self, desired: &Desired, kernel: &KernelState) {
@@ -197,7 +213,8 @@ impl KernelPlan {
         let is_shortcut = |observed: &&ObservedRule| observed.rule.as_ref().is_some_and(Rule::is_shortcut);
         let (removed_shortcuts, mut removed): (Vec<_>, Vec<_>) = removed.into_iter().partition(is_shortcut);
         // A prefix stands before those inside it.
-        removed.sort_by_key(|observed| observed.rule.as_ref().map(|rule| rule.from));
+        removed
+            .sort_by_key(|observed| observed.rule.as_ref().map(|rule| (rule.is_end() || rule.is_local(), rule.from)));
         self.removed_shortcuts.extend(removed_shortcuts.into_iter().map(removal));
         self.removed_rules.extend(removed.into_iter().map(removal));
 
@@ -206,7 +223,8 @@ impl KernelPlan {
         // The kernel looks for a rule's place from the front, so what stands behind comes first. Flat rules are sorted by
         // their prefixes' lengths as they are.
         let as_tree = |rule: &Rule| desired.trees.contains(&rule.family()) && rule.oif.is_none();
-        missing.sort_by_key(|rule| as_tree(rule).then_some(Reverse(rule.from)));
+        let is_first = |rule: &Rule| rule.is_end() || rule.is_local();
+        missing.sort_by_key(|rule| (!is_first(rule), as_tree(rule).then_some(Reverse(rule.from))));
         // Of the same priority, those for most sources are asked first.
         shortcuts.sort_by_key(|rule| (Reverse(rule.priority), rule.from.prefix_len()));
         self.rules.extend(missing.into_iter().map(addition));

@@ -16,8 +16,8 @@ use std::{
 use foldhash::{HashMap, HashMapExt as _};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tunroute_common::{
-    index::{EXEMPT, PRESENT, Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, pack, root_of_set},
-    maps::Source,
+    index::{Root, SET_PRESENT, SET_PROBES, SET_WORDS, header, number_of_exempt, pack, root_of_set},
+    maps::{Exempt, Source},
     trie::{Entry, Key, Words},
 };
 
@@ -64,7 +64,7 @@ pub struct Image {
 }
 
 /// Number of the first source in the table.
-const FIRST_SOURCE: u64 = EXEMPT as u64 + 1;
+const FIRST_SOURCE: u32 = number_of_exempt(Exempt::Anywhere) + 1;
 /// Room in the table for sources beyond the known ones.
 const TABLE_ROOM: usize = 64;
 
@@ -78,14 +78,17 @@ impl Image {
         for (prefix, source) in content.sources {
             let number = *numbers.entry((source.slot, source.arrives_by)).or_insert_with(|| {
                 distinct.push(*source);
-                u32::try_from(distinct.len()).map_or(u32::MAX, |known| EXEMPT + known)
+                u32::try_from(distinct.len()).map_or(u32::MAX, |known| FIRST_SOURCE + known - 1)
             });
             sources[Family::of(prefix) as usize].push(numbered(prefix, number));
         }
         let mut sets: BTreeMap<u32, [Vec<Prefix>; 2]> = BTreeMap::new();
-        for exemption in content.exempt {
-            sets.entry(exemption.set).or_default()[Family::of(&exemption.prefix) as usize]
-                .push(numbered(&exemption.prefix, EXEMPT));
+        for Exemption { set, prefix, kind } in content.exempt {
+            let prefixes = &mut sets.entry(*set).or_default()[Family::of(prefix) as usize];
+            let prefix = numbered(prefix, number_of_exempt(*kind));
+            // While one kind takes the place of another, both are there.
+            prefixes.pop_if(|last| (last.start, last.length) == (prefix.start, prefix.length));
+            prefixes.push(prefix);
         }
 
         let table = header::TABLE as usize;
@@ -95,7 +98,9 @@ impl Image {
         let base = first_set + places.len() * SET_WORDS as usize;
         let mut used = vec![0; base];
         used[header::SETS as usize] = first_set as u64 | (places.len() as u64 - 1) << 32;
-        used[table + EXEMPT as usize] = PRESENT;
+        for kind in Exempt::ALL {
+            used[table + number_of_exempt(kind) as usize] = kind as u64;
+        }
         for (word, source) in used[table + FIRST_SOURCE as usize..].iter_mut().zip(&distinct) {
             *word = pack(*source);
         }
@@ -188,12 +193,18 @@ pub fn change<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operations: 
 }
 
 fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &FastOp) -> Option<()> {
+    let exempt = |set, prefix| {
+        let of_kind = |kind: &Exempt| content.exempt.contains(&Exemption { set, prefix, kind: *kind });
+        Exempt::ALL.into_iter().rfind(of_kind).map(number_of_exempt)
+    };
     let mut journal = Journal::default();
     match operation {
         FastOp::PutSource(prefix, source) => journal.source(prefix, number_of(memory, *source)?),
         FastOp::RemoveSource(prefix) => journal.source(prefix, 0),
-        FastOp::AddExemption(exemption) => journal.exemption(exemption, true),
-        FastOp::RemoveExemption(exemption) => journal.exemption(exemption, false),
+        FastOp::AddExemption(Exemption { set, prefix, .. })
+        | FastOp::RemoveExemption(Exemption { set, prefix, .. }) => {
+            journal.exemption(*set, prefix, exempt(*set, *prefix).unwrap_or_default());
+        }
         _ => return None,
     }
     match operation {
@@ -216,19 +227,26 @@ fn change_one<M: Memory + ?Sized>(memory: &M, content: Content<'_>, operation: &
                 |prefix| content.sources.get(prefix).map(number),
             )
         }
-        FastOp::AddExemption(Exemption { set, prefix }) | FastOp::RemoveExemption(Exemption { set, prefix }) => {
+        FastOp::AddExemption(Exemption { set, prefix, .. })
+        | FastOp::RemoveExemption(Exemption { set, prefix, .. }) => {
             let root = root_of_set(memory, u64::from(*set))? + Family::of(prefix) as u64;
-            let of_set = |prefix| Exemption { set: *set, prefix };
+            let of_set = |prefix, kind| Exemption { set: *set, prefix, kind };
             rebuild(
                 memory,
                 &journal,
                 root,
                 prefix,
                 |range| {
-                    let range = of_set(*range.start())..=of_set(*range.end());
-                    content.exempt.range(range).map(|exemption| numbered(&exemption.prefix, EXEMPT)).collect()
+                    let range = of_set(*range.start(), Exempt::No)..=of_set(*range.end(), Exempt::Anywhere);
+                    let of_kind = |Exemption { prefix, kind, .. }: &_| numbered(prefix, number_of_exempt(*kind));
+                    let mut prefixes: Vec<Prefix> = content.exempt.range(range).map(of_kind).collect();
+                    // Of several kinds of one prefix, the last.
+                    prefixes.reverse();
+                    prefixes.dedup_by_key(|prefix| (prefix.start, prefix.length));
+                    prefixes.reverse();
+                    prefixes
                 },
-                |prefix| content.exempt.contains(&of_set(*prefix)).then_some(EXEMPT),
+                |prefix| exempt(*set, *prefix),
             )
         }
         _ => None,
@@ -302,7 +320,7 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 /// The number of a source in the table; adds it if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
     let end = memory.word(header::SETS) & 0xffff_ffff;
-    for place in header::TABLE + FIRST_SOURCE..end {
+    for place in header::TABLE + u64::from(FIRST_SOURCE)..end {
         let word = memory.word(place);
         if word == 0 {
             memory.write(place, pack(source));

@@ -32,7 +32,7 @@ async fn closed() -> [Vec<Gate>; 2] {
         state: &state,
         probes: &probes,
         ingress: &ingress,
-        band: 20000..=20129,
+        last: 20129,
         policies: &policies,
         bypass_netfilter: false,
     };

@@ -65,12 +65,13 @@ fn is_shown(operation: &Op) -> bool {
 }
 
 /// Changes the host as an event says: `start`, `DEVICE up|down|gone`, `DEVICE appears`, `route add|del
-/// PREFIX dev DEVICE` (behind a router), or `network add|del PREFIX dev DEVICE` (on the link).
+/// PREFIX dev DEVICE` (behind a router), `network add|del PREFIX dev DEVICE` (on the link), or `local table at PRIORITY`.
 fn happen(event: &str, host: &mut KernelState, world: &mut World) {
     let words: Vec<&str> = event.split(' ').collect();
     let index = |host: &KernelState, name: &str| host.link(name).unwrap_or_else(|| panic!("no {name}")).index;
     match *words.as_slice() {
         ["start"] => {}
+        ["local", "table", "at", priority] => host.rules = super::local_rules(priority.parse().unwrap()),
         [what @ ("route" | "network"), change, prefix, "dev", device] => {
             let route = super::main_route(prefix, index(host, device), what == "network");
             host.main.retain(|present| present.dst != route.dst);

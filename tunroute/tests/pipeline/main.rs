@@ -16,7 +16,7 @@ use tunroute::{
     policy::gates::{kept_out, unguarded},
     policy::net::{
         Address, Family, Handle, Inability, KernelOp, KernelState, Link, LinkLayer, MainRoute, ObservedRoute,
-        ObservedRule, Route, RouteKind, Rule,
+        ObservedRule, Route, RouteKind, Rule, RuleAction,
     },
     policy::plan::{Op, PlanError, plan},
     policy::xdp::Chosen,
@@ -48,7 +48,26 @@ fn link(index: u32, name: &str, layer: LinkLayer) -> Link {
 }
 
 fn main_route(dst: &str, oif: u32, on_link: bool) -> MainRoute {
-    MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link }
+    MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link, network: on_link, ..MainRoute::default() }
+}
+
+/// The kernel's own rule for the local table, of both families.
+fn local_rules(priority: u32) -> Vec<ObservedRule> {
+    let rule = |family| ObservedRule {
+        handle: Handle(usize::MAX),
+        family,
+        priority,
+        ours: false,
+        rule: None,
+        foreign: None,
+        looks_up_local: true,
+        looks_up_main: false,
+        l3mdev: false,
+        iif: None,
+        oif: None,
+        text: String::new(),
+    };
+    Family::ALL.map(rule).into()
 }
 
 fn host() -> KernelState {
@@ -62,6 +81,7 @@ fn host() -> KernelState {
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
     KernelState {
         links: links.into_iter().map(|link| (link.index, link)).collect(),
+        rules: local_rules(0),
         local: BTreeSet::from([prefix("10.0.0.1/32"), prefix("2a02::1/128")]),
         main: vec![
             main_route("0.0.0.0/0", 2, false),
@@ -136,7 +156,8 @@ impl World {
             route: Some(route.clone()),
             text: route.to_string(),
         });
-        KernelState { rules: rules.collect(), routes: routes.collect(), ..host.clone() }
+        let rules = host.rules.iter().cloned().chain(rules).collect();
+        KernelState { rules, routes: routes.collect(), ..host.clone() }
     }
 
     /// Carries out a plan, checking at every step that nothing refers to what is not there.
@@ -150,9 +171,23 @@ impl World {
                         Some(route.table) == rule.table() && self.routes.get(&route.key()) != Some(*route)
                     });
                     assert_eq!(missing, None, "{rule} is there before its table's route");
+                    let first = desired.rules.iter().find(|first| first.is_local() && first.family() == rule.family());
+                    assert!(
+                        first.is_none_or(|first| first == rule || self.rules.contains(first)),
+                        "{rule} before {first:?}"
+                    );
+                    if let RuleAction::Leave(end) = rule.action {
+                        assert!(self.rules.contains(&Rule::end(end, rule.family())), "{rule} leads nowhere");
+                    }
                     assert!(self.rules.insert(rule.clone()), "{rule} twice");
                 }
-                Op::Kernel(KernelOp::DelRule { handle, .. }) => assert!(self.rules.remove(&rules[handle.0])),
+                Op::Kernel(KernelOp::DelRule { handle, .. }) => {
+                    let rule = &rules[handle.0];
+                    assert!(self.rules.remove(rule));
+                    let of_family = |other: &&Rule| other.family() == rule.family() && !desired.rules.contains(*other);
+                    let left = self.rules.iter().filter(of_family).find(|other| !other.is_end() && !other.is_local());
+                    assert!(!(rule.is_end() || rule.is_local()) || left.is_none(), "{rule} goes before {left:?}");
+                }
                 Op::Kernel(KernelOp::AddRoute(route)) => {
                     assert!(self.routes.insert(route.key(), route.clone()).is_none(), "{route} is there");
                 }
@@ -160,7 +195,12 @@ impl World {
                     assert!(self.routes.insert(route.key(), route.clone()).is_some(), "{route} is not there");
                 }
                 Op::Kernel(KernelOp::DelRoute { handle, .. }) => {
-                    assert!(self.routes.remove(&routes[handle.0]).is_some());
+                    let part = |route: &Route| (route.table, Family::of(&route.dst));
+                    let route = self.routes.remove(&routes[handle.0]).unwrap();
+                    if route.kind == RouteKind::Throw && desired.routes.iter().any(|other| part(other) == part(&route))
+                    {
+                        continue;
+                    }
                     let undesired = self.rules.iter().find(|rule| !desired.rules.contains(rule));
                     assert_eq!(undesired, None, "an old rule is still there while its routes go");
                 }
@@ -293,7 +333,7 @@ fn probes_have_a_way_out_with_or_without_rules() {
     let mut host = host();
     // What is connected to the tunnel needs no gateway; a default route is no such thing.
     for dst in ["10.9.8.0/24", "0.0.0.0/0"] {
-        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(5), on_link: true });
+        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(5), on_link: true, ..MainRoute::default() });
     }
     let mut world = World::default();
     for rules in [true, false] {
@@ -377,7 +417,12 @@ fn the_reverse_path_filter_keeps_out_what_has_its_way_back_by_an_uplink() {
              from = [{from}]\nvia = \"sixxs0\""
         );
         let config = Config::parse("filtered", &text).unwrap();
-        let main = main.iter().map(|(dst, oif)| MainRoute { dst: dst.parse().unwrap(), oif: *oif, on_link: false });
+        let main = main.iter().map(|(dst, oif)| MainRoute {
+            dst: dst.parse().unwrap(),
+            oif: *oif,
+            on_link: false,
+            ..MainRoute::default()
+        });
         let local = own.into_iter().map(|own| own.parse().unwrap());
         let kernel = KernelState { main: main.collect(), local: local.collect(), ..host() };
         let sources = desired(&config, &kernel, true, filter.is_on()).fast.unwrap().sources;
@@ -404,7 +449,7 @@ fn sources_follow_an_interface() {
     // No link-local, no default route, and nothing behind a gateway.
     let (mut config, mut host) = text(&policy("office", "\"2a02::1\", \"@lan0\""));
     for (dst, oif, on_link) in [("fe80::/64", 3, true), ("::/0", 3, true), ("10.7.0.0/16", 3, false)] {
-        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link });
+        host.main.push(MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link, ..MainRoute::default() });
     }
     assert_eq!(follow(&mut config, &host), [""; 0]);
     assert_eq!(sources(&config), [["2a02::1/128", "10.0.0.0/24", v6]]);
@@ -484,7 +529,12 @@ fn sources_follow_an_interface() {
     let nested: String =
         (40..48).map(|length| policy(&length.to_string(), &format!("\"2a02:578:8500::/{length}\""))).collect();
     let (mut config, mut host) = text(&(nested + &policy("office", "\"@lan0\"")));
-    host.main.push(MainRoute { dst: "2a02:578:8500::/64".parse().unwrap(), oif: Some(3), on_link: true });
+    host.main.push(MainRoute {
+        dst: "2a02:578:8500::/64".parse().unwrap(),
+        oif: Some(3),
+        on_link: true,
+        ..MainRoute::default()
+    });
     follow(&mut config, &host);
     let refused = plan(&desired(&config, &host, true, false), &host, Some(&FastState::default())).unwrap_err();
     assert_eq!(refused, PlanError::Nesting { needed: 9 });

@@ -14,7 +14,7 @@ use tunroute::{
     policy::compile::{ChainId, Desired, FastInputs, Inputs, active_tunnel, compile},
     policy::fast::{DeviceExit, FastState, Open},
     policy::gates::main_decides,
-    policy::net::{Family, IfIndex, KernelState, LinkLayer},
+    policy::net::{Family, IfIndex, KernelState, LinkLayer, Route, RouteKind},
     policy::plan::{Op, plan},
     policy::xdp::Chosen,
 };
@@ -75,6 +75,8 @@ pub struct Situation<'a> {
     failed: BTreeSet<(String, Family)>,
     /// The compiled rules and routes beside the kernel's own.
     pub host: Host,
+    /// The same as a guard sees it: what leads inside is not exempt where a packet leaves by an uplink.
+    guarded: Host,
 }
 
 impl<'a> Situation<'a> {
@@ -107,12 +109,23 @@ impl<'a> Situation<'a> {
         });
         let number = |policy: &Policy| tables.get(&policy.name).copied();
         let policies = scenario.config.policies.iter().map(number).zip(0..);
+        let policies: BTreeMap<u32, usize> = policies.filter_map(|(table, index)| Some((table?, index))).collect();
+        let may_leave = |route: &&Route| {
+            let policy = policies.get(&route.table).map(|policy| &scenario.config.policies[*policy]);
+            route.kind != RouteKind::Throw || policy.is_none_or(|policy| leaves_anywhere(policy, &route.dst, kernel))
+        };
+        let is_multicast = |own: &&IpNet| own.addr().is_multicast();
+        let of_uplink = |own: &&IpNet| networks_of_uplink(kernel).any(|network| network.contains(*own));
+        let local = kernel.local.iter().filter(|own| is_multicast(own) || of_uplink(own)).copied().collect();
+        let outside = KernelState { local, ..kernel.clone() };
+        let rules = || desired.rules.iter().map(Into::into);
         Self {
             scenario,
             kernel,
-            policies: policies.filter_map(|(table, index)| Some((table?, index))).collect(),
+            guarded: Host::new(rules(), desired.routes.iter().filter(may_leave), &outside),
+            policies,
             failed,
-            host: Host::new(desired.rules.iter().map(Into::into), &desired.routes, kernel),
+            host: Host::new(rules(), &desired.routes, kernel),
             desired,
         }
     }
@@ -190,8 +203,12 @@ impl<'a> Situation<'a> {
     fn none_applies(&self, first: usize, family: Family) -> Fate {
         let policy = &self.scenario.config.policies[first];
         let up = active_tunnel(policy, family, &self.scenario.config, self.kernel, &self.failed).is_some();
-        let down = policy.on_down == OnDown::Next && !up;
-        Fate::Aside(first, if down { Outcome::Down } else { Outcome::Exempt })
+        let outcome = match policy.on_down {
+            _ if policy.main => Outcome::Main,
+            OnDown::Next if !up => Outcome::Down,
+            _ => Outcome::Exempt,
+        };
+        Fate::Aside(first, outcome)
     }
 
     /// The device's MTU.
@@ -275,7 +292,7 @@ impl<'a> Situation<'a> {
         }
         let Some(first) = self.policy_from(source) else { return Fate::Pass };
         let family = packet.family();
-        let walk = self.walk(packet);
+        let walk = self.guarded.walk(&rule_walk::Packet { source, destination, oif: None });
         let Some(policy) = walk.table.and_then(|table| self.policies.get(&table)).copied() else {
             return self.none_applies(first, family);
         };
@@ -295,6 +312,18 @@ impl<'a> Situation<'a> {
         self.kernel.links[&device].kind.as_deref() == Some("sit")
             || packet.length_on_wire().is_none_or(|length| length <= self.mtu(device, packet.family()))
     }
+}
+
+/// The networks on the link at the uplink.
+fn networks_of_uplink(kernel: &KernelState) -> impl Iterator<Item = &IpNet> {
+    let uplink = kernel.link("net0").map(|link| link.index);
+    kernel.main.iter().filter(move |route| route.network && route.oif == uplink).map(|route| &route.dst)
+}
+
+/// May packets of a policy for an exempt destination leave by an uplink? All policies here have `allow-default`.
+fn leaves_anywhere(policy: &Policy, dst: &IpNet, kernel: &KernelState) -> bool {
+    policy.exempt.iter().any(|exempt| exempt.contains(dst))
+        || policy.exempt_connected && networks_of_uplink(kernel).any(|network| network.contains(dst))
 }
 
 /// The destination is on the link that the packet is sent on, whatever rules say.

@@ -13,7 +13,6 @@ use nix::{
 };
 use tunroute::{
     config::{Unmatched, Xdp},
-    policy::compile::Desired,
     policy::fast::Hook,
     policy::net::Family,
 };
@@ -135,7 +134,9 @@ async fn compare(
 ) -> Result<Sum> {
     let kernel = product.observe(scenario).await?.state;
     let situation = Situation::new(scenario, &kernel);
-    product.reach(&Desired { fast: None, ..situation.desired.clone() }, scenario).await?;
+    let mut rules_alone = situation.desired.clone();
+    rules_alone.fast = None;
+    product.reach(&rules_alone, scenario).await?;
     router.wait_until_bare()?;
     let (by_rules, early) = wires.send(router, scenario, packets)?;
     ensure!(early == 0, "{early} frames left as if by XDP");

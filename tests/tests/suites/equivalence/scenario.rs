@@ -124,7 +124,8 @@ struct PolicyPart {
     from: Vec<IpNet>,
     via: Vec<&'static str>,
     exempt: Vec<IpNet>,
-    connected: bool,
+    /// The words among the exemptions.
+    words: Vec<&'static str>,
     on_down: &'static str,
 }
 
@@ -134,8 +135,15 @@ fn policy() -> impl Strategy<Value = PolicyPart> {
     let on_down = select(vec!["unreachable", "blackhole", "prohibit", "next", "next"]);
     // Rarely so many that they are a tree of several levels, where a tree is asked for.
     let from = prop_oneof![9 => vec(prefix(0), 1..6), 1 => vec(prefix(0), 20..50)];
-    (from, via, vec(prefix(1), 0..3), any::<bool>(), on_down)
-        .prop_map(|(from, via, exempt, connected, on_down)| PolicyPart { from, via, exempt, connected, on_down })
+    let via = prop_oneof![7 => via, 1 => Just(vec!["main"])];
+    let words = prop::sample::subsequence(vec!["connected", "routed"], 0..=2);
+    (from, via, vec(prefix(1), 0..3), words, on_down).prop_map(|(from, via, exempt, words, on_down)| PolicyPart {
+        from,
+        via,
+        exempt,
+        words,
+        on_down,
+    })
 }
 
 fn tunnels() -> impl Strategy<Value = Vec<Tunnel>> {
@@ -187,21 +195,22 @@ fn write(policies: &[PolicyPart], trees: bool) -> String {
     text += "[tunnel.tun0]\nprobe = { target = \"2001:db8:ee::1\" }\n[tunnel.tun1]\n[tunnel.eth0]\n";
     let _ = writeln!(text, "[tunnel.eth1]\nvia = {GATEWAYS:?}\n[tunnel.{MISSING}]");
     let mut taken = BTreeSet::new();
-    for (index, PolicyPart { from, via, exempt, connected, on_down }) in policies.iter().enumerate() {
+    for (index, PolicyPart { from, via, exempt, words, on_down }) in policies.iter().enumerate() {
         let from: Vec<IpNet> = from.iter().copied().filter(|net| taken.insert(*net)).collect();
         if from.is_empty() {
             continue;
         }
         let exempt: BTreeSet<IpNet> = exempt.iter().copied().collect();
         let mut exempt = list(&exempt.into_iter().collect::<Vec<_>>());
-        exempt.extend(connected.then(|| "\"connected\"".to_owned()));
+        exempt.extend(words.iter().map(|word| format!("\"{word}\"")));
         let _ = writeln!(
             text,
-            "[[policy]]\nname = \"p{index}\"\nfrom = [{}]\nvia = {via:?}\nexempt = [{}]\non-down = \"{on_down}\"\n\
-             allow-default = true",
+            "[[policy]]\nname = \"p{index}\"\nfrom = [{}]\nvia = {via:?}\nallow-default = true",
             list(&from).join(", "),
-            exempt.join(", "),
         );
+        if *via != ["main"] {
+            let _ = writeln!(text, "exempt = [{}]\non-down = \"{on_down}\"", exempt.join(", "));
+        }
     }
     text
 }
@@ -299,11 +308,17 @@ impl Scenario {
             }
             // An address that is alone in its prefix connects nobody.
             if address.prefix_len() < address.max_prefix_len() {
-                state.main.push(MainRoute { dst: address.trunc(), oif: number(device), on_link: true });
+                state.main.push(MainRoute {
+                    dst: address.trunc(),
+                    oif: number(device),
+                    on_link: true,
+                    network: true,
+                    ..MainRoute::default()
+                });
             }
         }
         for (dst, device) in &self.routes {
-            state.main.push(MainRoute { dst: *dst, oif: number(device), on_link: true });
+            state.main.push(MainRoute { dst: *dst, oif: number(device), on_link: true, ..MainRoute::default() });
         }
         state
     }

@@ -8,7 +8,7 @@ use std::{
 use super::expect::Fate;
 
 /// Every fate of the two programs.
-pub const FATES: [&str; 15] = [
+pub const FATES: [&str; 17] = [
     "ingress pass",
     "ingress forwarded",
     "ingress blackholed",
@@ -19,11 +19,13 @@ pub const FATES: [&str; 15] = [
     "ingress too_big",
     "ingress source_check",
     "ingress closed",
+    "ingress main",
     "egress pass",
     "egress diverted",
     "egress leak_prevented",
     "egress exempt",
     "egress down",
+    "egress main",
 ];
 
 /// What XDP does by itself.

@@ -18,7 +18,7 @@ use crate::{
         Gate, concerns, kept_out,
         owner::{advice, owner},
     },
-    policy::net::{Family, Link, MainRoute, ObservedRule},
+    policy::net::{Band, Family, Link, MainRoute, ObservedRule},
 };
 
 /// Bytes that a tunnel adds to a packet, by the driver's name, with the shortest outer header.
@@ -33,12 +33,10 @@ const OVERHEADS: [(&str, u32); 9] = [
     ("wireguard", 60),
     ("vxlan", 50),
 ];
-/// Number of priorities of the band, with that of the probes.
-const BAND: u32 = 130;
 /// Number of addresses of a network among which one is looked for that is not this host's own.
 const FIRST_HOSTS: usize = 64;
 /// The lowest band behind the kernel's rules for VRFs.
-const FIRST_BAND: u32 = 1002;
+const FIRST_BAND: u32 = 1003;
 
 /// Everything that is not as this configuration needs it, problems first.
 #[must_use]
@@ -60,6 +58,7 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings.extend(seen.gates.iter().map(gate));
     findings.extend(devices(config, seen));
     findings.extend(foreign_rules(config, seen));
+    findings.extend(local_rules(config, seen));
     findings.extend(other_ways_out(config, seen));
     findings.extend(inabilities(config, seen));
     findings.extend(sizes(config, seen));
@@ -144,12 +143,12 @@ fn foreign_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator
             && !rule.l3mdev
             && rule.oif.is_none()
             && enters(rule)
-            && rule.priority <= config.band.saturating_add(BAND - 2)
+            && rule.priority <= Band(config.band).last()
             && config.uses(rule.family)
             && concerns(rule, &config.policies)
     };
     let lowest = seen.kernel.rules.iter().filter(before).map(|rule| rule.priority).min();
-    let band = lowest.and_then(|lowest| lowest.checked_sub(BAND - 1)).filter(|band| *band >= FIRST_BAND);
+    let band = lowest.and_then(|lowest| lowest.checked_sub(Band::LENGTH - 2)).filter(|band| *band >= FIRST_BAND);
     let room = if Family::ALL.into_iter().any(|family| wants_tree(config, family)) { tree::ROOM } else { 0 };
     let band = band.map(|band| band.saturating_sub(room).max(FIRST_BAND));
     let ahead = band.map(|band| format!("`band = {band}`, which is ahead of it"));
@@ -162,6 +161,34 @@ fn foreign_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator
             },
             "it is asked before tunroute's and may send a policy's packets elsewhere; so the fast path does not decide",
             advice(*family, *priority, text, ahead.as_deref()),
+        )
+    })
+}
+
+/// Rules for the local table that stand behind tunroute's.
+fn local_rules<'a>(config: &'a Config, seen: &'a Observation) -> impl Iterator<Item = Finding> + use<'a> {
+    let priority = Band(config.band).local();
+    let late = move |family: &Family| {
+        let rules = seen.kernel.rules.iter().filter(|rule| rule.family == *family && !rule.ours && rule.looks_up_local);
+        let first = rules.min_by_key(|rule| rule.priority)?;
+        (config.uses(*family) && first.priority > priority).then_some((*family, first.priority))
+    };
+    let late = Family::ALL.into_iter().filter_map(move |family| late(&family));
+    late.map(move |(family, stands)| {
+        let ip = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip -6",
+        };
+        warning(
+            format!("the {family} rule for the local table stands at priority {stands}, behind tunroute's rules"),
+            format!(
+                "only a rule of tunroute's own, `from all lookup local` at priority {priority}, keeps packets to this host \
+                 out of the policies; without tunroute, rules of others come first"
+            ),
+            format!(
+                "nothing, if VRFs or another manager need it there; otherwise {ip} rule add pref 0 lookup local && {ip} \
+                 rule del pref {stands} lookup local"
+            ),
         )
     })
 }
@@ -333,10 +360,12 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The policy that an address belongs to, with its prefix: the longest one decides.
+/// The policy that an address belongs to, with its prefix: the longest one decides. None if it leaves its sources to the main
+/// table.
 fn policy_of(config: &Config, address: IpAddr) -> Option<(&IpNet, &Policy)> {
     let prefixes = config.policies.iter().flat_map(|policy| policy.sources().map(move |net| (net, policy)));
-    prefixes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len())
+    let longest = prefixes.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len());
+    longest.filter(|(_, policy)| !policy.main)
 }
 
 /// Addresses of tunnels and uplinks whose answers leave by another device: the kernel accepts packets for any of its

@@ -26,7 +26,7 @@ use crate::{
     },
     policy::compile::{follow, matching},
     policy::gates::{Gate, GateInput, Probes, gates},
-    policy::net::{Family, IfIndex, KernelState},
+    policy::net::{Band, Family, IfIndex, KernelState},
 };
 
 /// Kernel settings by their paths below `/proc/sys/net`; one that does not exist is left out.
@@ -91,7 +91,7 @@ impl Observation {
             state: &kernel,
             probes: &probes,
             ingress: &numbers,
-            band: config.band..=config.band.saturating_add(128),
+            last: Band(config.band).last(),
             policies: &config.policies,
             bypass_netfilter: config.bypass_netfilter,
         });

@@ -40,7 +40,12 @@ fn own(device: &str, address: [u8; 4], leaves_by: &str) -> OwnAddress {
 
 /// A host on which nothing is wrong.
 fn healthy() -> Observation {
-    let main = |dst: &str, oif: u32| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link: false };
+    let main = |dst: &str, oif: u32| MainRoute {
+        dst: dst.parse().unwrap(),
+        oif: Some(oif),
+        on_link: false,
+        ..MainRoute::default()
+    };
     let kernel = KernelState {
         links: [link(2, "lan0", None, 1500), link(3, "net0", None, 1500), link(4, "wg0", Some("wireguard"), 1420)]
             .into(),
@@ -133,7 +138,14 @@ fn each_thing_that_goes_wrong_is_found_with_its_fix() {
         (|seen| seen.gates.push(Gate::Xfrm), Severity::Warning, "IPsec policies", "ip xfrm policy"),
         (|seen| drop(seen.kernel.links.remove(&2)), Severity::Warning, "no ingress device lan0", "ip -brief link"),
         (
-            |seen| seen.kernel.main.push(MainRoute { dst: "0.0.0.0/1".parse().unwrap(), oif: Some(2), on_link: true }),
+            |seen| {
+                seen.kernel.main.push(MainRoute {
+                    dst: "0.0.0.0/1".parse().unwrap(),
+                    oif: Some(2),
+                    on_link: true,
+                    ..MainRoute::default()
+                })
+            },
             Severity::Problem,
             "the main table has 0.0.0.0/1 by lan0",
             "write `uplink = [\"net0\", \"lan0\"]`",
@@ -181,7 +193,14 @@ fn each_thing_that_goes_wrong_is_found_with_its_fix() {
             "sysctl -w net.ipv6.conf.net0.accept_ra=2",
         ),
         (
-            |seen| seen.kernel.main.push(MainRoute { dst: "2000::/3".parse().unwrap(), oif: Some(2), on_link: true }),
+            |seen| {
+                seen.kernel.main.push(MainRoute {
+                    dst: "2000::/3".parse().unwrap(),
+                    oif: Some(2),
+                    on_link: true,
+                    ..MainRoute::default()
+                })
+            },
             Severity::Problem,
             "the main table has 2000::/3 by lan0",
             "write `uplink = [\"net0\", \"lan0\"]`",
@@ -259,7 +278,8 @@ fn advice_that_was_followed_is_not_given_again() {
             format!("{all}exempt = [{exempt}]\n")
         });
         let mut seen = healthy();
-        let net = MainRoute { dst: "198.51.100.0/24".parse().unwrap(), oif: Some(3), on_link: true };
+        let net =
+            MainRoute { dst: "198.51.100.0/24".parse().unwrap(), oif: Some(3), on_link: true, ..MainRoute::default() };
         seen.kernel.main.push(net);
         seen.kernel.local.extend(["198.51.100.7/32".parse::<ipnet::IpNet>().unwrap()]);
         seen.addresses.truncate(1);
@@ -301,7 +321,14 @@ fn what_is_fine_is_no_finding() {
     type Case = (fn(&mut Observation), &'static str);
     let changes: [Case; 8] = [
         (
-            |seen| seen.kernel.main.push(MainRoute { dst: "fc00::/7".parse().unwrap(), oif: Some(2), on_link: true }),
+            |seen| {
+                seen.kernel.main.push(MainRoute {
+                    dst: "fc00::/7".parse().unwrap(),
+                    oif: Some(2),
+                    on_link: true,
+                    ..MainRoute::default()
+                })
+            },
             "private addresses",
         ),
         (|seen| seen.addresses.push(own("lan0", [10, 0, 0, 1], "net0")), "behind the uplink, as everything there"),

@@ -50,7 +50,9 @@ pub struct Agreement {
     pub because: &'static str,
 }
 
-const fn yes(because: &'static str) -> Agreement {
+/// They agree.
+#[must_use]
+pub const fn yes(because: &'static str) -> Agreement {
     Agreement { agree: true, because }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use etherparse::PacketBuilder;
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::Outcome,
+    maps::{Exempt, Outcome},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Slice},
 };
 
@@ -223,8 +223,7 @@ impl Examiner {
         let counted = subject.decide(&maps);
         let exit = counted.and_then(|(slot, _)| maps.exit_of(maps.slots.get(&slot)?));
         let handling = Handling::of(counted.map(|(_, outcome)| outcome), exit, subject.family());
-        let is_uplink = |device| setting.uplinks.contains(&device);
-        Ok(agreement(subject.place.hook, handling, kernel, is_uplink).agree)
+        Ok(compare_decisions(subject, &maps, handling, kernel, setting).agree)
     }
 
     /// The kernel alone.
@@ -245,10 +244,27 @@ fn compare_programs(
     } else if program.counted != subject.decide(&program.maps) {
         no("the program does not do what its maps say")
     } else if setting.rules {
-        agreement(subject.place.hook, handling, kernel, |device| setting.uplinks.contains(&device))
+        compare_decisions(subject, &program.maps, handling, kernel, setting)
     } else {
         Agreement { agree: true, because: "the program decides alone, without rules" }
     }
+}
+
+/// The program's decision, over these maps, against the rules.
+fn compare_decisions(
+    subject: &Subject,
+    maps: &FastState,
+    handling: Handling,
+    kernel: Answer,
+    setting: &Setting<'_>,
+) -> Agreement {
+    let elsewhere = matches!(kernel, Answer::Leaves { device, .. } if !setting.uplinks.contains(&device));
+    let leads_inside = maps.exempt.iter().any(|exemption| exemption.kind == Exempt::Inside);
+    if subject.place.hook == Hook::Egress && elsewhere && leads_inside {
+        let because = "the destination is exempt, and the kernel sends it inside, where no program stops it";
+        return Agreement { agree: true, because };
+    }
+    agreement(subject.place.hook, handling, kernel, |device| setting.uplinks.contains(&device))
 }
 
 fn compare_configured(

@@ -8,17 +8,15 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tunroute_common::maps::Exempt;
 
 use crate::{
     config::OnDown,
     kernel::{Question, Refused},
     policy::compile::{ChainId, Inputs, Sources, active_tunnel, decisions},
     policy::fast::Exemption,
-    policy::net::{Family, IfIndex, MainRoute},
+    policy::net::{Band, Family, IfIndex, MainRoute},
 };
-
-/// The last priority of the policies' rules, counted from `band`, while they are a list.
-const BAND_END: u32 = 128;
 
 /// What must become of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,19 +54,21 @@ pub enum MainWay {
     NoRoute,
 }
 
-/// The longest prefix of the main table that holds a destination. It looks at all routes.
+/// The longest prefix of the main table that holds a destination, and of its routes those with the least metric. It looks
+/// at all routes.
 #[must_use]
 pub fn main_way(main: &[MainRoute], refuses: &BTreeSet<IpNet>, destination: IpAddr) -> MainWay {
     let longest =
         main.iter().filter(|route| route.dst.contains(&destination)).map(|route| route.dst.prefix_len()).max();
     let refused = around(destination).find(|prefix| refuses.contains(prefix)).map(|prefix| prefix.prefix_len());
-    // Of two routes with one prefix the metric decides, which is not observed.
     match (longest, refused) {
         (None, None) => MainWay::NoRoute,
         (longest, Some(refused)) if longest.is_none_or(|longest| longest <= refused) => MainWay::Refuses,
         (longest, _) => {
             let best = main.iter().filter(|route| route.dst.contains(&destination));
             let best = best.filter(|route| Some(route.dst.prefix_len()) == longest);
+            let least = best.clone().map(|route| route.metric).min();
+            let best = best.filter(|route| Some(route.metric) == least);
             best.map(|route| route.oif).collect::<Option<BTreeSet<IfIndex>>>().map_or(MainWay::Several, MainWay::By)
         }
     }
@@ -132,6 +132,7 @@ impl Intent {
                 OnDown::Next => None,
             };
             match active_tunnel(policy, family, config, kernel, failed) {
+                _ if policy.main => None,
                 Some((tunnel, link)) => Some(Expected::Tunnel { device: link.index, gateway: tunnel.via(family) }),
                 None => on_down,
             }
@@ -143,7 +144,7 @@ impl Intent {
         let others = kernel.rules.iter().filter(|rule| {
             !rule.ours && !rule.looks_up_local && !rule.looks_up_main && !rule.l3mdev && rule.oif.is_none()
         });
-        let first = others.clone().filter(|rule| rule.priority <= config.band.saturating_add(BAND_END));
+        let first = others.clone().filter(|rule| rule.priority <= Band(config.band).last());
         Self {
             steps: steps.collect(),
             sources: desired.sources,
@@ -165,7 +166,11 @@ impl Intent {
         let mut applies = None;
         while let Some(step) = next.and_then(|id| self.steps.get(&id)) {
             let set = step.exempt_set;
-            let exempt = around(destination).find(|prefix| self.exempt.contains(&Exemption { set, prefix: *prefix }));
+            let said = around(destination).find_map(|prefix| {
+                let of_kind = |kind: &Exempt| self.exempt.contains(&Exemption { set, prefix, kind: *kind });
+                Exempt::ALL.into_iter().find(of_kind).map(|kind| (prefix, kind))
+            });
+            let exempt = said.filter(|(_, kind)| *kind != Exempt::No).map(|(prefix, _)| prefix);
             applies = step.way.clone().filter(|_| exempt.is_none());
             considered.push(Looked { policy: step.policy, exempt, applies: applies.is_some() });
             if applies.is_some() {
@@ -278,7 +283,12 @@ on-down = "prohibit"
 
     fn host() -> KernelState {
         let link = |index, name: &str| (index, Link::new(index, name, LinkLayer::Ip));
-        let main = |dst: &str, oif, on_link| MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), on_link };
+        let main = |dst: &str, oif, on_link| MainRoute {
+            dst: dst.parse().unwrap(),
+            oif: Some(oif),
+            on_link,
+            ..MainRoute::default()
+        };
         KernelState {
             links: [link(LAN, "lan0"), link(NET, "net0"), link(WG0, "wg0"), link(WG1, "wg1")].into(),
             local: ["10.1.0.1/32", "192.0.2.2/32", "127.0.0.0/8"].map(|own| own.parse().unwrap()).into(),
@@ -408,7 +418,8 @@ on-down = "prohibit"
         let way = |host: &KernelState, destination: &str| {
             main_way(&host.main, &host.main_refuses, destination.parse().unwrap())
         };
-        let route = |dst: &str, oif| MainRoute { dst: dst.parse().unwrap(), oif, on_link: false };
+        let route =
+            |dst: &str, oif| MainRoute { dst: dst.parse().unwrap(), oif, on_link: false, ..MainRoute::default() };
         assert_eq!(way(&host, "8.8.8.8"), MainWay::By([NET].into()));
         assert_eq!(way(&host, "203.0.113.1"), MainWay::Refuses);
         host.main.push(route("203.0.113.0/25", Some(LAN)));

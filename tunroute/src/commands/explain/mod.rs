@@ -68,6 +68,8 @@ pub struct Considered {
     pub exempt: Option<IpNet>,
     /// It applies; otherwise it is passed over, as exempt, or since it is down and says `next`.
     pub applies: bool,
+    /// It says `via = "main"`, so no policy applies.
+    pub main: bool,
 }
 
 /// A tunnel that a policy may use.
@@ -194,8 +196,9 @@ impl Explanation {
         if self.policies.is_empty() {
             lines.add("Policy", "none: the source is in no policy's prefix");
         }
-        for (index, Considered { policy, prefix, exempt, applies }) in self.policies.iter().enumerate() {
+        for (index, Considered { policy, prefix, exempt, applies, main }) in self.policies.iter().enumerate() {
             let fate = match (applies, exempt) {
+                _ if *main => "leaves it to the main table: via = \"main\"".to_owned(),
                 (true, _) => "applies".to_owned(),
                 (false, Some(exempt)) => format!("does not apply: {exempt} is exempt"),
                 (false, None) => "does not apply: no tunnel is up, and on-down = \"next\"".to_owned(),

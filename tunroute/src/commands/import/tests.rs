@@ -47,6 +47,9 @@ fn the_story() {
         on_down: OnDown::Next,
         exempt: vec![],
         exempt_connected: false,
+        exempt_routed: false,
+        allow_default: false,
+        main: false,
     };
     assert_eq!(config.policies, [policy("sixxs0", "2a02::1/128"), policy("sixxs1", "2a02::2/128")]);
     insta::assert_snapshot!(draft.write());

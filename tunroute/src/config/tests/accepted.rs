@@ -97,6 +97,9 @@ fn the_story() {
             on_down: OnDown::Unreachable,
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
             exempt_connected: true,
+            exempt_routed: false,
+            allow_default: false,
+            main: false,
         }],
     };
     assert_eq!(loaded.config, expected);

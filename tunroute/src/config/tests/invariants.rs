@@ -23,7 +23,7 @@ fn reported(text: &str, error: &ConfigError) {
 fn valid(config: &Config) {
     assert!(config.band.checked_add(128).is_some());
     for reserved in [0, 1000, 32766, 32767] {
-        assert!(!(config.band - 1..=config.band + 128).contains(&reserved));
+        assert!(!(config.band - 2..=config.band + 128).contains(&reserved));
     }
     let table = |table: Option<u32>| assert!(!matches!(table, Some(0 | 253 | 254 | 255)));
     let mut tunnels = HashSet::new();
@@ -48,7 +48,7 @@ fn valid(config: &Config) {
         assert!(names.insert(&policy.name));
         table(policy.table);
         assert!(policy.table.is_none_or(|table| tables.insert(table)));
-        assert!(!policy.via.is_empty() && (!policy.from.is_empty() || !policy.follow.is_empty()));
+        assert!(policy.via.is_empty() == policy.main && (!policy.from.is_empty() || !policy.follow.is_empty()));
         for net in &policy.from {
             assert_eq!(*net, net.trunc());
             assert!(sources.insert(net));

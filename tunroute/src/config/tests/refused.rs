@@ -239,21 +239,36 @@ fn tables() {
 }
 
 #[test]
+fn policies_that_leave_their_sources_to_the_main_table() {
+    let left = |text: &str| {
+        format!(
+            "[tunnel.t]\n[[policy]]\nname = \"a\"\nfrom = \"10.0.0.0/8\"\nvia = \"t\"\n[[policy]]\nname = \"b\"\nfrom = \"10.0.0.1\"\n{text}"
+        )
+    };
+    assert!(super::take(&left("via = \"main\"")).config.policies[1].main);
+    check(&left("via = [«\"main\"», ‹\"t\"›]"), "beside tunnels", "alone");
+    check(&left("via = \"main\"\non-down = «\"next\"»"), "`on-down` in a policy", "remove it");
+    check(&left("via = \"main\"\nexempt = «[\"connected\"]»"), "`exempt` in a policy", "remove it");
+    check(&left("via = \"main\"\ntable = «7»"), "`table` in a policy", "remove it");
+    check("[tunnel.«main»]", "cannot have the name `main`", "rename");
+}
+
+#[test]
 fn bands() {
     for (band, message) in [
         ("0", "include 0, the kernel's rule `local`"),
         ("872", "include 1000, the kernel's rule `l3mdev`"),
-        ("1001", "include 1000"),
+        ("1002", "include 1000"),
         ("32638", "include 32766, the kernel's rule `main`"),
-        ("32768", "include 32767, the kernel's rule `default`"),
+        ("32769", "include 32767, the kernel's rule `default`"),
         ("4294967168", "end beyond the last one"),
     ] {
         check(&format!("band = «{band}»"), message, "20000");
     }
-    for band in [2, 871, 1002, 32637] {
+    for band in [3, 871, 1003, 32637] {
         assert_eq!(super::take(&format!("band = {band}")).warnings.len(), 0);
     }
-    for band in [32769, 4_294_967_167_u32] {
+    for band in [32770, 4_294_967_167_u32] {
         let warnings = super::take(&format!("band = {band}")).warnings;
         assert!(warnings.first().is_some_and(|warning| warning.message().contains("after the main table")), "{band}");
     }
@@ -370,6 +385,7 @@ fn keys_and_types() {
     check(&policy("«on_down» = \"next\""), "unknown key `on_down` in [[policy]]", "`on-down`");
     check(&policy("on-down = «\"drop\"»"), "`drop` is no value", "`unreachable`, `blackhole`, `prohibit` or `next`");
     check(&policy("exempt = «\"conected\"»"), "neither a prefix nor `connected`", "\"connected\"");
+    check(&policy("exempt = [\"connected\", «\"routed\"»]"), "without uplinks", "[interfaces]");
     check(&policy("exempt = «\"0.0.0.0/0\"»"), "exempts every destination", "longer prefixes");
     check(&policy("exempt = «\"10.0.0.1/8\"»"), "bits set", "\"10.0.0.0/8\"");
     for missing in ["name", "via", "from"] {

@@ -19,7 +19,7 @@ use super::Inputs;
 use crate::{
     config::{ProbeTarget, Tunnel},
     policy::ability::inability,
-    policy::net::{Family, KernelState, Link, Route, RouteKind, Rule, RuleAction},
+    policy::net::{Band, Family, KernelState, Link, Route, RouteKind, Rule, RuleAction},
 };
 
 /// What the names of the probes' tables begin with. No policy's name has a colon.
@@ -64,7 +64,7 @@ fn probed<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = (&'a Tunnel, u32, Fam
 
 /// The rules of all tunnels' probes, at the priority before the band.
 pub(super) fn rules(inputs: &Inputs<'_>) -> BTreeSet<Rule> {
-    let priority = inputs.config.band.saturating_sub(1);
+    let priority = Band(inputs.config.band).probes();
     let rule = |(tunnel, table, family, _): (&Tunnel, u32, Family, _)| Rule {
         oif: Some(tunnel.name.clone()),
         ..Rule::new(priority, family.default_prefix(), RuleAction::Lookup(table))

@@ -196,7 +196,7 @@ impl Sources {
 
 /// Does a prefix hold another? As [`IpNet::contains`], which makes the addresses at both ends of either, for each of a
 /// million.
-fn holds(outer: &IpNet, inner: &IpNet) -> bool {
+pub(super) fn holds(outer: &IpNet, inner: &IpNet) -> bool {
     let differ = match (outer, inner) {
         (IpNet::V4(outer), IpNet::V4(inner)) => u128::from(outer.addr().to_bits() ^ inner.addr().to_bits()) << 96,
         (IpNet::V6(outer), IpNet::V6(inner)) => outer.addr().to_bits() ^ inner.addr().to_bits(),
@@ -260,6 +260,8 @@ impl Chains<'_> {
         if let Some(chain) = self.known.get(&key) {
             return *chain;
         }
+        // Of the policies around one that leaves its sources to the main table, none applies.
+        let outer = outer.filter(|_| !self.config.policies[policy].main);
         let outer = outer.and_then(|outer| self.chains.get(usize::try_from(outer).ok()?));
         // A policy that was passed over once would be passed over again.
         let others = outer.into_iter().flat_map(|outer| &outer.policies).copied().filter(|outer| *outer != policy);

@@ -25,10 +25,8 @@ use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::policy::net::{Family, ObservedRule, Rule, RuleAction};
+use crate::policy::net::{Band, Family, ObservedRule, Rule, RuleAction};
 
-/// The flat band's length: one priority for each prefix length.
-const BAND: u32 = 129;
 /// No more priorities than this are used, so that there is room for others.
 pub const ROOM: u32 = 8192;
 /// A leaf has up to this many prefixes, if that fits; otherwise twice as many, and so on.
@@ -37,13 +35,13 @@ pub(super) const LEAF: usize = 8;
 /// what changes there moves nothing elsewhere.
 const LEAVES_OF_BLOCK: usize = 16;
 
-/// A source prefix and the table of its policy.
-type Source = (IpNet, u32);
+/// A source prefix and what its policy's rule does.
+type Source = (IpNet, RuleAction);
 
 /// The priorities that a tree may have: those between the band and the next rule of somebody else, who expects to be asked
 /// after the policies.
-pub(super) fn room(band: u32, family: Family, observed: &[ObservedRule]) -> RangeInclusive<u32> {
-    let first = band.saturating_add(BAND);
+pub(super) fn room(band: Band, family: Family, observed: &[ObservedRule]) -> RangeInclusive<u32> {
+    let first = band.last().saturating_add(1);
     let others = observed.iter().filter(|rule| rule.family == family && !rule.ours && rule.priority >= first);
     let end = others.map(|rule| rule.priority).min().unwrap_or(u32::MAX);
     first..=end.saturating_sub(1).min(first.saturating_add(ROOM - 1))
@@ -117,19 +115,19 @@ impl<'a> Region<'a> {
     /// Writes the region's rules, from the priority `start` on. To where it begins come at least the sources in `whole`;
     /// after it come the rules at `end`.
     fn write(&self, whole: IpNet, start: u32, end: u32, rules: &mut Vec<Rule>) {
-        let lookup = |priority, (from, table): &Source| Rule::new(priority, *from, RuleAction::Lookup(*table));
+        let decide = |priority, (from, action): &Source| Rule::new(priority, *from, *action);
         let goto = |priority, from, target| Rule::new(priority, from, RuleAction::Goto(target));
         if self.around != whole && !matches!(self.content, Content::Leaf(_)) {
             rules.push(Rule { not: true, ..goto(start, self.around, end) });
         }
         match &self.content {
             Content::Leaf(sources) => {
-                rules.extend(sources.iter().map(|(source, level)| lookup(start + 1 + level, source)));
+                rules.extend(sources.iter().map(|(source, level)| decide(start + 1 + level, source)));
             }
             Content::Around(source, inner) => {
                 let after = start + inner.size;
                 inner.write(self.around, start, after, rules);
-                rules.push(lookup(after, source));
+                rules.push(decide(after, source));
             }
             Content::Halves(regions) => {
                 let [left, right] = halves(&self.around);

@@ -8,7 +8,7 @@ mod probe;
 mod reverse_path;
 mod unguarded;
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
+use std::{collections::BTreeMap, fmt};
 
 pub use self::{
     probe::{Hook, HookPoint, Probes},
@@ -150,8 +150,8 @@ pub struct GateInput<'a> {
     pub probes: &'a Probes,
     /// The devices to which the fast path would be attached; those that do not exist have no gates.
     pub ingress: &'a [IfIndex],
-    /// The priorities of tunroute's own rules.
-    pub band: RangeInclusive<u32>,
+    /// The last priority of tunroute's own rules, but for a tree.
+    pub last: u32,
     /// The policies: a rule that cannot match any of their packets closes nothing.
     pub policies: &'a [Policy],
     /// `bypass-netfilter`: netfilter closes no gate.
@@ -211,7 +211,7 @@ fn closed(input: &GateInput<'_>, link: &Link, family: Family) -> Vec<Gate> {
     }
     closed.extend(
         (state.rules.iter())
-            .filter(|rule| comes_first(rule, family, &link.name, *input.band.end()) && concerns(rule, input.policies))
+            .filter(|rule| comes_first(rule, family, &link.name, input.last) && concerns(rule, input.policies))
             .map(|rule| Gate::ForeignRule { family, priority: rule.priority, text: rule.text.clone() }),
     );
     match &probes.hooks {
@@ -246,10 +246,10 @@ pub fn main_decides(state: &KernelState, family: Family) -> bool {
 }
 
 /// Is this somebody else's rule that might match a packet from the device before tunroute's own rules do?
-fn comes_first(rule: &ObservedRule, family: Family, device: &str, band_end: u32) -> bool {
+fn comes_first(rule: &ObservedRule, family: Family, device: &str, last: u32) -> bool {
     rule.family == family
         && !rule.ours
-        && rule.priority <= band_end
+        && rule.priority <= last
         // Local destinations are not the fast path's.
         && !rule.looks_up_local
         // What enters by a VRF's port is a gate of its own.

@@ -45,7 +45,7 @@ fn closed(family: Family, change: impl FnOnce(&mut KernelState, &mut Probes, &mu
         state: &state,
         probes: &probes,
         ingress: &[1, 99],
-        band: 20000..=20129,
+        last: 20129,
         policies: &policies,
         bypass_netfilter,
     };

@@ -28,6 +28,8 @@ pub struct Undone<'a> {
     lists: BTreeSet<Family>,
     /// Sources whose rules are missing.
     missing: BTreeSet<IpNet>,
+    /// Families without the rule for the local table or the end of all rules, which the policies' rules rely on.
+    baseless: BTreeSet<Family>,
     /// Programs that are not attached.
     attachments: BTreeSet<(Part, Hook)>,
     /// Families of which map entries may lead to slots that are to go.
@@ -53,7 +55,7 @@ impl<'a> Undone<'a> {
     /// Are there all rules?
     #[must_use]
     pub fn rules_in_place(&self) -> bool {
-        self.missing.is_empty()
+        self.missing.is_empty() && self.baseless.is_empty()
     }
 
     /// The families of these that may be decided by the programs: those for which all is done.
@@ -72,7 +74,9 @@ impl<'a> Undone<'a> {
         self.families.insert(operation.family());
         match operation {
             KernelOp::AddRule(rule) => {
-                if rule.oif.is_none() && rule.table().is_some() {
+                if rule.is_local() || rule.is_end() {
+                    self.baseless.insert(rule.family());
+                } else if rule.oif.is_none() && !matches!(rule.action, RuleAction::Goto(_) | RuleAction::Nop) {
                     self.missing.insert(rule.from);
                 }
                 self.note_rule(rule);
@@ -93,7 +97,7 @@ impl<'a> Undone<'a> {
         self.lists.insert(rule.family());
         match (&rule.oif, rule.action) {
             (Some(device), _) => drop(self.bound.insert((rule.family(), device.clone()))),
-            (None, RuleAction::Lookup(_)) => drop(self.sources.insert(rule.from)),
+            (None, RuleAction::Lookup(_) | RuleAction::Leave(_)) => drop(self.sources.insert(rule.from)),
             // These decide nothing.
             (None, RuleAction::Goto(_) | RuleAction::Nop) => {}
         }
@@ -163,12 +167,17 @@ impl<'a> Undone<'a> {
             // Right only where the rules that it passes over are as they are to be.
             KernelOp::AddRule(rule) if rule.is_shortcut() => return self.lists.contains(&rule.family()),
             // It might be asked before the old rule of a longer prefix whose new one is missing.
-            KernelOp::AddRule(rule) => rule.oif.is_none() && inside(&self.missing, &rule.from),
+            KernelOp::AddRule(rule) => {
+                rule.oif.is_none() && (inside(&self.missing, &rule.from) || self.baseless.contains(&rule.family()))
+            }
             KernelOp::AddRoute(_) | KernelOp::ReplaceRoute(_) => false,
             KernelOp::DelRule { family, rule: None, .. } => self.families.contains(family),
             KernelOp::DelRule { family, rule: Some(rule), .. } => match (&rule.oif, rule.action) {
                 (Some(device), _) => self.bound.contains(&(*family, device.clone())),
-                (None, RuleAction::Lookup(_)) => self.overlaps(&rule.from) || self.replaces_rules(*family),
+                (None, _) if rule.is_local() || rule.is_end() => self.lists.contains(family),
+                (None, RuleAction::Lookup(_) | RuleAction::Leave(_)) => {
+                    self.overlaps(&rule.from) || self.replaces_rules(*family)
+                }
                 (None, RuleAction::Goto(_) | RuleAction::Nop) => false,
             },
             KernelOp::DelRoute { family, table: None, .. } => self.families.contains(family),
@@ -221,7 +230,7 @@ fn inside(set: &BTreeSet<IpNet>, prefix: &IpNet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tunroute_common::maps::Source;
+    use tunroute_common::maps::{Exempt, Source};
 
     use super::*;
     use crate::policy::{
@@ -333,13 +342,13 @@ mod tests {
             FastOp::Detach(attachment(Hook::Egress)),
             FastOp::RemoveSource(net("10.1.2.0/24")),
             FastOp::ClearSlot(3),
-            FastOp::RemoveExemption(Exemption { set: 1, prefix: net("10.9.0.0/16") }),
+            FastOp::RemoveExemption(Exemption { set: 1, prefix: net("10.9.0.0/16"), kind: Exempt::Inside }),
         ] {
             assert!(undone.puts_off_fast(&waits), "{waits}");
         }
         for free in [
             FastOp::RemoveSource(net("10.2.0.0/16")),
-            FastOp::RemoveExemption(Exemption { set: 1, prefix: net("2001:db8::/32") }),
+            FastOp::RemoveExemption(Exemption { set: 1, prefix: net("2001:db8::/32"), kind: Exempt::Inside }),
         ] {
             assert!(!undone.puts_off_fast(&free), "{free}");
         }

@@ -8,8 +8,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv6Net};
 use tunroute_common::{
-    index::{header, unpack},
-    maps::Source,
+    index::{header, number_of_exempt, unpack},
+    maps::{Exempt, Source},
     trie::{Entry, Key},
 };
 
@@ -111,8 +111,8 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeS
     }
     for _ in 0..pull(&mut bytes)? {
         let set = u32::try_from(pull(&mut bytes)?).ok()?;
-        pull_prefixes(&mut bytes, |prefix, _| {
-            exempt.insert(Exemption { set, prefix });
+        pull_prefixes(&mut bytes, |prefix, number| {
+            exempt.extend(kind_of(number).map(|kind| Exemption { set, prefix, kind }));
         })?;
     }
 
@@ -136,13 +136,22 @@ pub fn read<M: Memory + ?Sized>(memory: &M) -> Option<(PrefixMap<Source>, BTreeS
         match (is_source, number) {
             (true, 0) => sources.push((prefix, None)),
             (true, _) => sources.push((prefix, Some(source(number)?))),
-            (false, 0) => drop(exempt.remove(&Exemption { set: low, prefix })),
-            (false, _) => drop(exempt.insert(Exemption { set: low, prefix })),
+            (false, number) => {
+                for kind in Exempt::ALL {
+                    exempt.remove(&Exemption { set: low, prefix, kind });
+                }
+                exempt.extend(kind_of(number).map(|kind| Exemption { set: low, prefix, kind }));
+            }
         }
     }
     let mut read = PrefixMap::default();
     read.change(sources);
     Some((read, exempt))
+}
+
+/// The kind of exemption that a number stands for; none for 0.
+fn kind_of(number: u64) -> Option<Exempt> {
+    Exempt::ALL.into_iter().find(|kind| u64::from(number_of_exempt(*kind)) == number)
 }
 
 /// Kinds of journal entries, in the highest bits of their first word.
@@ -173,14 +182,14 @@ impl Journal {
         }
     }
 
-    pub(super) fn exemption(&mut self, Exemption { set, prefix }: &Exemption, present: bool) {
+    pub(super) fn exemption(&mut self, set: u32, prefix: &IpNet, number: u32) {
         match prefix {
             IpNet::V4(prefix) => {
-                self.first(EXEMPT_V4, prefix.prefix_len(), present.into(), *set);
+                self.first(EXEMPT_V4, prefix.prefix_len(), number, set);
                 self.0.push(prefix.addr().to_bits().into());
             }
             IpNet::V6(prefix) => {
-                self.first(EXEMPT_V6, prefix.prefix_len(), present.into(), *set);
+                self.first(EXEMPT_V6, prefix.prefix_len(), number, set);
                 self.v6(prefix);
             }
         }
