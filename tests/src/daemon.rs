@@ -33,11 +33,11 @@ pub struct DaemonOptions {
     pub datapath: Option<&'static str>,
     /// `--down-on-exit`
     pub down_on_exit: bool,
-    /// `--attach`: `tcx` or `clsact`; what the kernel has unless told.
+    /// `--attach`: `tcx` or `clsact`; by default what the kernel has.
     pub attach: Option<&'static str>,
-    /// `--pin-dir`: the world's unless told. Below `/sys/fs/bpf` it is the daemon's alone, and gone with it.
+    /// `--pin-dir`; by default the world's. Below `/sys/fs/bpf` it is the daemon's alone, and gone with it.
     pub pin_dir: Option<PathBuf>,
-    /// The binary; [`binary`] unless told.
+    /// The binary; by default [`binary`].
     pub binary: Option<PathBuf>,
     /// Environment variables, by name and value.
     pub env: Vec<(String, String)>,
@@ -88,7 +88,7 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no tunroute binary below {}: run `cargo build -p tunroute`", target.display()))
 }
 
-/// The same, with XDP if that is forced and nothing is said of it.
+/// The same, with XDP if that is forced and the configuration does not mention it.
 fn forced(config: &str) -> Cow<'_, str> {
     if xdp_forced() && !config.contains("xdp = ") { format!("xdp = \"on\"\n{config}").into() } else { config.into() }
 }
@@ -252,7 +252,7 @@ impl<'a> Daemon<'a> {
         })
     }
 
-    /// Starts the binary as a client of this daemon that goes on until it is ended; its output is to be read.
+    /// Starts the binary as a client of this daemon that runs until it is stopped; its output can be read.
     ///
     /// # Errors
     /// It cannot be started.
@@ -413,7 +413,7 @@ impl<'a> Daemon<'a> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
 
-    /// Waits until something is said in the log, behind its first `from` bytes.
+    /// Waits for a text in the log after its first `from` bytes.
     ///
     /// # Errors
     /// It is not; the error has the log.

@@ -34,7 +34,7 @@ pub struct End<'a> {
     pub mac: Mac,
 }
 
-/// What is sent is received in the same order, whichever CPU sends it.
+/// Packets are received in the order sent, on any CPU.
 const ONE_QUEUE: &str = "numtxqueues 1 numrxqueues 1";
 
 /// Makes a veth pair; both ends are up. `mtu` in bytes of layer 3.

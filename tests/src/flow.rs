@@ -1,4 +1,4 @@
-//! A steady flow of numbered UDP packets, and who saw them.
+//! A steady flow of numbered UDP packets, and the places where they were seen.
 //!
 //! The sender takes numbers at the given rate; watchers note every number that passes a device, with the kernel's time.
 //! So a test can say: nothing was lost, nothing came twice, nothing was seen where it must not be, and how long after
@@ -81,7 +81,7 @@ pub struct FlowOptions<'a> {
     pub from: &'a Netns,
     /// The source, an address of `from`.
     pub src: IpAddr,
-    /// Where it ends; a socket there takes the packets, so that nobody answers "port unreachable".
+    /// The destination; a socket there receives the packets, so that no "port unreachable" is sent.
     pub to: &'a Netns,
     /// The destination, an address of `to`.
     pub dst: IpAddr,
@@ -211,7 +211,7 @@ impl Flow {
         }
     }
 
-    /// Waits until the kernel has seen so many packets at a place at or after a time.
+    /// Waits until the kernel has seen `count` packets at a place at or after a time.
     ///
     /// # Errors
     /// There are fewer.
@@ -266,7 +266,7 @@ impl Flow {
 impl Drop for Flow {
     fn drop(&mut self) {
         if self.sender.is_some() {
-            // A flow that is dropped and not stopped belongs to a test that has failed: there is nobody to tell.
+            // A flow that is dropped without being stopped belongs to a failed test.
             let _ = self.join();
         }
     }
@@ -388,7 +388,7 @@ struct Watcher {
     socket: PacketSocket,
 }
 
-/// Notes what passes until told to stop; returns how many frames it could not look at.
+/// Records what passes until it is stopped; returns the number of frames it could not read.
 fn watch_all(watchers: &mut [Watcher], id: u32, shared: &Shared) -> Result<u64> {
     loop {
         // Read before the sockets are, so that what came before the stop is seen.

@@ -1,4 +1,4 @@
-//! A program of somebody else, which lets everything pass: at a TCX hook, where the kernel has these, or as XDP.
+//! A foreign program that lets everything pass: at a TCX hook, where the kernel has these, or as XDP.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -51,7 +51,7 @@ impl ForeignProgram {
         let ifindex = netns.ifindex(device)?;
         let code = [result, EXIT];
         let licence = c"GPL";
-        // The beginning of `union bpf_attr` for each command; what is not given is 0.
+        // The beginning of `union bpf_attr` for each command; the rest is 0.
         let mut load = [0_u64; 16];
         load[0] = u64::from(kind) | (code.len() as u64) << 32;
         load[1] = code.as_ptr() as u64;

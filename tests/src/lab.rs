@@ -32,7 +32,7 @@ const LOCK: &str = "tunroute-lab.lock";
 pub enum Share {
     /// Other labs.
     Others,
-    /// No other lab, in whatever process: for tests that measure time.
+    /// Excludes all other labs, of other processes, too: for tests that measure time.
     Nobody,
 }
 

@@ -24,7 +24,7 @@ const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// `drivers/net/veth.c`).
 pub const AS_ON_A_WIRE: [(&str, bool); 3] = [("tx-checksum-", false), ("tx-vlan-", false), ("rx-gro", true)];
 
-/// XDP is to be used wherever devices allow, in tests that are about something else: `TUNROUTE_XDP` is set.
+/// `TUNROUTE_XDP` is set: tests about other subjects use XDP where devices allow it.
 #[must_use]
 pub fn xdp_forced() -> bool {
     std::env::var_os("TUNROUTE_XDP").is_some()

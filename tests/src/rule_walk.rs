@@ -260,7 +260,7 @@ mod tests {
             (vec![lookup(100, "0.0.0.0/0", 2), lookup(101, "0.0.0.0/0", 1)], "192.0.2.9", (leaves(TUNNEL), Some(1))),
             // Order is by priority, not by mention.
             (vec![lookup(101, "0.0.0.0/0", 3), lookup(100, "0.0.0.0/0", 1)], "203.0.113.1", (leaves(TUNNEL), Some(1))),
-            // `goto` skips what is between, and nothing else; one without a target is passed over.
+            // `goto` skips the rules between; one without a target is skipped itself.
             (
                 vec![goto(100, "10.0.0.0/8", 102), lookup(101, "0.0.0.0/0", 3), lookup(102, "0.0.0.0/0", 1)],
                 "203.0.113.1",

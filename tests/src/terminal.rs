@@ -25,7 +25,7 @@ pub struct Terminal<'a> {
 }
 
 impl<'a> Terminal<'a> {
-    /// Opens one with so many columns and rows.
+    /// Opens a terminal of this many columns and rows.
     ///
     /// # Errors
     /// tmux is not installed.

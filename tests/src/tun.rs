@@ -144,7 +144,7 @@ pub fn open(netns: &Netns, device: &str, options: TunOptions) -> Result<File> {
     })
 }
 
-/// Carries packets both ways until told to stop, or until one of the devices is deleted under it.
+/// Carries packets both ways until it is stopped, or until one of the devices is deleted.
 fn shuttle(ends: &[File; 2], stop: &PipeReader) {
     let [a, b] = ends;
     let mut buffer = vec![0; BUFFER];

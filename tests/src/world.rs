@@ -73,21 +73,21 @@ pub struct WorldBuilder {
 }
 
 impl WorldBuilder {
-    /// The largest layer 3 packet of the tunnels, in bytes; 1400 unless told. At most 1450 for vxlan.
+    /// MTU of the tunnels at layer 3, in bytes; 1400 by default, at most 1450 for vxlan.
     #[must_use]
     pub const fn tunnel_mtu(mut self, mtu: u32) -> Self {
         self.mtu = mtu;
         self
     }
 
-    /// tun devices take GSO packets whole; not so unless told.
+    /// tun devices take GSO packets whole; off by default.
     #[must_use]
     pub const fn vnet_hdr(mut self) -> Self {
         self.vnet_hdr = true;
         self
     }
 
-    /// Which tunnels exist at the start; both unless told. See [`World::create_tunnel`].
+    /// The tunnels that exist at the start; by default both. See [`World::create_tunnel`].
     #[must_use]
     pub const fn tunnels_present(mut self, present: [bool; 2]) -> Self {
         self.present = present;

@@ -46,7 +46,7 @@ const REDIRECT: i32 = 7;
 /// Packets that are run through both.
 const PACKETS: u32 = 50_000;
 
-/// Runs in namespaces of its own, with a bpffs that nobody else sees.
+/// Runs in namespaces of its own, with a private bpffs.
 fn isolated(test: impl FnOnce(&Path) + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -295,7 +295,7 @@ fn test_run(program: &SchedClassifier, frame: &[u8], gso_size: u32) -> (i32, Vec
 fn expected(verdict: Verdict<'_>, frame: &[u8], decrement: bool) -> (i32, Vec<u8>) {
     let mut frame = frame.to_vec();
     let result = match verdict {
-        // The model has no main table, and nobody has told the programs to ask the kernel's.
+        // The model has no main table, and the programs do not ask the kernel's here.
         Verdict::Pass | Verdict::StepAside(..) | Verdict::Forward(_) => UNSPEC,
         Verdict::Drop(..) => SHOT,
         Verdict::Redirect(..) => REDIRECT,
@@ -621,7 +621,7 @@ fn no_packet_is_decided_wrongly_while_prefixes_change() {
         program.pin(&pin).unwrap();
         let program = SchedClassifier::from_pin(&pin).unwrap();
         let done = std::sync::atomic::AtomicBool::new(false);
-        // So many packets were decided as before, and as after.
+        // Numbers of packets decided as before, and as after.
         let seen = [const { std::sync::atomic::AtomicU64::new(0) }; 2];
         let ordering = std::sync::atomic::Ordering::Relaxed;
         std::thread::scope(|scope| {

@@ -65,7 +65,7 @@ fn link(index: u32, name: &str) -> Link {
     Link { mtu: 1400, ..Link::new(index, name, LinkLayer::Ip) }
 }
 
-/// A configuration with these sources, by the policy's index, as a tree from so many on.
+/// A configuration with these sources, by the policy's index, and a tree above this number of prefixes.
 fn config(sources: impl IntoIterator<Item = (IpNet, usize)>, tree_above: u32) -> Config {
     let mut config = Config::parse("tree", POLICIES).unwrap();
     config.tree_above = tree_above;
@@ -83,7 +83,7 @@ fn config(sources: impl IntoIterator<Item = (IpNet, usize)>, tree_above: u32) ->
 struct World {
     rules: Vec<Rule>,
     routes: BTreeMap<(u32, IpNet, u32), Route>,
-    /// The priority of a rule of somebody else.
+    /// The priority of a foreign rule.
     foreign: Option<u32>,
 }
 
@@ -316,7 +316,7 @@ proptest! {
     }
 }
 
-/// So many different /24.
+/// Number of different /24.
 fn many(count: u32) -> impl Iterator<Item = (IpNet, usize)> {
     // Spread over 11.0.0.0/8 and 12.0.0.0/7.
     let net = |n: u32| (0x0b00_0000 + (n.wrapping_mul(0x9e37_79b1) >> 8) % 0x3_0000 * 0x100).to_be_bytes();

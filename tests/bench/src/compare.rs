@@ -100,7 +100,7 @@ mod tests {
             (around(100.0), around(104.0), None),
             (around(100.0), around(120.0), Some(Verdict::Slower)),
             (around(120.0), around(100.0), Some(Verdict::Faster)),
-            // The median has doubled, but nobody knows.
+            // The median has doubled, but the interval is too wide to tell.
             (vec![50.0, 150.0, 250.0], vec![100.0, 300.0, 500.0], None),
         ] {
             let (old, new) = (record("tunroute-both", &old), record("tunroute-both", &new));

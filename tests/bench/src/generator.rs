@@ -41,7 +41,7 @@ const UDP: u16 = 8;
 /// The discard port.
 const PORT: u16 = 9;
 
-/// What is to be sent.
+/// The packets to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// IPv4 or IPv6.
@@ -62,7 +62,7 @@ pub enum Entry {
 /// Packets that were sent, how long it took, and where they came out.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
-    /// So many.
+    /// Number of packets.
     pub packets: u64,
     /// As the kernel has measured it.
     pub time: Duration,

@@ -31,7 +31,7 @@ pub enum Pattern {
     Zipf,
     /// One source and one destination.
     OneFlow,
-    /// Sources that no policy is about: return traffic, and everything else on the host.
+    /// Sources of no policy: return traffic, and everything else on the host.
     Unmatched,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// As many flows as the generator takes; always the same for the same arguments.
+/// The flows that the generator takes; the same for the same arguments.
 #[must_use]
 pub fn flows(prefixes: Prefixes, pattern: Pattern) -> Vec<Flow> {
     let mut rng = Rng::with_seed(u64::from(prefixes.count));

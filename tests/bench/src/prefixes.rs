@@ -6,7 +6,7 @@ use fastrand::Rng;
 use ipnet::IpNet;
 use tunroute::policy::net::Family;
 
-/// The prefixes are spread over so many equal slots, none in one another's.
+/// The prefixes are spread over this many equal slots and do not overlap.
 const SLOTS: u32 = 1 << 22;
 /// Odd, so that it sends each slot to another one.
 const SCATTER: u32 = 0x2545_f491;

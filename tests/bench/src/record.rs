@@ -165,7 +165,7 @@ pub enum Unit {
     SecondsPerGigabyte,
     /// Bytes.
     Bytes,
-    /// So many.
+    /// A count.
     Number,
 }
 

@@ -41,9 +41,9 @@ use crate::{
 pub const TUNNELS: [&str; 2] = ["tun0", "tun1"];
 /// Where packets enter.
 pub const INGRESS: &str = "lan0";
-/// Where everything leaves that no policy is about.
+/// The device by which unmatched traffic leaves.
 pub const UPLINK: &str = "net0";
-/// The MAC addresses of whoever sends to lan0, and of lan0.
+/// The MAC addresses of the sender at lan0, and of lan0.
 pub const LAN_MACS: (Mac, Mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
 
 /// The settings of every site, for the record. [`Sysctls`] says which vary.

@@ -3,9 +3,9 @@
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// So many times the rounds are drawn anew.
+/// Number of bootstrap resamplings.
 const RESAMPLES: usize = 1000;
-/// 95 % of normally distributed values are within so many standard deviations.
+/// Half width of the 95 % interval of a normal distribution, in standard deviations.
 const NORMAL: f64 = 1.96;
 /// No null is surer than this, as a standard deviation: a few rounds may agree by chance.
 const SUREST: f64 = 1e-3;

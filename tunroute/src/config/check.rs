@@ -15,7 +15,7 @@ use super::{
 };
 use crate::policy::net::{Band, Family};
 
-/// As many policies have a place in the fast path's maps.
+/// Maximum number of policies: the slots of the fast path's maps.
 pub(crate) const MOST_POLICIES: usize = 1024;
 /// The fast path falls through at most this many policies, one around the other.
 pub(crate) const MOST_LEVELS: u32 = 8;

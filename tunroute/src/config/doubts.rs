@@ -77,7 +77,7 @@ struct Outer<'a> {
     kept: bool,
 }
 
-/// So many addresses; one too few for `::/0`, which nobody lists all but one of.
+/// Number of addresses of a prefix; one too few for `::/0`, which no file lists completely but for one.
 fn addresses(net: &IpNet) -> u128 {
     1u128.checked_shl(u32::from(net.max_prefix_len() - net.prefix_len())).unwrap_or(u128::MAX)
 }

@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
         };
         Refusal::new(format!("cannot be read: {error}"), help)
     };
-    // A FIFO that nobody writes to would block.
+    // A FIFO without a writer would block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {

@@ -63,7 +63,7 @@ impl Datapath {
     }
 }
 
-/// Who forwards what no policy is about.
+/// Who forwards unmatched traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unmatched {
     /// The kernel.
@@ -96,7 +96,7 @@ pub struct Config {
     pub tree_above: u32,
     /// `bypass-netfilter`: attach the fast path although netfilter hooks would have seen the packets.
     pub bypass_netfilter: bool,
-    /// `unmatched`: who forwards what no policy is about.
+    /// `unmatched`: who forwards unmatched traffic.
     pub unmatched: Unmatched,
     /// `xdp`: whether frames are decided before there is an skb.
     pub xdp: Xdp,
@@ -237,7 +237,7 @@ impl Tunnel {
 pub enum Mss {
     /// What a packet of the tunnel's MTU has room for.
     Auto,
-    /// So many bytes; 88 to 65495.
+    /// A number of bytes, from 88 to 65495.
     Bytes(u16),
 }
 

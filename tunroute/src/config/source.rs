@@ -24,7 +24,7 @@ pub(super) struct Source {
     lines: Vec<usize>,
 }
 
-/// A character that does nothing to a terminal and has as many bytes in UTF-8.
+/// A character of the same length in UTF-8 that has no effect on a terminal.
 pub(crate) fn printable(c: char) -> char {
     let bidirectional = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     match (c.is_control() || bidirectional, c.len_utf8()) {

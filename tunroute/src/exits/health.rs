@@ -112,7 +112,7 @@ fn family(target: &ProbeTarget) -> Family {
     }
 }
 
-/// Is a tunnel up in a family? All its probes in that family must think so; without any, nothing speaks against it.
+/// Returns true if all probes of the tunnel in this family are answered; also without any probe.
 fn is_up(found: &[Found], tunnel: &str, wanted: Family) -> bool {
     let mut probes = found.iter().filter(|found| found.key.0 == tunnel && family(&found.key.1) == wanted);
     probes.all(|found| found.health.verdict() != Verdict::Down)
@@ -131,7 +131,7 @@ impl Shared {
         for (family, before) in Family::ALL.into_iter().zip(before) {
             let up = is_up(&found, tunnel, family);
             if up != before {
-                // Nobody to tell: the daemon is on its way out.
+                // The receiver is gone: the daemon is ending.
                 let _ = self.changes.send(Change { tunnel: tunnel.to_owned(), family, up });
             }
         }
@@ -139,7 +139,7 @@ impl Shared {
 }
 
 impl Probes {
-    /// No probes yet. `changes` gets the changes only: every tunnel is up until it is said to be down.
+    /// No probes yet. `changes` receives changes only: every tunnel counts as up until reported down.
     #[must_use]
     pub fn new(changes: mpsc::UnboundedSender<Change>) -> Self {
         let shared = Shared { found: Mutex::default(), changes, secret: RandomState::new() };

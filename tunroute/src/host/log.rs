@@ -41,11 +41,11 @@ pub fn complain(text: &str) {
     } else {
         lines = format!("{text}\n");
     }
-    // Nobody is left to tell if standard error is closed.
+    // A closed standard error leaves no place to report to.
     let _closed = io::stderr().write_all(lines.as_bytes());
 }
 
-/// Is standard error journald's? `JOURNAL_STREAM` alone may be inherited by somebody who has redirected it since.
+/// Returns true if standard error is journald's. `JOURNAL_STREAM` alone may be inherited and redirected since.
 fn to_journal() -> bool {
     let Some(stream) = env::var("JOURNAL_STREAM").ok() else { return false };
     fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))

@@ -1,4 +1,4 @@
-//! systemd-networkd, which removes rules and routes that it has not made unless it is told not to.
+//! systemd-networkd, which removes rules and routes that it has not made unless it is configured otherwise.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -11,7 +11,7 @@ const SETTINGS: [&str; 2] = ["ManageForeignRoutingPolicyRules", "ManageForeignRo
 /// been told already. `root` is where the file system begins.
 #[must_use]
 pub fn hint(root: &Path) -> Option<String> {
-    // As long as it runs it keeps its state there, whatever it was started by.
+    // While it runs it keeps its state there, however it was started.
     if !root.join("run/systemd/netif/state").exists() {
         return None;
     }
@@ -64,7 +64,7 @@ fn read(text: &str, settings: &mut BTreeMap<String, String>) {
     }
 }
 
-/// `parse_boolean()` in systemd's `src/basic/parse-util.c`; whatever else is written there is ignored.
+/// `parse_boolean()` in systemd's `src/basic/parse-util.c`; other values are ignored.
 fn is_off(value: &str) -> bool {
     ["0", "no", "n", "false", "f", "off"].iter().any(|off| value.eq_ignore_ascii_case(off))
 }

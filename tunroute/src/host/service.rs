@@ -1,7 +1,7 @@
-//! What the service manager is told of the daemon, as sd_notify(3) describes. Without one nothing is told.
+//! Notifications to the service manager (sd_notify(3)); none without one.
 //!
 //! The socket never blocks: a service manager that hangs must not keep the daemon from moving traffic off a dead tunnel.
-//! What it must hear is told again when there was no room for it.
+//! A message that found no room is sent again.
 
 use std::{
     ffi::OsStr,
@@ -28,14 +28,14 @@ pub struct Service {
     socket: Option<UnixDatagram>,
     /// There was no room to say that the daemon is ready.
     owes_ready: bool,
-    /// The status line as last told.
+    /// The status line as last sent.
     status: String,
     /// How often to say that the daemon is alive, and when that was last said.
     watchdog: Option<(Duration, Option<Instant>)>,
 }
 
 impl Service {
-    /// Finds out what the environment says. A socket that cannot be used is said once.
+    /// Reads the environment. A socket that cannot be used is logged once.
     #[must_use]
     pub fn detect() -> Self {
         let socket = std::env::var_os("NOTIFY_SOCKET").and_then(|path| {
@@ -73,7 +73,7 @@ impl Service {
         }
     }
 
-    /// The daemon's main loop goes round. To be called at least every second.
+    /// The daemon's main loop is alive. Call it at least every second.
     pub fn alive(&mut self) {
         if self.owes_ready {
             self.ready();

@@ -159,13 +159,13 @@ impl StateDir {
             File::open(&self.path)?.sync_all()
         };
         write().map_err(|source| {
-            // Half a file helps nobody, and on a full disk its blocks are missed elsewhere.
+            // A partial file is useless, and on a full disk its blocks are needed elsewhere.
             let _ = std::fs::remove_file(&temporary);
             StateError::Write { path, source }
         })
     }
 
-    /// As [`Self::save`], for a caller who goes on with memory: says the first failure of each file, and its end.
+    /// As [`Self::save`], for a caller that continues with memory: logs each file's first failure, and its end.
     ///
     /// Returns whether the file was written.
     pub fn save_or_say<T: Serialize>(&self, name: &str, value: &T) -> bool {

@@ -278,7 +278,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Removes a device's clsact qdisc, unless somebody has a filter on it.
+    /// Removes a device's clsact qdisc, unless another program has a filter on it.
     ///
     /// # Errors
     /// What the kernel said.

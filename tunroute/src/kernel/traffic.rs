@@ -6,10 +6,10 @@ use std::{collections::BTreeMap, fs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// For the caller, and not for whoever has mounted `/proc`.
+/// That of the calling thread, not of the process that mounted `/proc`.
 const TABLE: &str = "/proc/thread-self/net/dev";
 
-/// All that has gone through a device since it was made, what no policy is about as well.
+/// All traffic of a device since it was made, unmatched traffic included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "DeviceTraffic")]
 pub struct Traffic {

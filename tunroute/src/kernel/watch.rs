@@ -29,14 +29,14 @@ const GROUPS: [MulticastGroup; 10] = [
     MulticastGroup::Ipv4Netconf,
     MulticastGroup::Ipv6Netconf,
 ];
-/// So many removals are told by name; the rest is counted.
+/// Maximum number of removals listed by name; further ones are counted.
 const REMOVED: usize = 16;
 /// After this many notifications the reader gets its turn, even in a storm.
 const DATAGRAMS: usize = 4096;
 /// `RTM_DELNETCONF` in `include/uapi/linux/rtnetlink.h`.
 const RTM_DELNETCONF: u16 = 81;
 
-/// Somebody else removed a rule or a route that carries tunroute's protocol number.
+/// A rule or route with tunroute's protocol number that another process removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
     /// `rule` or `route`.
@@ -45,7 +45,7 @@ pub struct Removed {
     pub family: Family,
     /// The rule or route, in `ip` syntax.
     pub text: String,
-    /// The netlink port of the one who did: as a rule, but not necessarily, the process id.
+    /// The netlink port of the process that did it: usually, but not necessarily, its process id.
     pub port: u32,
 }
 
@@ -87,7 +87,7 @@ impl Events {
     pub(super) fn subscribe(own_port: u32) -> io::Result<Self> {
         let (socket, _) = socket::open(NETLINK_ROUTE, &GROUPS.map(|group| group as u32))?;
         socket.set_non_blocking(true)?;
-        // SAFETY: the socket owns its descriptor and gives it up to nobody before it is dropped.
+        // SAFETY: the socket owns its descriptor and keeps it until it is dropped.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self { socket, own_port, datagram: Vec::with_capacity(64 << 10) })
     }

@@ -197,7 +197,7 @@ fn iptables_legacy() {
             let result =
                 unsafe { libc::getsockopt(socket.as_raw_fd(), level, 64, info.as_mut_ptr().cast(), &raw mut length) };
             assert_eq!(result, 0, "this kernel has no {family} iptables-legacy: {}", std::io::Error::last_os_error());
-            // SAFETY: nobody else has it.
+            // SAFETY: it has no other owner.
             unsafe { libc::close(socket) };
             let found = words().await;
             assert_eq!(found.each_ref().map(Vec::len), closes, "{found:?}");

@@ -71,7 +71,7 @@ pub fn drop_capabilities() {
     // `struct __user_cap_header_struct` and two of `struct __user_cap_data_struct` in `include/uapi/linux/capability.h`.
     let header = [0x2008_0522_u32, 0];
     let none = [0_u32; 6];
-    // SAFETY: both point to as many bytes as version 3 of the interface reads.
+    // SAFETY: both point to the number of bytes that version 3 of the interface reads.
     let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }

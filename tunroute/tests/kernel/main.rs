@@ -113,7 +113,7 @@ fn rules_are_read_as_they_were_written() {
         // Written twice they are still there once.
         apply(&kernel, &ops).await;
         assert_eq!(observe(&kernel).await.state.rules.len(), snapshot.state.rules.len());
-        // And what is written is what iproute2 deletes by the text that we print.
+        // iproute2 deletes it by the text that is printed here.
         for observed in snapshot.state.rules.iter().filter(|observed| observed.ours) {
             ip(&observed.rule.as_ref().unwrap().del_command()["ip ".len()..]);
         }
@@ -302,7 +302,7 @@ fn replacing_leaves_exactly_one_route_at_any_moment() {
                     our_routes(&observe(&kernel).await).into_iter().filter(|route| route.dst == net(default)).collect();
                 assert_eq!(mine, BTreeSet::from([wanted, unreachable.clone()]));
             }
-            // One moment without the route would have been told as a deletion.
+            // A single moment without the route would have been notified as a deletion.
             let (made, removed) = monitor.seen();
             // IPv4 does not tell of the last one, which changed nothing.
             assert!(made >= 5 && removed == 0, "{default}: {made} made, {removed} removed");
@@ -439,7 +439,7 @@ fn devices_are_described() {
         assert_eq!(link("v0").mtu, 1300);
         assert_eq!(link("v0").master, Some(link("br0").index));
         assert_eq!(link("v1").master, None);
-        // Its program ends: the tunnel carries nothing more, and that is told.
+        // Its program ends: the tunnel carries nothing, and the kernel notifies that.
         drop(tun);
         while observe(&kernel).await.state.link("t0").unwrap().up {
             next(&mut events).await;
@@ -492,7 +492,7 @@ fn ten_thousand_rules_and_routes() {
             let start = Instant::now();
             assert!(kernel.apply_all(&ops, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             println!("applying 10,000 {name}: {:?}", start.elapsed());
-            // What is there already is not added twice, however much it is.
+            // Existing rules are not added twice, even in great numbers.
             if name == "rules" {
                 assert!(kernel.apply_all(&ops, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             }

@@ -70,7 +70,7 @@ fn planned(desired: &Desired, snapshot: &Snapshot) -> Vec<KernelOp> {
     operations.into_iter().map(of_kernel).collect()
 }
 
-/// Makes the kernel what is desired, after which nothing is left to do. Returns how many operations that took.
+/// Brings the kernel to the desired state, after which the plan is empty. Returns the number of operations.
 async fn reach(kernel: &Kernel, desired: &Desired, what: &str) -> usize {
     let snapshot = observe(kernel).await;
     let operations = planned(desired, &snapshot);
@@ -148,7 +148,7 @@ fn ten_thousand_prefixes_as_a_tree() {
         let snapshot = time("observing", async || observe(&kernel).await).await;
         time("planning", async || planned(&desired, &snapshot)).await;
 
-        // What the periodic look sees is what was observed, until somebody changes it.
+        // The periodic check sees what was observed, until another program changes it.
         assert_eq!(rules_digest().await.unwrap(), snapshot.rules_digest());
         // Rules in the midst are removed, of each kind, and one by one they are put back.
         let middle = |wanted: fn(RuleAction) -> bool| {

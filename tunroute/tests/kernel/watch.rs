@@ -83,7 +83,7 @@ fn what_others_remove_is_told_by_name() {
         apply(&kernel, &ops).await;
         ip("-6 rule add from 2001:db8::1 lookup 7");
         let snapshot = observe(&kernel).await;
-        // What tunroute does itself is not told as done by others.
+        // Tunroute's own changes are not reported as others'.
         kernel.apply(&deletion(&snapshot, &rules[0]), &snapshot).await.unwrap();
         // A foreign rule is nobody's business, the kernel removing routes with their device is nobody's deed.
         ip("-6 rule del from 2001:db8::1 lookup 7");
@@ -98,7 +98,7 @@ fn what_others_remove_is_told_by_name() {
         let change = next(&mut events).await;
         let [removed] = &change.removed[..] else { panic!("{change:?}") };
         assert_eq!(removed.to_string(), "ip route del default dev t0 table 200 protocol 116");
-        // A flush is told in part, and counted.
+        // A flush is reported in part, and counted.
         ip("-6 rule flush");
         let change = next(&mut events).await;
         assert_eq!((change.removed.len(), change.removed_more), (16, 38 - 16), "{change:?}");
@@ -122,7 +122,7 @@ fn an_overrun_means_everything() {
             .map(|i| Route { table: 200, dst: host(i), metric: 1024, kind: RouteKind::Blackhole })
             .map(KernelOp::AddRoute)
             .collect();
-        // Nobody reads until the receive buffer is full, whatever its size.
+        // Nothing reads until the receive buffer is full, at any size.
         for round in 0..50 {
             assert!(kernel.apply_all(&add, &Snapshot::default(), &mut Undone::default()).await.is_empty());
             let snapshot = kernel.observe(Kinds::ROUTES, None).await.unwrap();

@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// As many flows as the generator goes through before it begins again. A power of two.
+/// Number of flows that the generator cycles through. A power of two.
 pub const FLOWS: u32 = 1 << 20;
 
 /// The first 15 bits of 198.18.0.0/15.
@@ -19,7 +19,7 @@ pub const EXIT_MASK: u32 = 3;
 pub const FIRST_VNI: u32 = 100;
 /// The tunnels' exits are 0 and 1; this is the uplink's.
 pub const UPLINK: u32 = 2;
-/// As many exits as there are.
+/// Number of exits.
 pub const EXITS: u32 = 3;
 
 /// Addresses in network byte order, IPv4 in the first word.

@@ -1,4 +1,4 @@
-//! Who takes part. A new contestant is a type that implements [`Contestant`] and a line in [`all`].
+//! The contestants. A new one is a type that implements [`Contestant`] and a line in [`all`].
 
 mod floor;
 mod main_route;
@@ -167,7 +167,7 @@ pub const TUNROUTE_KERNEL: &str = "tunroute-kernel";
 pub const TUNROUTE_BOTH: &str = "tunroute-both";
 /// Without rules.
 pub const TUNROUTE_EBPF: &str = "tunroute-ebpf";
-/// With packets that no policy is about.
+/// With unmatched traffic forwarded by the programs.
 pub const TUNROUTE_UNMATCHED: &str = "tunroute-unmatched";
 /// With frames decided before there is an skb.
 pub const TUNROUTE_XDP: &str = "tunroute-xdp";

@@ -12,7 +12,7 @@ use tunroute::policy::net::Family;
 use super::{Contestant, InTheKernel, Installed, Task, rules, tunnel_after};
 use crate::site::{INGRESS, Site};
 
-/// One interval map, and as many rules as there are tunnels.
+/// One interval map, and one rule for each tunnel.
 pub struct NftMap;
 
 impl Contestant for NftMap {

@@ -48,7 +48,7 @@ impl Tunroute {
         Self { name: super::TUNROUTE_EBPF, about, settings: "datapath = \"ebpf\"", binary: binary.to_owned() }
     }
 
-    /// Rules, tables and programs, which forward what no policy is about, too.
+    /// Rules, tables and programs; the programs also forward unmatched traffic.
     pub fn unmatched(binary: &Path) -> Self {
         let about = "tunroute's default with `unmatched = \"fast\"`, for packets that no policy is about";
         let settings = "datapath = \"both\"\nunmatched = \"fast\"";

@@ -105,7 +105,7 @@ pub fn losses(record: &Record) -> Vec<String> {
     said
 }
 
-/// What speaks against the run itself: the null run, wide intervals, lost packets.
+/// Reasons to doubt the run: the null comparison, wide intervals, lost packets.
 #[must_use]
 pub fn doubts(record: &Record) -> Vec<String> {
     let mut said = Vec::new();

@@ -176,7 +176,7 @@ fn added(record: &Record, case: &Case) -> Option<Estimate> {
     Estimate::of_difference(&fast.values, &floor.values)
 }
 
-/// How many times as many packets the fast path forwards as another.
+/// Ratio of packets forwarded: fast path to another contestant.
 fn times(record: &Record, what: String, case: Case, other: &str, limit: f64, words: Words) -> Goal {
     let found = fast(record, &case, "").zip(record.find(&case, other));
     let estimate = found.and_then(|(fast, other)| record.ratio(other, fast));
@@ -276,7 +276,7 @@ fn around(record: &Record, case: &Case, figure: &str) -> Option<String> {
     })
 }
 
-/// A figure of the prefix engine with as many prefixes.
+/// A figure of the prefix engine with this number of prefixes.
 fn engine(record: &Record, case: &Case, figure: &str) -> Option<f64> {
     let case = Case::new(Scenario::Publish, case.family(), case.prefixes);
     Some(record.figure(&case, TUNROUTE_EBPF, figure)?.estimate?.median)

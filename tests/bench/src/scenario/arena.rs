@@ -21,7 +21,7 @@ use crate::{
 /// The generator alone.
 pub const GENERATOR: &str = "generator";
 
-/// For so many milliseconds packets may be under way, while others need the processor.
+/// Maximum time that packets are under way while other processes need the CPU, in milliseconds.
 const UNDER_WAY: u32 = 1000;
 
 /// A contestant in its place.
@@ -245,7 +245,7 @@ impl Bench {
         Ok(sent.nanoseconds_each())
     }
 
-    /// As many packets as a place forwards in this time.
+    /// Number of packets that a place forwards in this time.
     ///
     /// # Errors
     /// As [`Self::nanoseconds_each`].
@@ -253,7 +253,7 @@ impl Bench {
         Ok(packets_in(time, self.nanoseconds_each(place, frame)?))
     }
 
-    /// As many packets as fill a slice, and whether the first ones came out.
+    /// Number of packets that fill a slice, and whether the first ones came out.
     fn calibrate(&self, place: &Place<'_>, frame: Frame) -> Result<(u32, Option<String>)> {
         match place.slice(&self.generator, frame, BATCH, 1)? {
             Ok(first) => {
@@ -267,7 +267,7 @@ impl Bench {
     }
 }
 
-/// Packets that take as long as a slice, if each takes so many nanoseconds.
+/// Number of packets that take as long as a slice at this many nanoseconds each.
 fn packets_in(slice: Duration, nanoseconds: f64) -> u32 {
     let packets = slice.as_nanos() as f64 / nanoseconds;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "slices are short")]

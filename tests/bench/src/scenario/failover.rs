@@ -43,7 +43,7 @@ const UP: i16 = 1;
 struct Failover {
     /// From the command to take the device down to the first packet by the second tunnel: no packet can be lost for longer.
     outage: f64,
-    /// The part of it that is not the kernel's: from when it told that the device was down.
+    /// The part that is not the kernel's: from its notification that the device is down.
     reaction: f64,
 }
 
@@ -98,7 +98,7 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
             });
             let down = (|| {
                 until(|| settled(generator)).with_context(|| format!("not all packets leave by {}", TUNNELS[0]))?;
-                // It is told before the kernel has finished and the command returns.
+                // The notification comes before the kernel has finished and the command returns.
                 let told = scope.spawn(|| until_told(&links, first));
                 let commanded = now()?;
                 set_down(TUNNELS[0])?;
@@ -116,7 +116,7 @@ fn one(bench: &Bench, place: &Place<'_>, frame: Frame) -> Result<Failover> {
     let (commanded, told, follows) = failed?;
     let outage =
         follows.checked_sub(commanded).context("packets left by the second tunnel before the first was down")?;
-    // The daemon may be told, and act, before this process is.
+    // The daemon may receive the notification, and act, before this process does.
     Ok(Failover { outage: outage.as_secs_f64(), reaction: follows.saturating_sub(told).as_secs_f64() })
 }
 
@@ -133,7 +133,7 @@ fn link_messages() -> Result<Socket> {
     Ok(socket)
 }
 
-/// When it is told that a device is down.
+/// Time of the notification that a device is down.
 fn until_told(mut links: &Socket, device: u32) -> Result<Duration> {
     /// `struct nlmsghdr`, whose second field is the message's type, and `struct ifinfomsg`, whose fifth and sixth are the
     /// device and its flags, of `include/uapi/linux/netlink.h` and `rtnetlink.h`.
@@ -172,7 +172,7 @@ fn until<T>(ask: impl Fn() -> Result<Option<T>>) -> Result<T> {
 
 /// `ip link set DEVICE down`, without the time that starting `ip` takes.
 fn set_down(device: &str) -> Result<()> {
-    // SAFETY: a new socket, which nobody else closes.
+    // SAFETY: a new socket, which nothing else closes.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
         if fd < 0 {

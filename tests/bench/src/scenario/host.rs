@@ -21,9 +21,9 @@ use crate::{
     rounds::interleave,
 };
 
-/// So many sources.
+/// Number of sources.
 const SOURCES: usize = 100;
-/// So many packets in a slice.
+/// Packets in a slice.
 const PACKETS: u32 = 4000;
 /// UDP payload, for frames of 64 bytes with IPv4.
 const PAYLOAD: [u8; 22] = [0; 22];

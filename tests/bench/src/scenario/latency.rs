@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// What is reported.
 const PERCENTILES: [(&str, f64); 4] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9)];
 
-/// Measures round trips of everybody who lets the packets of the first prefix through the first tunnel.
+/// Measures round trips of all contestants that let packets of the first prefix through the first tunnel.
 ///
 /// # Errors
 /// The clients cannot be set up.

@@ -5,7 +5,7 @@ use std::fs;
 use super::Arena;
 use crate::record::{Case, Measurement, Unit};
 
-/// From so many prefixes on, what the kernel needs for them stands out from what it needs and frees meanwhile.
+/// Minimum number of prefixes whose memory stands out from what the kernel allocates and frees meanwhile.
 const MANY: u32 = 10_000;
 
 /// What each contestant takes.

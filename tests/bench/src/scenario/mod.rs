@@ -39,7 +39,7 @@ pub struct Effort {
 pub struct Bench {
     /// Sends and counts.
     pub generator: Generator,
-    /// Who takes part.
+    /// The contestants.
     pub contestants: Vec<Box<dyn Contestant>>,
     /// How much is measured.
     pub effort: Effort,
@@ -49,14 +49,14 @@ pub struct Bench {
     pub progress: Progress,
 }
 
-/// Tells what is being done, and how far it is.
+/// Shows the progress.
 pub struct Progress {
     bar: indicatif::ProgressBar,
     begun: Instant,
 }
 
 impl Progress {
-    /// Of so many steps.
+    /// Number of steps.
     #[must_use]
     pub fn new(steps: u64) -> Self {
         let bar = indicatif::ProgressBar::new(steps);
@@ -74,7 +74,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// So many steps are done.
+    /// Advances by this many steps.
     pub fn done(&self, steps: u64) {
         self.bar.inc(steps);
     }

@@ -17,9 +17,9 @@ use crate::{
     site::INGRESS,
 };
 
-/// So many decisions are one slice: some milliseconds.
+/// Decisions in a slice: some milliseconds.
 const DECISIONS: u32 = 50_000;
-/// So many slices for the kernel's own clock.
+/// Slices for the kernel's own clock.
 const SLICES: usize = 5;
 
 /// The first program at the ingress device of a place, if it has one there.
@@ -81,7 +81,7 @@ pub fn counted(bench: &Bench, arena: &Arena<'_>, case: Case) -> Result<Vec<Measu
         let mut values = Vec::new();
         for _ in 0..SLICES {
             let before = look()?;
-            // What does not arrive is told of where packets are timed.
+            // Losses are reported where packets are timed.
             let _judged = place.slice(&bench.generator, frame, packets, 1)?;
             let (Some(before), Some(after)) = (before, look()?) else { continue };
             let runs = after.run_count() - before.run_count();

@@ -37,11 +37,11 @@ use crate::{
     site::Site,
 };
 
-/// So many times.
+/// Number of repetitions.
 const TIMES: usize = 5;
-/// One prefix is changed so many times: much faster.
+/// Number of changes of one prefix, which are much faster.
 const CHANGES: usize = 101;
-/// Of so many sources it is looked at what a lookup reads.
+/// Number of sources for which the cache lines of a lookup are counted.
 const LOOKUPS: usize = 10_000;
 /// Bytes that come into the cache together.
 const LINE: usize = 64;

@@ -1,4 +1,4 @@
-//! The stages of a run: who is put up with how many prefixes, and what is measured there.
+//! The stages of a run: which contestants are installed with how many prefixes, and what is measured then.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
     site::{Sysctls, Target},
 };
 
-/// Who takes part where packets come in as frames.
+/// The contestants where packets come in as frames.
 const ON_A_WIRE: [&str; 7] = [BASELINE, NULL, TUNROUTE_EBPF, TUNROUTE_XDP, "floor-aside", "floor-xdp-aside", XDP_FLOOR];
 /// The number of prefixes at which what does not depend on it is looked at.
 const MIDDLE: u32 = 1000;

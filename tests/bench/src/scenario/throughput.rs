@@ -27,7 +27,7 @@ use crate::{
     site::MTU,
 };
 
-/// So many bytes are a slice.
+/// Bytes in a slice.
 const BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The device at the far end.
@@ -41,7 +41,7 @@ struct Connection {
     _far: Netns,
 }
 
-/// Measures the transfer of everybody who lets the packets of the first prefix through the first tunnel.
+/// Measures the transfer of all contestants that let packets of the first prefix through the first tunnel.
 ///
 /// # Errors
 /// The clients cannot be set up.

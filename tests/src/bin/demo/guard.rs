@@ -1,4 +1,4 @@
-//! Somebody who cleans up, whatever ends the play: Ctrl-C, a closed terminal, a crash.
+//! Cleans up however the play ends: Ctrl-C, a closed terminal, a crash.
 
 use std::process::ExitCode;
 
@@ -33,9 +33,9 @@ fn try_to(play: impl FnOnce() -> ExitCode) -> nix::Result<ExitCode> {
         awaited.add(signal);
     }
     let usual = awaited.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    // Whoever loses its parent becomes ours, so that we know when it is gone.
+    // Orphaned processes become this process's children, so that it knows when they are gone.
     set_child_subreaper(true)?;
-    // SAFETY: there is only this thread, so the child may do whatever a process may.
+    // SAFETY: there is only this thread, so the child may do anything.
     match unsafe { fork() }? {
         ForkResult::Child => {
             // A group of its own: Ctrl-C reaches only the guard, and the guard reaches all of them.
@@ -79,10 +79,10 @@ fn wait_for(child: Pid, awaited: &SigSet) -> nix::Result<(ExitCode, bool)> {
     }
 }
 
-/// Kills what is left of the play's process group, waits until it is gone, and sweeps.
+/// Kills the rest of the play's process group, waits until it is gone, and removes the namespaces.
 fn clean_up(child: Pid) -> Vec<anyhow::Error> {
     match killpg(child, Signal::SIGKILL) {
-        // Nobody is left: the play has come to its end.
+        // No process is left: the play has ended.
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(error) => return vec![error.into()],
     }

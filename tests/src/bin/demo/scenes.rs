@@ -53,7 +53,7 @@ pub fn log_file(world: &World) -> PathBuf {
     world.host.dir().join("tunroute.log")
 }
 
-/// Says who takes part.
+/// Introduces the devices and hosts.
 pub fn prologue(stage: &mut Stage) {
     stage.prologue(
         "tunroute: packets leave by the tunnel that their source address belongs to",

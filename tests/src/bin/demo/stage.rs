@@ -86,7 +86,7 @@ impl Stage {
         }
     }
 
-    /// A text of somebody else: a file, a log, a command's output.
+    /// Text from elsewhere: a file, a log, a command's output.
     pub fn show(&mut self, heading: &str, text: &str) {
         self.paragraph();
         self.explain(heading);
@@ -171,7 +171,7 @@ impl Stage {
         }
     }
 
-    /// A line. If nobody reads any more, the play goes on to its exit status all the same.
+    /// A line. A closed output does not end the play before its exit status.
     fn say(&mut self, line: &str) {
         let line = line.trim_end();
         self.blank = line.is_empty();

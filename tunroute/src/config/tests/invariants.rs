@@ -1,4 +1,4 @@
-//! Whatever is written, it is refused in words or keeps what the types promise.
+//! Any input is refused with a message, or keeps what the types promise.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! What is refused and how that is said, and what is taken.
+//! What is refused, with which message, and what is accepted.
 
 mod accepted;
 mod doubts;

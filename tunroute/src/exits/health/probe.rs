@@ -89,7 +89,7 @@ async fn ask_echo(
     secret: &RandomState,
 ) -> Result<(), Outcome> {
     let socket = open_echo(device, index, target, source)?;
-    // Whoever does not see the request cannot make up the cookie.
+    // Without having seen the request, the cookie cannot be guessed.
     let request = Request::new(Family::of_addr(&target), sequence, secret.hash_one((target, sequence)));
     exchange_echo(socket, target, request).await.map_err(lost("echo"))
 }

@@ -1,4 +1,4 @@
-//! From single answers to a verdict: pure, told what came back and when.
+//! Turns single answers into a verdict: pure, over results and times.
 
 use std::{
     collections::VecDeque,

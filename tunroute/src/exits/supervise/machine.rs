@@ -1,4 +1,4 @@
-//! When a tunnel is started: a pure state machine, told what happens and when.
+//! Decides when a tunnel is started: a pure state machine over events and times.
 
 use std::time::Duration;
 
@@ -42,11 +42,11 @@ pub enum End {
     /// Exit status 0, as a starter's; or not known, as that of a command which an earlier daemon started. In both cases
     /// the device shows whether the tunnel is up.
     Success,
-    /// Any other way: it is started again whatever the device says, for a device may outlive the daemon that feeds it.
+    /// Any other way: it is started again even if the device is up, as a device may outlive the daemon that feeds it.
     Failure,
 }
 
-/// What is to be done, in this order.
+/// Actions for the caller, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Write [`Machine::record`] to disk.
@@ -85,7 +85,7 @@ struct Due {
 /// Why a start is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
-    /// The command failed: due whatever the device says.
+    /// The command failed: it is due even if the device is up.
     Failure,
     /// The device is away: not due any more once it is up.
     Device,
@@ -116,7 +116,7 @@ impl Machine {
         Self { limit, record, rng, running, started: false, device: None, up_since: None, failures: 0, due: None }
     }
 
-    /// What is to be remembered.
+    /// The state to save.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
@@ -151,7 +151,7 @@ impl Machine {
         self.due.map(|due| due.at)
     }
 
-    /// Takes one event; returns what is to be done.
+    /// Takes one event; returns the actions that follow.
     pub fn step(&mut self, now: BootTime, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {

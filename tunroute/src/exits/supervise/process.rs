@@ -70,7 +70,7 @@ impl ProcessId {
     /// Sends a signal to its group. A leader that is gone for good leaves no group that could be told from a stranger's.
     fn signal_group(&self, signal: Signal) {
         if self.pid > 1 && stat(self.pid).is_some_and(|(_, ticks)| ticks == self.start_ticks) {
-            // The only failure is that nobody is left to be signalled.
+            // It fails only if no process is left to signal.
             let _ = killpg(Pid::from_raw(self.pid), signal);
         }
     }
@@ -147,7 +147,7 @@ fn both_ways(pipe: &OwnedFd) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
-/// Logs what comes out of a pipe, line by line, until all who write to it are gone.
+/// Logs the output of a pipe, line by line, until all writers are gone.
 pub async fn log_output(tunnel: String, output: pipe::Receiver) {
     let mut lines = Lines::default();
     let mut buffer = [0; 4096];

@@ -26,7 +26,7 @@ const KEEP: usize = 256;
 /// The starts of one tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The boot under which the times were taken; empty if it cannot be told.
+    /// The boot under which the times were taken; empty if unknown.
     boot: String,
     /// When it was written.
     saved_at: BootTime,
@@ -93,7 +93,7 @@ impl Record {
         self
     }
 
-    /// The record as it is to be written.
+    /// The record as written to disk.
     #[must_use]
     pub fn to_save(&self, boot: Option<&str>, now: BootTime) -> Self {
         Self { boot: boot.unwrap_or_default().to_owned(), saved_at: now, ..self.clone() }

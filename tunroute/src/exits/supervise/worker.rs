@@ -52,7 +52,7 @@ struct Worker {
     status: watch::Sender<Status>,
 }
 
-/// Supervises one tunnel until it is told to stop, or nobody is left to tell.
+/// Supervises one tunnel until it is stopped or its sender is gone.
 pub async fn run(
     name: String,
     state: Arc<StateDir>,
@@ -192,7 +192,7 @@ impl Worker {
         }
     }
 
-    /// Writes the record. The disk may take its time: nobody else waits for it.
+    /// Writes the record. The disk may be slow: no other task waits for it.
     async fn save(&self) -> bool {
         let record = self.machine.record().to_save(self.boot.as_deref(), BootTime::now());
         let (state, file) = (Arc::clone(&self.state), file(&self.name));
