@@ -1,7 +1,7 @@
 //! The decision: what becomes of a packet, as a pure function.
 //!
-//! It either decides exactly what the kernel's rules and routes would decide, or steps aside and lets them. Whatever is
-//! not certain steps aside.
+//! It decides exactly what the kernel's rules and routes would decide, or steps aside and leaves the packet to them.
+//! Everything uncertain steps aside.
 
 use crate::{
     maps::{Action, Egress, Exempt, Exit, Ipv6, MAX_NESTING, Outcome, Slot, Source, flags},
@@ -25,7 +25,7 @@ pub trait Lookup {
     /// The way out by the exit with this number. `None` if its device is gone.
     fn way(&self, exit: u32) -> Option<Way<'_>>;
 
-    /// Packets of this family that no policy is about may be sent on by the main table.
+    /// Unmatched traffic of this family may be forwarded by the main table.
     fn forwards_unmatched(&self, addresses: &Addresses) -> bool;
 
     /// Source or destination is this host's own, or a broadcast address of its networks.
@@ -59,7 +59,7 @@ pub struct NextHop {
     pub ifindex: u32,
     /// The gateway, or the destination itself, in network byte order (IPv4: the first word).
     pub address: Ipv6,
-    /// The address is an IPv6 one, whatever the packet is (RFC 8950).
+    /// The address is an IPv6 one, for a packet of either family (RFC 8950).
     pub is_v6: bool,
 }
 
@@ -167,7 +167,7 @@ pub fn decide_ingress<'a, P: Packet, L: Lookup>(arrival: &Arrival, packet: &P, m
     }
 }
 
-/// Decides a packet that no policy is about: after the rules comes the main table.
+/// Decides unmatched traffic: after the rules comes the main table.
 #[inline(always)]
 fn unmatched<'a, P: Packet, L: Lookup>(arrival: &Arrival, header: &Header, packet: &P, maps: &'a L) -> Verdict<'a> {
     let addresses = &header.addresses;

@@ -9,32 +9,32 @@ use bytemuck::{Pod, Zeroable};
 /// the daemon never read each other's maps.
 pub const LAYOUT_VERSION: u32 = 7;
 
-/// As many slots as [`POLICY`](names::POLICY) has; [`STATS`](names::STATS) has one more.
+/// Number of slots in [`POLICY`](names::POLICY); [`STATS`](names::STATS) has one more.
 pub const MAX_SLOTS: u32 = 4096;
 
 /// The number of exits that [`EXIT`](names::EXIT) and [`DEVICE`](names::DEVICE) have room for.
 pub const MAX_EXITS: u32 = 4096;
 
-/// Where [`STATS`](names::STATS) counts what no policy is about and is forwarded all the same.
+/// The place in [`STATS`](names::STATS) of unmatched traffic that the programs forward.
 pub const UNMATCHED: u32 = MAX_SLOTS;
 
 /// The exemption set of the host's own addresses, and of those that it broadcasts to.
 pub const OWN_SET: u32 = 0;
 
-/// So many source prefixes and so many exemptions of each family the fast path takes, old and new together while it
-/// changes: a bound, not a reservation.
+/// Maximum number of source prefixes, and of exemptions, of each family, old and new together during a change: a bound,
+/// not a reservation.
 pub const MAX_PREFIXES: u32 = 1 << 22;
 
-/// The size of the buffer in which decisions wait to be told, in bytes.
+/// Size of the ring buffer of traced decisions, in bytes.
 pub const EVENTS_BYTES: u32 = 1 << 18;
 
-/// As many tunnels may have their segment size limited.
+/// Maximum number of tunnels with an MSS limit.
 pub const MAX_CLAMPS: u32 = 4096;
 
 /// Maximum number of devices at which XDP decides frames.
 pub const MAX_XDP_DEVICES: u32 = 4096;
 
-/// As many policies as may stand around one another: the fast path follows [`Slot::next`] at most this often.
+/// Maximum nesting depth of policies: the fast path follows [`Slot::next`] at most this often.
 pub const MAX_NESTING: u32 = 8;
 
 /// The maps' names, in the eBPF object and below the pin directory.
@@ -260,7 +260,7 @@ pub mod flags {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Handed to the tunnel by the ingress program; or where the main table says, if no policy is about it.
+    /// Handed to the tunnel by the ingress program; of unmatched traffic: forwarded by the main table.
     Forwarded,
     /// Handed to the tunnel by the egress program of an uplink.
     Diverted,
@@ -370,8 +370,8 @@ pub struct Station {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Control {
-    /// `CLOCK_MONOTONIC` in nanoseconds until which the ingress program may decide: nobody follows device changes after
-    /// that.
+    /// `CLOCK_MONOTONIC` in nanoseconds until which the ingress program may decide: later no daemon follows device
+    /// changes.
     pub valid_until: u64,
     /// The ingress program may decide IPv4 packets if 1.
     pub open_v4: u32,
@@ -379,16 +379,16 @@ pub struct Control {
     pub open_v6: u32,
     /// If 1, all programs decide and count, and leave every packet to the kernel.
     pub shadow: u32,
-    /// If 1, decisions that [`Filter`] takes are told, for as long as `valid_until` says.
+    /// If 1, decisions that pass [`Filter`] are traced, until `valid_until`.
     pub tracing: u32,
-    /// The families of which the ingress program forwards by the main table what no policy is about: 1 for IPv4, 2 for
-    /// IPv6, or both.
+    /// Families of which the ingress program forwards unmatched traffic by the main table: 1 for IPv4, 2 for IPv6, or
+    /// both.
     pub unmatched: u32,
     /// Always 0: keeps the type free of padding.
     pub reserved: u32,
 }
 
-/// Which decisions are told.
+/// Which decisions are traced.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Filter {
@@ -402,11 +402,12 @@ pub struct Filter {
     pub to_mask: Ipv6,
     /// The ethertype, in host byte order; 0 for any.
     pub ethertype: u32,
-    /// As many are told in a [`SPAN`](crate::trace::SPAN) on each CPU; the others are counted. None and nothing for 0.
+    /// Maximum number of decisions traced on each CPU in a [`SPAN`](crate::trace::SPAN); further ones are counted. 0:
+    /// tracing is off and nothing is counted.
     pub limit: u32,
 }
 
-/// A decision, as it is told.
+/// A traced decision.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Event {
@@ -432,7 +433,7 @@ pub struct Event {
     pub protocol: u16,
 }
 
-/// How many decisions a CPU has told.
+/// Traced decisions of a CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traced {
@@ -440,7 +441,7 @@ pub struct Traced {
     pub span: u64,
     /// Those in it.
     pub told: u64,
-    /// All that the filter took and that were not told.
+    /// Decisions that passed the filter and were not traced.
     pub omitted: u64,
     /// The one that is under way.
     pub event: Event,

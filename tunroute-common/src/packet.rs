@@ -271,7 +271,7 @@ pub fn read_strict<P: Packet>(ethertype: u16, packet: &P) -> Option<Header> {
     }
 }
 
-/// Reads a network header that the stack has already looked at: just who sends it to whom.
+/// Reads a network header that the stack has already checked: source and destination only.
 #[inline(always)]
 pub fn read_lenient<P: Packet>(ethertype: u16, packet: &P) -> Option<Header> {
     match ethertype {

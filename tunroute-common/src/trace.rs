@@ -1,4 +1,4 @@
-//! Which decisions are told, and how many of them.
+//! Selects and limits the decisions that are traced.
 
 use crate::{
     maps::{Event, Filter, Ipv6, Traced},
@@ -8,7 +8,7 @@ use crate::{
 /// A span's length is two to the power of this, in nanoseconds: 134 ms.
 pub const SPAN: u32 = 27;
 
-/// Enters what is told of a packet that has been decided, and so has a whole header.
+/// Fills in an event for a decided packet, whose header is complete.
 #[inline(always)]
 pub fn read<P: Packet>(ethertype: u16, packet: &P, event: Event) -> Option<Event> {
     let (source, destination, protocol) = match ethertype {
@@ -44,7 +44,7 @@ fn within(address: &Ipv6, bits: &Ipv6, mask: &Ipv6) -> bool {
 }
 
 impl Traced {
-    /// May one more be told now? It is counted as such.
+    /// Returns true if one more decision may be traced now, and counts it.
     #[inline(always)]
     #[must_use]
     pub fn admit(&mut self, now: u64, limit: u32) -> bool {

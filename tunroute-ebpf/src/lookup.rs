@@ -46,7 +46,7 @@ pub fn station(ifindex: u32) -> Option<Station> {
     unsafe { STATION.get(ifindex) }.copied()
 }
 
-/// The largest segment size that may be told through a device.
+/// The MSS limit of a device.
 #[inline(always)]
 pub fn clamp(ifindex: u32) -> Option<Clamp> {
     // SAFETY: a copy of one aligned word; the daemon replaces an entry, and does not write to it.
@@ -99,19 +99,19 @@ pub const AF_INET: u8 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u8 = 10;
 
-/// Whatever is decided, the kernel carries out its own decision.
+/// Shadow mode: the kernel carries out its own decision in any case.
 #[inline(always)]
 pub fn shadow() -> bool {
     modes().0
 }
 
-/// Whether that is so, and whether somebody wants to be told of decisions.
+/// Returns `(shadow, tracing)`.
 #[inline(always)]
 pub fn modes() -> (bool, bool) {
     CONTROL.get(0).map_or((false, false), |control| (control.shadow == 1, control.tracing == 1))
 }
 
-/// Until when somebody listens, if anybody does.
+/// The time until which decisions are traced, if they are.
 #[inline(always)]
 pub fn heard_until() -> u64 {
     CONTROL.get(0).map_or(0, |control| control.valid_until)
@@ -119,7 +119,7 @@ pub fn heard_until() -> u64 {
 
 /// The BPF maps as a [`Lookup`], and the kernel's routes.
 pub struct Maps {
-    /// The kernel looks routes up for a packet. Null where what no policy is about is left to others.
+    /// The context for route lookups by the kernel. Null where unmatched traffic is left to other programs.
     context: *mut c_void,
 }
 
@@ -184,7 +184,7 @@ impl Lookup for Maps {
         parameters.__bindgen_anon_2.flowinfo = header.class;
         parameters.__bindgen_anon_3.ipv6_src = source;
         parameters.__bindgen_anon_4.ipv6_dst = destination;
-        // SAFETY: the context that the kernel gave, and parameters of the size that is said.
+        // SAFETY: the context that the kernel gave, and parameters of the given size.
         let found = unsafe {
             look_up_route(
                 self.context,

@@ -18,7 +18,7 @@ use tunroute_common::{
 
 use crate::lookup::{self, AF_INET, AF_INET6};
 
-/// The exits' gateways as the kernel told them last, on each CPU.
+/// The gateways of exits, as the kernel resolved them last, on each CPU.
 #[map]
 static NEXT_HOP: PerCpuArray<Entry> = PerCpuArray::with_max_entries(MAX_EXITS, 0);
 /// How long an answer is used, in nanoseconds: a few ticks. Asking takes longer than everything else.
@@ -105,7 +105,7 @@ fn ask<P: Packet>(context: *mut c_void, arrival: &Arrival, packet: &P, slot: u32
         parameters.__bindgen_anon_3.ipv6_src = source;
         parameters.__bindgen_anon_4.ipv6_dst = destination;
     }
-    // SAFETY: the context that the kernel gave, and parameters of the size that is said.
+    // SAFETY: the context that the kernel gave, and parameters of the given size.
     let found = unsafe {
         look_up_neighbour(
             context,

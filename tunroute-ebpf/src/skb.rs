@@ -33,7 +33,7 @@ use crate::{
 
 /// `PACKET_HOST` in `include/uapi/linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
-/// As many bytes of headers as the decision reads: an IPv6 header and TCP's data offset.
+/// Bytes of headers that the decision reads: an IPv6 header and TCP's data offset.
 const HEADERS: usize = size_of::<Ipv6Header>() + 13;
 
 /// An skb whose network header is at `OFFSET`.
@@ -192,7 +192,7 @@ impl<const OFFSET: usize> Skb<OFFSET> {
         if !self.make_room(ifindex) {
             return TC_ACT_SHOT;
         }
-        // SAFETY: a parameter block of the size that is said.
+        // SAFETY: a parameter block of the given size.
         unsafe {
             bpf_redirect_neigh(ifindex, ptr::from_mut(&mut next_hop), size_of::<bpf_redir_neigh>() as i32, 0) as i32
         }

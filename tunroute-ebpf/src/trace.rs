@@ -1,4 +1,4 @@
-//! Telling decisions to who listens.
+//! Traces decisions for `tunroute trace`.
 
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
@@ -22,7 +22,7 @@ static TRACE: Array<Filter> = Array::pinned(1, 0);
 #[map]
 static TRACED: PerCpuArray<Traced> = PerCpuArray::pinned(1, 0);
 
-/// Tells who listens what was decided.
+/// Traces a decision, if a client listens.
 #[inline(always)]
 pub fn tell<P: Packet>(packet: &P, arrival: &Arrival, slot: u32, outcome: Outcome) {
     let event = Event { slot, outcome: outcome as u32, ifindex: arrival.ifindex, ..Event::default() };
@@ -52,7 +52,7 @@ pub extern "C" fn tell_noted() -> u64 {
     }
     traced.event.time = time;
     traced.event.tunnel = device(traced.event.slot);
-    // Nobody is woken: who listens looks by himself.
+    // No wake-up: the reader polls.
     if !traced.admit(time, filter.limit) || EVENTS.output::<Event>(&traced.event, BPF_RB_NO_WAKEUP.into()).is_err() {
         traced.omitted += 1;
     }

@@ -10,7 +10,7 @@ use tunroute_common::{index::header::NOTHING, trie::Words};
 #[map]
 static INDEX: Array<u32> = Array::pinned(1, 0);
 
-/// As many words as the element has. The daemon sets it; the verifier takes it for a constant.
+/// Number of words of the element. The daemon sets it; the verifier treats it as a constant.
 #[unsafe(no_mangle)]
 static WORD_COUNT: Global<u64> = Global::new(0);
 

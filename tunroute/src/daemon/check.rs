@@ -38,12 +38,12 @@ use crate::{
 
 /// Packets that are asked about at each audit, some 50 µs each.
 const SAMPLES: usize = 3;
-/// Packets that go another way than configured which are remembered, and told by `status`.
+/// Maximum number of stray packets that are remembered and shown by `status`.
 const STRAYS: usize = 3;
 /// While a policy is closed, the maps are read this often: they may hold the cause.
 const READ_MAPS: Duration = Duration::from_secs(10);
 
-/// A finished verification, and who waits for it.
+/// A finished verification, and the client that waits for it.
 pub(super) struct Verified {
     verification: Verification,
     disagreements: Vec<(Subject, Sighting)>,
@@ -298,7 +298,7 @@ impl Daemon {
         self.checker.verifying.load(Ordering::Acquire)
     }
 
-    /// Takes note of what a verification has found, and answers who waits for it.
+    /// Records the result of a verification, and answers the client that waits for it.
     pub(super) async fn finish_verify(&mut self, verified: Verified) {
         let Verified { mut verification, disagreements, answer } = verified;
         self.dispute(&disagreements).await;
@@ -426,7 +426,7 @@ impl Daemon {
         }
     }
 
-    /// Somebody else may have written to the maps: what differs is put right by the next pass.
+    /// Another process may have written to the maps: the next pass corrects what differs.
     fn read_maps(&mut self) {
         // While larger programs are being loaded, the pins of some maps are theirs.
         if self.loader.loads_programs() {

@@ -1,6 +1,6 @@
-//! A configuration on trial: unless somebody confirms it in time, the one before it comes back.
+//! A configuration on trial: unless it is confirmed in time, the one before it returns.
 //!
-//! Whoever cuts off his own connection by a change cannot confirm it, and so gets the connection back.
+//! If a change locks you out, you cannot confirm it, and so you get the connection back.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Daemon {
         self.trial.as_ref().map(|trial| trial.ends)
     }
 
-    /// Nobody has confirmed: the earlier configuration comes back. Without a trial, nothing happens.
+    /// Not confirmed: the earlier configuration returns. Without a trial, nothing happens.
     pub(super) async fn undo_trial(&mut self) {
         let Some(Trial { config, tables, .. }) = self.trial.take() else { return };
         warn!(

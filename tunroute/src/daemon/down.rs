@@ -15,7 +15,7 @@ use crate::{
     policy::plan::{Op, Undone, plan},
 };
 
-/// Detaches all programs and removes the pins, and the qdiscs that nobody else uses.
+/// Detaches all programs and removes the pins, and the qdiscs without other users.
 pub(super) async fn remove_fast_path(
     kernel: &Kernel,
     fast: Option<Datapath>,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Daemon {
-    /// Pins the maps again that somebody has unpinned.
+    /// Pins maps again whose pins were removed.
     pub(super) fn restore_pins(&mut self) {
         // While other programs are being loaded, some maps are on their way.
         let Some(fast) = self.fast.as_ref().filter(|fast| !self.loader.loads_programs() && !fast.maps_pinned()) else {

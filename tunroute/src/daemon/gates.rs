@@ -28,7 +28,7 @@ pub(super) struct Gates {
     reasons: Vec<Reason>,
     /// Netfilter hooks are known only as far as they belong to rule sets.
     only_rule_sets: bool,
-    /// Why what no policy is about is left to the kernel, if it should not be.
+    /// Why unmatched traffic is left to the kernel, if the configuration wants it forwarded.
     hints: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ impl Gates {
         let closed_devices: BTreeSet<IfIndex> = ingress.keys().copied().filter(|device| closed(device)).collect();
         let deciding: Vec<IfIndex> =
             ingress.keys().copied().filter(|device| !closed_devices.contains(device)).collect();
-        // Without a device that may decide, a program that somebody has left attached must not either.
+        // Without a device that may decide, a program that is still attached must not decide either.
         let open = |family| !deciding.is_empty() && deciding.iter().all(|device| is_open(*device, family));
 
         let mut closed_gates: Vec<&Gate> = Vec::new();
@@ -91,7 +91,7 @@ impl Gates {
         let closed = closed_gates.iter();
         let mut reasons: Vec<Reason> =
             closed.map(|gate| Reason { gate: gate.name(), text: format!("{gate} ({})", gate.advice()) }).collect();
-        // What else the kernel would not decide as the fast path does, whatever the device.
+        // Other differences between the kernel and the fast path, on any device.
         let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| Reason {
             gate: FOREIGN_ROUTES,
             text: format!(
@@ -164,7 +164,7 @@ impl Gates {
         })
     }
 
-    /// What the operator should know of packets that no policy is about.
+    /// Hints for the operator about unmatched traffic.
     pub(super) fn hints(&self) -> &[String] {
         &self.hints
     }
@@ -206,8 +206,8 @@ impl Gates {
         self.reasons.iter().map(|reason| reason.text.as_str())
     }
 
-    /// All gates by name, with how many of each are closed, if so many policies are left to the kernel and so many parts of
-    /// them are kept out.
+    /// All gates by name, with the number of each that are closed, for this many disputed policies and parts of
+    /// policies kept out.
     pub(super) fn by_name(&self, disputed: usize, kept_out: usize) -> BTreeMap<String, usize> {
         let names = Gate::NAMES.into_iter().chain([FOREIGN_ROUTES, UNGUARDED_UPLINK]);
         let closed = |name| self.reasons.iter().filter(|reason| reason.gate == name).count();

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use crate::{datapath::Datapath, kernel::Change, policy::plan::Op};
 
-/// So many operations of a plan are logged each; a larger plan is summed up.
+/// Maximum number of operations of a plan that are logged one by one; a larger plan is summed up.
 const LOGGED_OPERATIONS: usize = 50;
 
 /// Says in one line what others have removed. Returns whether anything was.
@@ -57,7 +57,7 @@ pub(super) fn forward_log(fast: &mut Datapath, tasks: &mut JoinSet<()>) {
         Ok(logger) => logger,
         Err(error) => return warn!("cannot show what the eBPF programs log: {error}"),
     };
-    // SAFETY: the logger owns its descriptor and gives it up to nobody before it is dropped.
+    // SAFETY: the logger owns its descriptor and keeps it until it is dropped.
     match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
         Ok(mut logger) => {
             tasks.spawn(async move {

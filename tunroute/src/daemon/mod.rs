@@ -56,16 +56,16 @@ use crate::{
     policy::plan::{Op, PlanError, Undone, plan, plan_failover},
 };
 
-/// From one heartbeat and look at the attachments to the next: well below [`datapath::HEARTBEAT_VALID`], and often
-/// enough that what somebody has removed is back within a second.
+/// Interval between heartbeats, each with a check of the attachments: well below [`datapath::HEARTBEAT_VALID`], and
+/// short enough that removed programs are back within a second.
 const AUDIT: Duration = Duration::from_millis(500);
-/// From one full check to the next: notifications may be lost without anybody saying so.
+/// Interval between full checks: notifications may be lost without a sign.
 const FULL_CHECK: Duration = Duration::from_secs(30);
-/// How long after something could not be done it is tried again.
+/// Pause before a failed operation is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// So many repairs a second, and no more: two managers that remove each other's rules must not burn a CPU.
+/// Minimum pause between repairs: two managers that remove each other's rules must not burn a CPU.
 const REPAIR_PAUSE: Duration = Duration::from_millis(100);
-/// A packet that has been routed leaves within this, even if its sender has to wait for a processor in between.
+/// Maximum time from a packet's routing decision to its departure, even if its sender waits for a CPU in between.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// What the daemon is started with.
@@ -136,7 +136,7 @@ struct Daemon {
     endpoint_error: Option<String>,
     /// The programs' map of prefixes is too small; this many words are needed. Others are loaded to take their place.
     outgrown: Option<u64>,
-    /// Who is told of decisions.
+    /// The client that traces decisions.
     listener: Option<trace::Listener>,
     /// The configuration in force is on trial.
     trial: Option<confirm::Trial>,
@@ -155,11 +155,11 @@ struct Daemon {
 enum Exit {
     /// The datapaths stay.
     Leave,
-    /// Everything is removed; somebody may be waiting to hear of it.
+    /// Everything is removed; a client may wait for that.
     Down(Option<oneshot::Sender<Answer>>),
 }
 
-/// Runs the daemon until it is told to stop. The service manager is told how it is.
+/// Runs the daemon until it is stopped. The service manager is kept informed.
 ///
 /// # Errors
 ///
@@ -216,7 +216,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         postponed: Kinds::NONE,
         started: Instant::now(),
     };
-    // What is asked from now on is answered after the first pass.
+    // Requests are answered from here on, after the first pass.
     control::listen(&daemon.options.runtime_dir, daemon.calls.clone())?;
     daemon.configure_tunnels();
     daemon.reconcile(Kinds::ALL).await;
@@ -232,7 +232,7 @@ pub async fn run(options: Options, config: Config) -> anyhow::Result<()> {
         Exit::Leave => daemon.down(&mut inbox).await?,
         Exit::Down(answer) => {
             let result = daemon.down(&mut inbox).await;
-            // Whoever hears of it may start the next daemon at once.
+            // The client may start the next daemon at once.
             drop((lock, runtime_lock));
             if let Some(answer) = answer {
                 let told = match &result {
@@ -573,7 +573,7 @@ impl Daemon {
         }
     }
 
-    /// The heartbeat, and a look at what nobody tells of: programs, pins and gates.
+    /// The heartbeat, and a check of what sends no notification: programs, pins and gates.
     async fn audit(&mut self) {
         self.service.alive();
         self.end_tracing();
@@ -626,7 +626,7 @@ const fn config_wants_no_fast_path(config: &Config) -> bool {
     matches!(config.datapath, Datapath::Kernel)
 }
 
-/// Not even those that limit segment sizes, which have nothing to do with who decides.
+/// Returns true if no program is needed, MSS clamps included.
 fn wants_no_programs(config: &Config) -> bool {
     config_wants_no_fast_path(config) && !config.clamps()
 }

@@ -14,7 +14,7 @@ use crate::{
 pub(super) enum Purpose {
     /// To put it in force.
     Reload,
-    /// To put it in force until somebody confirms it, or this time is over.
+    /// Put it in force on trial for this time.
     Trial(TrialTime),
     /// To tell what would change.
     Plan(PathBuf),
@@ -31,7 +31,7 @@ struct Job {
 pub(super) struct Read {
     purpose: Purpose,
     config: Result<Config, ConfigError>,
-    /// Who waits for what becomes of it.
+    /// The client that waits for the result.
     answer: Option<oneshot::Sender<Answer>>,
 }
 
@@ -52,7 +52,7 @@ impl Reader {
     }
 }
 
-/// The answer to who has asked for a configuration that is in force but for this.
+/// The answer for a client whose configuration is in force except for this.
 fn in_force(missing: &[String]) -> Answer {
     if missing.is_empty() { Answer::Done } else { Answer::Failed(except(missing)) }
 }

@@ -81,7 +81,7 @@ impl Daemon {
         self.problems.iter().cloned().chain(waits).collect()
     }
 
-    /// The families whose rules are a list although they are to be a tree.
+    /// The families whose rules are a list although a tree is wanted.
     fn lists(&self) -> impl Iterator<Item = String> {
         let desired = self.desired.as_ref().filter(|_| self.rules_installed());
         let is_list = move |family: &Family| desired.is_some_and(|desired| !desired.trees.contains(family));
@@ -109,7 +109,7 @@ impl Daemon {
         }
     }
 
-    /// Tunnels whose segment size is to be limited, and is not.
+    /// Tunnels with a configured MSS limit that is not in force.
     fn unlimited(&self, kernel: &KernelState) -> Vec<String> {
         let clamps = |link: &Link| {
             let attached = self.fast.iter().flat_map(|fast| &fast.state().attached);

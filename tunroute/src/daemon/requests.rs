@@ -4,7 +4,7 @@ use super::{Daemon, Exit, read::Purpose};
 use crate::control::socket::{Answer, Call, Request};
 
 impl Daemon {
-    /// Does what is asked, and answers. Returns whether the daemon is to stop.
+    /// Carries out a request and answers it. Returns the reason if the daemon has to stop.
     pub(super) async fn answer(&mut self, call: Call) -> Option<Exit> {
         let (request, answer) = match call {
             (request @ Request::Explain { .. }, answer) => self.put_off(request, answer)?,

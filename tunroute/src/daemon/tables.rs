@@ -41,10 +41,10 @@ impl Tables {
         of_policies.chain(of_probes.map(|(name, table)| (name.as_str(), *table)))
     }
 
-    /// Fails if the configuration names a table that is somebody else's.
+    /// Fails if the configuration names a table with foreign routes.
     pub(super) fn check_free(&self, config: &Config, kernel: &KernelState) -> anyhow::Result<()> {
         for (policy, table) in explicit(config) {
-            // One that tunroute uses already stays in use although somebody else has put a route there.
+            // A table already in use by tunroute stays in use although it has foreign routes now.
             let used = self.numbers.values().any(|used| *used == table);
             anyhow::ensure!(
                 used || !kernel.foreign_tables.contains(&table),
@@ -86,7 +86,7 @@ impl Tables {
             .collect();
         let probed = config.tunnels.iter().filter(|tunnel| probes::needs_table(tunnel));
         let of_probes: Vec<String> = probed.map(|tunnel| probes::table_name(&tunnel.name)).collect();
-        // A table that tunroute uses already stays in use although somebody else has put a route there.
+        // A table already in use by tunroute stays in use although it has foreign routes now.
         let foreign = kernel.foreign_tables.iter().filter(|table| !self.numbers.values().any(|used| used == *table));
         let taken: BTreeSet<u32> = numbers.values().chain(foreign).copied().collect();
         let allocated = tables::allocate_tables(

@@ -58,7 +58,7 @@ impl Daemon {
         Ok(Traced { decisions: self.decisions(&events), omitted })
     }
 
-    /// Nobody has asked for a while: nothing is told any more.
+    /// No client has asked for a while: tracing ends.
     pub(super) fn end_tracing(&mut self) {
         if self.listener.take_if(|listener| listener.until <= Instant::now()).is_some()
             && let Some(Err(error)) = self.fast.as_mut().map(|fast| fast.trace(None))

@@ -1,5 +1,5 @@
-//! XDP in the daemon's hands: who takes part is looked at like the gates; what the kernel refuses is left to the programs
-//! behind.
+//! XDP in the daemon: the devices that take part are chosen as gates are looked at; what the kernel refuses is left to
+//! the TC programs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use crate::{
     policy::xdp::{Chosen, Device, Obstacle, Role, choose},
 };
 
-/// Who takes part, as last looked at.
+/// The chosen devices, as last looked at.
 #[derive(Debug, Default)]
 pub(super) struct Xdp {
     pub(super) chosen: Chosen,
@@ -31,7 +31,7 @@ pub(super) struct Xdp {
 }
 
 impl Daemon {
-    /// Looks who could take part now. Returns whether that has changed.
+    /// Chooses devices anew. Returns whether the choice has changed.
     pub(super) async fn look_for_xdp(&mut self, kernel: &KernelState) -> bool {
         let fast = self.fast.as_ref().map(crate::datapath::Datapath::state);
         let looked = devices(&self.config, kernel, fast).await;
@@ -90,7 +90,7 @@ impl Daemon {
         wanted.any(|device| self.xdp.refused.contains_key(device))
     }
 
-    /// Who takes part, and why the others do not.
+    /// The chosen devices, and why the others are not.
     pub(super) fn xdp_status(&self) -> Vec<XdpStatus> {
         let status = |(role, device, obstacle): &(Role, String, Option<Obstacle>)| XdpStatus {
             role: *role,
@@ -101,7 +101,7 @@ impl Daemon {
     }
 }
 
-/// Who would take part with this configuration.
+/// The devices that this configuration would choose.
 pub(super) async fn would_take_part(config: &Config, kernel: &KernelState, fast: Option<&FastState>) -> Chosen {
     let devices = devices(config, kernel, fast).await.unwrap_or_default();
     choose(config, kernel, &devices, &ours(fast), &BTreeMap::new())

@@ -8,7 +8,7 @@ use tunroute_common::maps::{Event, Filter, Traced, names};
 
 use super::{Result, map_error, take};
 
-/// The maps by which they are asked for and told.
+/// The maps that control and carry traced decisions.
 pub(super) struct Events {
     told: RingBuf<MapData>,
     filter: Array<MapData, Filter>,
@@ -24,13 +24,13 @@ impl Events {
         })
     }
 
-    /// Asks for decisions. What waits to be told was asked for by somebody else.
+    /// Starts tracing. Events still waiting belong to an earlier client.
     pub(super) fn ask(&mut self, filter: &Filter) -> Result<()> {
         while self.told.next().is_some() {}
         self.filter.set(0, filter, 0).map_err(map_error(names::TRACE))
     }
 
-    /// The decisions told since, and how many never were, since the maps were made.
+    /// The decisions traced since the last call, and the number omitted since the maps were made.
     pub(super) fn read(&mut self) -> Result<(Vec<Event>, u64)> {
         let mut events = Vec::new();
         while let Some(item) = self.told.next() {

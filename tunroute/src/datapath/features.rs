@@ -14,7 +14,7 @@ pub fn asks_main() -> bool {
     !KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(6, 3, 0))
 }
 
-/// What this kernel lacks, in words; empty if nothing, or if it cannot be told.
+/// What this kernel lacks, in words; empty if nothing, or if unknown.
 #[must_use]
 pub fn missing() -> Vec<&'static str> {
     let no_programs = is_program_supported(ProgramType::SchedClassifier).is_ok_and(|supported| !supported);

@@ -50,8 +50,8 @@ use crate::{
 /// How long the ingress program goes on deciding after the daemon's last heartbeat.
 pub const HEARTBEAT_VALID: Duration = Duration::from_secs(10);
 
-/// The eBPF object, built by the build script; public for who loads it in another way, as tests do. Empty if it was built
-/// with `AYA_BUILD_SKIP=1`.
+/// The eBPF object, made by the build script; public for other loaders, such as tests. Empty if built with
+/// `AYA_BUILD_SKIP=1`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunroute-ebpf"));
 
 /// The programs on skbs, in the object's terms.
@@ -62,7 +62,7 @@ fn programs() -> impl Iterator<Item = &'static str> {
     CLASSIFIERS.into_iter().chain(xdp::is_usable().then_some(xdp::PROGRAM))
 }
 
-/// The programs' constant that says how many words the map of prefixes has, for who loads them in another way.
+/// The programs' constant for the number of words of the map of prefixes, for other loaders.
 pub const WORD_COUNT: &str = "WORD_COUNT";
 
 /// Held while programs or twins are loaded: what the one pins the other finds by its name.
@@ -105,7 +105,7 @@ pub struct Datapath {
     clamp: HashMap<MapData, u32, Clamp>,
     station: HashMap<MapData, u32, Station>,
     events: Events,
-    /// What is told of decisions, if anybody listens.
+    /// Traced decisions, if a client listens.
     filter: Option<Filter>,
     pins: Pins,
     loaded: Loaded,
@@ -167,7 +167,7 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// The loaded programs, to hand their log to somebody.
+    /// The loaded programs, for forwarding their log.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -193,7 +193,7 @@ impl Datapath {
     pub fn read_again(&mut self) -> Result<()> {
         let FastState { attached, pinned, sources, exempt, .. } = std::mem::take(&mut self.state);
         let result = self.read_maps();
-        // What is made of prefixes is not read, but made anew.
+        // Compiled prefixes are not read back, but compiled anew.
         self.state = FastState { attached, pinned, sources, exempt, ..std::mem::take(&mut self.state) };
         result.and(self.index.renew(Content { sources: &self.state.sources, exempt: &self.state.exempt }))
     }
@@ -392,7 +392,7 @@ impl Datapath {
         result
     }
 
-    /// As many words as the map of prefixes has, and how many of them are used.
+    /// Number of words of the map of prefixes, and how many of them are used.
     #[must_use]
     pub fn words(&self) -> (u64, u64) {
         let published = self.index.published();
@@ -436,7 +436,7 @@ impl Datapath {
         self.beat()
     }
 
-    /// The decisions that were told since this was called last, and how many never were, since the maps were made.
+    /// The decisions traced since the last call, and the number omitted since the maps were made.
     ///
     /// # Errors
     ///
@@ -481,7 +481,7 @@ impl Datapath {
         Ok(counters)
     }
 
-    /// What the ingress programs have forwarded although no policy is about it, summed over the CPUs.
+    /// Unmatched traffic forwarded by the ingress programs, summed over the CPUs.
     ///
     /// # Errors
     ///

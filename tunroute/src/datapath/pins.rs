@@ -81,7 +81,7 @@ impl Pins {
         })
     }
 
-    /// Are the maps still pinned? Somebody may have removed them, or unmounted bpffs.
+    /// Returns true if the maps are still pinned: another process may have removed them, or unmounted bpffs.
     pub(super) fn maps_pinned(&self) -> bool {
         names::ALL.iter().all(|name| self.maps.join(name).exists())
     }
@@ -187,7 +187,7 @@ fn layouts(root: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         .map(|entry| entry.path())
 }
 
-/// Mounts bpffs on `/sys/fs/bpf`, if the pin directory is to be there and it is missing.
+/// Mounts bpffs on `/sys/fs/bpf`, if the pin directory belongs there and it is missing.
 fn mount_bpffs(root: &Path) -> Result<()> {
     let existing = root.ancestors().find(|path| path.exists()).unwrap_or(root);
     let is_bpffs = |path: &Path| statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC);

@@ -12,7 +12,7 @@ const PROG_QUERY: libc::c_long = 16;
 /// Of `enum bpf_attach_type`.
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
-/// As many programs fit one hook (`BPF_MPROG_MAX` in `include/linux/bpf_mprog.h`).
+/// Maximum number of programs at one hook (`BPF_MPROG_MAX` in `include/linux/bpf_mprog.h`).
 const ROOM: u32 = 64;
 
 /// The part of `union bpf_attr` that belongs to `BPF_PROG_QUERY`.

@@ -38,7 +38,7 @@ const MMAPABLE: u32 = 1 << 10;
 /// The published map's name below the pin directory. It is pinned since reaching it through the other map takes
 /// `CAP_SYS_ADMIN`.
 const WORDS: &str = "WORDS";
-/// So many operations are carried out in the published map; for more a new one is made.
+/// Maximum number of operations that are applied to the published map; for more a new one is made.
 const CHANGED_IN_PLACE: usize = 256;
 
 /// The part of `union bpf_attr` that belongs to `BPF_MAP_CREATE`.
@@ -71,7 +71,7 @@ struct Element {
 ///
 /// The attributes must be those of the command, and what they point to must live.
 unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the caller's promise; the kernel reads as many bytes as it is told.
+    // SAFETY: the caller's promise; the kernel reads the given number of bytes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -87,7 +87,7 @@ fn create(name: &str, map_type: u32, value_size: u32, map_flags: u32, inner_map_
     // SAFETY: the attributes of this command, without pointers.
     let fd = unsafe { bpf(MAP_CREATE, &attributes) }.map_err(|source| DatapathError::Words { source })?;
     let fd = libc::c_int::try_from(fd).map_err(|error| DatapathError::Words { source: io::Error::other(error) })?;
-    // SAFETY: a new descriptor, which nobody else has.
+    // SAFETY: a new descriptor without another owner.
     MapData::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).map_err(map_error(names::INDEX))
 }
 
@@ -108,7 +108,7 @@ unsafe impl Send for WordMap {}
 unsafe impl Sync for WordMap {}
 
 impl WordMap {
-    /// A new map of so many words, all 0.
+    /// A new map of this many words, all 0.
     fn create(count: u64) -> Result<Self> {
         let value_size = count.checked_mul(8).and_then(|size| u32::try_from(size).ok());
         let value_size =
@@ -144,7 +144,7 @@ impl WordMap {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: mapped for as long as this value lives, and valid as atomic words whatever their content.
+        // SAFETY: mapped for as long as this value lives, and valid as atomic words for any content.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.count) }
     }
 }
@@ -175,7 +175,7 @@ impl Drop for WordMap {
     }
 }
 
-/// The published words, for whoever wants to look something up.
+/// The published words, for lookups.
 #[derive(Clone)]
 pub(super) struct Published(Arc<RwLock<WordMap>>);
 
@@ -196,7 +196,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Those that are pinned in the directory, or new ones, if there are none or they have no room for so many words.
+    /// The maps pinned in the directory; new ones if there are none or they are too small.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl Index {
         Self { index, published, directory: directory.to_owned(), damaged: false }
     }
 
-    /// Both, if what is pinned is what is published: a daemon may have died in between.
+    /// Both, if the pinned map is the published one: a daemon may have died in between.
     fn pinned(directory: &Path) -> Option<(MapData, WordMap)> {
         let index = MapData::from_pin(directory.join(names::INDEX)).ok()?;
         let words = WordMap::pinned(directory).ok()?;
@@ -241,7 +241,7 @@ impl Index {
         self.published.clone()
     }
 
-    /// As many words as the map has.
+    /// Number of words of the map.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.published.words().length()
@@ -259,7 +259,7 @@ impl Index {
         Ok(())
     }
 
-    /// Carries out operations on prefixes; `content` is what there is to be afterwards.
+    /// Applies operations on prefixes; `content` is the state afterwards.
     ///
     /// # Errors
     ///

@@ -45,9 +45,9 @@ pub struct Inputs<'a> {
     pub tables: &'a BTreeMap<String, u32>,
     /// Tunnels that do not answer their probes, with the family asked.
     pub failed: &'a BTreeSet<(String, Family)>,
-    /// The policies' rules and tables are to be installed.
+    /// Install the policies' rules and tables.
     pub rules: bool,
-    /// The fast path, if there is to be one.
+    /// Input of the fast path, if it is wanted.
     pub fast: Option<FastInputs<'a>>,
     /// What was compiled from the same configuration before: it is taken if nothing has changed for the prefixes.
     pub before: Option<&'a Arc<Sources>>,
@@ -62,11 +62,11 @@ pub struct FastInputs<'a> {
     pub closed: &'a BTreeSet<IfIndex>,
     /// IPv4 ingress checks the reverse path (rp_filter).
     pub reverse_path: bool,
-    /// The families of which it may forward by the main table what no policy is about.
+    /// The families whose unmatched traffic it may forward by the main table.
     pub unmatched: Open,
     /// Tunnels where such packets come back, to be forwarded likewise.
     pub returning: &'a BTreeSet<IfIndex>,
-    /// Who takes part in XDP.
+    /// The devices that take part in XDP.
     pub xdp: &'a xdp::Chosen,
 }
 
@@ -79,7 +79,7 @@ pub struct Desired {
     pub trees: BTreeSet<Family>,
     /// The routes of all tables of tunroute's.
     pub routes: BTreeSet<Route>,
-    /// The fast path; none if there is to be nothing of it.
+    /// The fast path; none if nothing of it is wanted.
     pub fast: Option<DesiredFast>,
     /// The destinations that policies do not apply to.
     pub exemptions: Exemptions,
@@ -134,7 +134,7 @@ pub struct SlotSpec {
     pub family: Family,
     /// The exit that packets are handed to; none while no tunnel is up.
     pub exit: Option<DeviceExit>,
-    /// What is done while there is none.
+    /// The action while there is none.
     pub on_down: Action,
     /// What enters is left to the kernel.
     pub disputed: bool,
@@ -368,7 +368,7 @@ fn compile_fast(inputs: &Inputs<'_>, fast: &FastInputs<'_>, exemptions: &Exempti
     desired
 }
 
-/// What is decided on each source and destination, whichever datapath is configured: sources, slots and exemptions.
+/// The decision on each source and destination, for any datapath: sources, slots and exemptions.
 #[must_use]
 pub fn decisions(inputs: &Inputs<'_>, reverse_path: bool) -> DesiredFast {
     compile_decisions(inputs, reverse_path, &Exemptions::compile(inputs))
@@ -416,7 +416,7 @@ fn compile_programs(inputs: &Inputs<'_>, fast: &FastInputs<'_>, exemptions: &Exe
     desired
 }
 
-/// Who takes part in XDP, of the devices that are not closed.
+/// The devices that take part in XDP and are not closed.
 fn compile_xdp(inputs: &Inputs<'_>, fast: &FastInputs<'_>, desired: &mut DesiredFast) {
     for (ifindex, address) in fast.xdp.stations.iter().filter(|(ifindex, _)| !fast.closed.contains(*ifindex)) {
         let link = inputs.kernel.links.get(ifindex);

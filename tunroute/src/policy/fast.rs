@@ -233,7 +233,7 @@ pub struct FastState {
     pub open: Open,
     /// `CONTROL`: what the ingress program may forward by the main table.
     pub unmatched: Open,
-    /// `CONTROL`: the programs leave every packet to the kernel, whatever they decide.
+    /// `CONTROL`: shadow mode, in which the programs leave every packet to the kernel.
     pub shadow: bool,
 }
 
@@ -329,7 +329,7 @@ pub enum FastOp {
     RemoveStation(IfIndex),
     /// Say which families the ingress program may decide.
     SetOpen(Open),
-    /// Say of which families the ingress program may forward by the main table what no policy is about.
+    /// Set the families whose unmatched traffic the ingress program forwards by the main table.
     SetUnmatched(Open),
     /// Say whether the programs leave every packet to the kernel.
     SetShadow(bool),

@@ -74,7 +74,7 @@ impl Lookup for Model {
         self.exemption_of(set, source_and_destination(addresses).1).map_or(Exempt::No, |(_, kind)| kind)
     }
 
-    /// The kernel's routes are not kept here: what no policy is about is left to it.
+    /// The kernel's routes are not kept here: unmatched traffic is left to the kernel.
     fn forwards_unmatched(&self, _addresses: &Addresses) -> bool {
         false
     }
@@ -97,7 +97,7 @@ impl Lookup for Model {
         (*ifindex != 0).then_some(Way { number, ifindex: *ifindex, exit })
     }
 
-    /// Whether the daemon is alive is not asked here: whoever has the state is.
+    /// The daemon counts as alive.
     fn open(&self, addresses: &Addresses) -> bool {
         self.open.family(match addresses {
             Addresses::V4 { .. } => Family::V4,

@@ -498,7 +498,7 @@ impl fmt::Display for Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub usize);
 
-/// A rule as observed, ours or somebody else's.
+/// A rule as observed, tunroute's or foreign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedRule {
     /// The observed message, for an exact deletion.

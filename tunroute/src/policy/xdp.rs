@@ -20,8 +20,7 @@ use crate::{
 const BASIC: u64 = 1;
 const REDIRECT: u64 = 2;
 const TRANSMIT: u64 = 4;
-/// The queueing disciplines that devices have when nobody has said otherwise: passing them over changes nothing that
-/// anybody asked for.
+/// The default queueing disciplines: bypassing them changes no configured behaviour.
 const PLAIN_QUEUES: [&str; 6] = ["noqueue", "mq", "pfifo_fast", "fq_codel", "fq", "noop"];
 
 /// What the kernel says of a device.
@@ -37,7 +36,7 @@ pub struct Device {
     pub origin: Origin,
     /// The name of its queueing discipline.
     pub queue: String,
-    /// So many programs and filters see what leaves by it.
+    /// Number of programs and filters at its egress.
     pub filters: usize,
 }
 
@@ -70,7 +69,7 @@ pub enum Obstacle {
     Untold,
     /// Its driver has no native XDP.
     NoDriver,
-    /// There is a program of somebody else.
+    /// A foreign program is attached.
     OtherProgram(u32),
     /// The card takes VLAN tags out of frames.
     Tags,
@@ -84,7 +83,7 @@ pub enum Obstacle {
     Refused(String),
     /// It takes no frames from XDP.
     NoTransmit,
-    /// Packets wait in a queue that somebody has chosen.
+    /// Packets wait in a configured queueing discipline.
     Queue(String),
     /// Programs or filters see what leaves.
     Filters,
@@ -176,7 +175,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who takes part, and why the others do not.
+/// The chosen devices, and why the others are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chosen {
     /// The devices whose frames are decided, with their link-layer addresses.

@@ -77,7 +77,7 @@ impl Results {
         }
     }
 
-    /// What went wrong, of so many suites.
+    /// The failures, of this many suites.
     pub fn failures(mut self, suites: usize) -> Vec<String> {
         if self.suites.len() != suites {
             self.failures.push(format!("only {} of {suites} suites ended", self.suites.len()));

@@ -1,4 +1,4 @@
-//! What is run in a guest, and what is not.
+//! The suites that run in a guest, and what is left out.
 
 /// A suite, and which of its tests run in a guest.
 pub struct Suite {

@@ -159,7 +159,7 @@ fn entries(policy: &Policy, ways: &[Way<'_>], kernel: &KernelState) -> BTreeMap<
         };
         let own = *mark == Mark::Own;
         entries.insert(*dst, Entry { kind, own });
-        // The local table comes first for whatever is in it.
+        // The local table is asked first for its addresses.
         around.push((*dst, if own { Exempt::Anywhere } else { kind }));
     }
     entries

@@ -1,4 +1,4 @@
-//! The way out for a tunnel's probes: by the tunnel, whatever the policies hold of it at the moment.
+//! The route for a tunnel's probes: by the tunnel, also while the policies avoid it.
 //!
 //! A probe's socket is bound to the tunnel's device, and the kernel looks for a route *by that device*. While a policy
 //! keeps off the tunnel there is none, and the probe could never find out that the tunnel is back. So each probed tunnel
@@ -37,7 +37,7 @@ pub fn needs_table(tunnel: &Tunnel) -> bool {
     Family::ALL.into_iter().any(|family| !targets(tunnel, family).is_empty())
 }
 
-/// The targets in a family to which the kernel has to be told the way.
+/// The targets in a family for which the kernel needs a route.
 fn targets(tunnel: &Tunnel, family: Family) -> BTreeSet<IpAddr> {
     if family == Family::V4 && tunnel.via(family).is_none() {
         return BTreeSet::new();

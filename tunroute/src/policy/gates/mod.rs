@@ -30,7 +30,7 @@ pub enum Gate {
         /// The ingress device.
         device: String,
     },
-    /// Somebody else's rule is asked before tunroute's and may decide otherwise.
+    /// A foreign rule is asked before tunroute's and may decide otherwise.
     ForeignRule {
         /// The family whose rule list it stands in.
         family: Family,
@@ -65,7 +65,7 @@ pub enum Gate {
         /// The ingress device.
         device: String,
     },
-    /// It cannot be told.
+    /// Unknown.
     Unknown {
         /// What was to be found out.
         what: &'static str,
@@ -171,7 +171,7 @@ impl GateReport {
         self.closed.get(&(device, family)).map_or(&[], Vec::as_slice)
     }
 
-    /// May the fast path be attached? Not where nobody asked.
+    /// Returns true if the fast path may be attached; false if the gates were not looked at.
     #[must_use]
     pub fn is_open(&self, device: IfIndex, family: Family) -> bool {
         self.closed.get(&(device, family)).is_some_and(Vec::is_empty)
@@ -245,7 +245,7 @@ pub fn main_decides(state: &KernelState, family: Family) -> bool {
     others.next().is_some_and(|rule| rule.looks_up_main) && routes.all(|route| route.oif.is_some())
 }
 
-/// Is this somebody else's rule that might match a packet from the device before tunroute's own rules do?
+/// Returns true if this is a foreign rule that might match a packet from the device before tunroute's own rules do.
 fn comes_first(rule: &ObservedRule, family: Family, device: &str, last: u32) -> bool {
     rule.family == family
         && !rule.ours

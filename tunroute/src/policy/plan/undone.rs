@@ -18,13 +18,13 @@ pub struct Undone<'a> {
     desired: Option<&'a Desired>,
     /// Families for which anything is undone that decides about packets.
     families: BTreeSet<Family>,
-    /// Tables whose routes are not as they are to be, or that a rule still leads to which is to go.
+    /// Tables whose routes are not yet as desired, or that an obsolete rule still leads to.
     tables: BTreeSet<(Family, u32)>,
-    /// Sources whose rules or map entries are not as they are to be, or lead to such a table.
+    /// Sources whose rules or map entries are not yet as desired, or lead to such a table.
     sources: BTreeSet<IpNet>,
     /// The same of rules for sockets that are bound to a device.
     bound: BTreeSet<(Family, String)>,
-    /// Families whose list of rules is not as it is to be.
+    /// Families whose list of rules is not yet as desired.
     lists: BTreeSet<Family>,
     /// Sources whose rules are missing.
     missing: BTreeSet<IpNet>,
@@ -164,7 +164,7 @@ impl<'a> Undone<'a> {
     /// Must a change of rules or routes wait? It is undone then, too.
     pub fn puts_off(&mut self, operation: &KernelOp) -> bool {
         let waits = match operation {
-            // Right only where the rules that it passes over are as they are to be.
+            // Correct only if the rules that it skips are as desired.
             KernelOp::AddRule(rule) if rule.is_shortcut() => return self.lists.contains(&rule.family()),
             // It might be asked before the old rule of a longer prefix whose new one is missing.
             KernelOp::AddRule(rule) => {
