@@ -84,7 +84,7 @@ const CASES: [Case; 8] = [
         close: |world| world.host.ip("-6 route add 2001:db8:ffff::/48 dev net0 table 20000"),
         open: |world| world.host.ip("-6 route del 2001:db8:ffff::/48 dev net0 table 20000"),
         family: "v6",
-        words: ["table 20000 has routes of somebody else", "remove them"],
+        words: ["table 20000 has routes of another program", "remove them"],
     },
 ];
 

@@ -55,7 +55,7 @@ fn what_no_policy_is_about_goes_by_the_main_table() -> Result<()> {
             ensure!(asked(plain, REMOTE.of(family))? == by_program, "{kind:?} {family}: the request, by net0");
             ensure!(asked(policy, REMOTE.of(family))? == by_program, "{kind:?} {family}: the reply, by {tunnel}");
             ensure!(asked(plain, PLAIN_LAN.of(family))? == 0, "{kind:?} {family}: to the host itself");
-            let left = format!("{family} packets that no policy is about are left to the kernel");
+            let left = format!("unmatched {family} packets are left to the kernel");
             if !can_ask_main() {
                 let hints = daemon.status()?["hints"].to_string();
                 ensure!(hints.contains(&format!("{left}: before Linux 6.3 ")), "{kind:?} {family}: {hints}");

@@ -118,7 +118,7 @@ fn frames_are_handed_on_without_an_skb() -> Result<()> {
 const NO_GRO: &str = "it takes no frames from XDP";
 const QUEUE: &str = "its queue, pfifo, would be";
 const FILTERS: &str = "programs or filters at its egress";
-const PROGRAM: &str = "an XDP program of somebody else";
+const PROGRAM: &str = "another XDP program";
 
 /// What keeps a device from taking part is seen, told, and seen again when it is gone. Packets are forwarded all the while.
 #[test]

@@ -95,7 +95,7 @@ pub const TOP: &[Key] = &[
         "tree-above = 32",
         Kind::Number(0, u32::MAX),
         "With more prefixes of a family than this, its rules are a tree of `goto` rules, which the kernel need not walk one \
-         by one. They have priorities behind the 129 of the band, before the next rule of somebody else, 8192 at most.",
+         by one. They have priorities behind the 129 of the band, before the next rule of another program, 8192 at most.",
     )
     .or("32"),
     key(
@@ -109,7 +109,7 @@ pub const TOP: &[Key] = &[
         "unmatched",
         "unmatched = \"fast\"",
         Kind::Choice(UNMATCHED),
-        "Who forwards packets that no policy is about, among them those that come back by the tunnels. The rules make the \
+        "Who forwards unmatched packets, replies that come in by the tunnels included. The rules make the \
          kernel slower for these, too.",
     )
     .or("\"kernel\""),

@@ -60,7 +60,7 @@ impl Daemon {
     pub(super) async fn undo_trial(&mut self) {
         let Some(Trial { config, tables, .. }) = self.trial.take() else { return };
         warn!(
-            "nobody has confirmed the change: the earlier configuration is in force again, {} has the unconfirmed one",
+            "the change was not confirmed: the earlier configuration is in force again, {} has the unconfirmed one",
             self.options.config.display()
         );
         self.go_back(config, tables).await;

@@ -23,7 +23,7 @@ impl Daemon {
         let pins = self.options.instance.pin_dir.display();
         let error = fast.restore_pins().err().map(|error| error.to_string());
         match &error {
-            None => warn!("somebody has removed the pinned maps below {pins}; pinned them again"),
+            None => warn!("another program has removed the pinned maps below {pins}; pinned them again"),
             Some(_) if self.fast_error == error => {}
             Some(error) => warn!("the pinned maps are gone, a restart of tunroute will have a gap: {error}"),
         }

@@ -95,7 +95,7 @@ impl Gates {
         let foreign = tables.values().filter(|table| kernel.foreign_tables.contains(table)).map(|table| Reason {
             gate: FOREIGN_ROUTES,
             text: format!(
-                "table {table} has routes of somebody else (`ip route show table {table}`, also -6: remove them)"
+                "table {table} has routes of another program (`ip route show table {table}`, also -6: remove them)"
             ),
         });
         let agreed = reasons.len();
@@ -125,7 +125,7 @@ impl Gates {
                 _ if main_decides(kernel, family) => return true,
                 _ => "a rule of others comes before that of the main table, or one of its routes has several ways",
             };
-            hints.push(format!("{family} packets that no policy is about are left to the kernel: {why}"));
+            hints.push(format!("unmatched {family} packets are left to the kernel: {why}"));
             false
         };
         let unmatched = Open { v4: unmatched(Family::V4), v6: unmatched(Family::V6) };

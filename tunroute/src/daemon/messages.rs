@@ -22,9 +22,11 @@ pub(super) fn report_removed(change: &Change) -> bool {
     let who = fs::read_to_string(format!("/proc/{}/comm", first.port)).unwrap_or_default();
     let who = if who.is_empty() { String::new() } else { format!(" ({})", who.trim()) };
     match change.removed.len().saturating_sub(1).saturating_add(change.removed_more) {
-        0 => warn!("somebody else{who} did `{first}`; undoing it"),
+        0 => warn!("another program{who} did `{first}`; undoing it"),
         more => {
-            warn!("somebody else{who} did `{first}` and removed {more} more of tunroute's rules and routes; undoing it")
+            warn!(
+                "another program{who} did `{first}` and removed {more} more of tunroute's rules and routes; undoing it"
+            )
         }
     }
     true

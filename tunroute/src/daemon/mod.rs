@@ -596,7 +596,7 @@ impl Daemon {
             .map(ToString::to_string)
             .collect();
         if !lost.is_empty() {
-            warn!("somebody has detached {}; attaching again", lost.join(", "));
+            warn!("another program has detached {}; attaching again", lost.join(", "));
             self.instruments.repair();
         }
         let unpinned = !self.loader.loads_programs() && !fast.maps_pinned();

@@ -88,7 +88,7 @@ impl Daemon {
         let lists = Family::ALL.into_iter().filter(is_list).filter(|family| wants_tree(&self.config, *family));
         lists.map(|family| {
             format!(
-                "every packet walks all {family} rules: between `band` and the next rule of somebody else there is no room \
+                "every packet walks all {family} rules: between `band` and the next rule of another program there is no room \
                  for a tree; write a lower `band`, such as 1003"
             )
         })

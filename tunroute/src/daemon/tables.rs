@@ -48,7 +48,7 @@ impl Tables {
             let used = self.numbers.values().any(|used| *used == table);
             anyhow::ensure!(
                 used || !kernel.foreign_tables.contains(&table),
-                "table {table} of policy \"{policy}\" has routes of somebody else (`ip route show table {table}` and \
+                "table {table} of policy \"{policy}\" has routes of another program (`ip route show table {table}` and \
                  `ip -6 route show table {table}`): remove them, or choose another `table`"
             );
         }

@@ -134,7 +134,7 @@ impl Instance {
         let directory = File::open(runtime_dir).map_err(error)?;
         let metadata = directory.metadata().map_err(error)?;
         if metadata.uid() != nix::unistd::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
-            let why = "it belongs to somebody else, or others may write to it";
+            let why = "it belongs to another user, or others may write to it";
             return Err(error(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
         match directory.try_lock() {

@@ -97,7 +97,7 @@ impl fmt::Display for Obstacle {
             Self::Untold => f.write_str("it takes Linux 6.5"),
             Self::NoDriver => f.write_str("its driver has no XDP"),
             Self::OtherProgram(id) => {
-                write!(f, "it has an XDP program of somebody else (`bpftool prog show id {id}`), which is left alone")
+                write!(f, "another XDP program is attached (`bpftool prog show id {id}`), which is left alone")
             }
             Self::Tags => f.write_str("it takes VLAN tags out of frames (`ethtool -K DEVICE rxvlan off`)"),
             Self::Unfinished => f.write_str(

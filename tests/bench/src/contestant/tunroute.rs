@@ -50,7 +50,7 @@ impl Tunroute {
 
     /// Rules, tables and programs; the programs also forward unmatched traffic.
     pub fn unmatched(binary: &Path) -> Self {
-        let about = "tunroute's default with `unmatched = \"fast\"`, for packets that no policy is about";
+        let about = "tunroute's default with `unmatched = \"fast\"`, for unmatched packets";
         let settings = "datapath = \"both\"\nunmatched = \"fast\"";
         Self { name: super::TUNROUTE_UNMATCHED, about, settings, binary: binary.to_owned() }
     }

@@ -19,7 +19,7 @@ fn restored(
     let most = 3 + repairs_in(started.elapsed());
     scene.within("restored", IN_TIME, |scene| whole(scene))?;
     scene.flows_again("carried", IN_TIME)?;
-    let said = scene.said(log, "somebody else");
+    let said = scene.said(log, "another program");
     // A flush takes them one by one, and may not be through when the daemon looks.
     ensure!((1..=most).contains(&said), "{said} lines say what happened");
     Ok(())
@@ -107,11 +107,11 @@ fn somebody_deletes_again_and_again() -> Result<()> {
         let one = rules.first().cloned().unwrap_or_default();
         let log = scene.log_end();
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(1) || scene.said(log, "somebody else") == 0 {
+        while started.elapsed() < Duration::from_secs(1) || scene.said(log, "another program") == 0 {
             // It may not be back yet.
             let _gone = scene.host(&format!("-6 rule del {one}"));
         }
-        let repairs = scene.said(log, "somebody else");
+        let repairs = scene.said(log, "another program");
         // Some before and after.
         let took = started.elapsed();
         ensure!(repairs <= repairs_in(took) + 10, "{repairs} repairs in {took:?}");

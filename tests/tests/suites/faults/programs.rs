@@ -53,7 +53,7 @@ fn detach(scene: &Scene<'_>, device: &str, hook: &str) -> Result<()> {
 
 #[test]
 fn ingress_link_is_detached() -> Result<()> {
-    restored("ingress link detached", "somebody has detached ingress dev lan0", 1, |scene| {
+    restored("ingress link detached", "another program has detached ingress dev lan0", 1, |scene| {
         detach(scene, "lan0", "ingress")
     })
 }
@@ -69,7 +69,7 @@ fn egress_link_is_detached() -> Result<()> {
 
 #[test]
 fn link_pins_are_removed() -> Result<()> {
-    restored("link pins removed", "somebody has", programs(), |scene| {
+    restored("link pins removed", "another program has", programs(), |scene| {
         for link in fs::read_dir(scene.world.pin_dir().join("links"))? {
             fs::remove_file(link?.path())?;
         }
@@ -79,7 +79,7 @@ fn link_pins_are_removed() -> Result<()> {
 
 #[test]
 fn all_pins_are_removed() -> Result<()> {
-    restored("all pins removed", "somebody has removed the pinned maps", 1, |scene| {
+    restored("all pins removed", "another program has removed the pinned maps", 1, |scene| {
         // All at once, lest some are made again before the others are gone.
         let gone = scene.world.pin_dir().with_file_name("gone");
         fs::rename(scene.world.pin_dir(), &gone).context("cannot move the pins")?;
@@ -107,7 +107,7 @@ fn bpffs_is_unmounted() -> Result<()> {
             scene.world.host.run("nsenter", &["-t", &pid, "-m", "umount", "-l", "/sys/fs/bpf"])?;
             scene.within("restored", IN_TIME, |_| Ok(pinned(&root)))?;
             scene.flows_again("carried", IN_TIME)?;
-            let said = scene.said(log, "somebody has removed the pinned maps");
+            let said = scene.said(log, "another program has removed the pinned maps");
             ensure!(said == 1, "{said} lines say what happened");
             Ok(())
         })?;
@@ -182,7 +182,7 @@ fn clsact_is_deleted_with_the_filters() -> Result<()> {
             scene.world.host.query("tc", &format!("qdisc del dev {device} clsact"))?;
         }
         scene.within("restored", IN_TIME, in_place)?;
-        let said = scene.said(log, "somebody has detached");
+        let said = scene.said(log, "another program has detached");
         ensure!((1..=2).contains(&said), "{said} lines say what happened");
         scene.flows_again("carried", IN_TIME)
     })

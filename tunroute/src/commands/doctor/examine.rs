@@ -101,7 +101,7 @@ fn gate(gate: &Gate) -> Finding {
                 Family::V4 => "ipv4/ip_forward",
                 Family::V6 => "ipv6/conf/all/forwarding",
             };
-            let effect = format!("{family} packets that enter by {device} for somebody else are dropped");
+            let effect = format!("{family} packets that enter by {device} for other hosts are dropped");
             problem(gate.to_string(), effect, "").by(path.to_owned(), 1)
         }
         _ => warning(gate.to_string(), "the fast path leaves these packets to the kernel's rules", gate.advice()),

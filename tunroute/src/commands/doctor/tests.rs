@@ -160,7 +160,7 @@ fn each_thing_that_goes_wrong_is_found_with_its_fix() {
             |seen| seen.kernel.rules.push(rule(100, "from all to 10.0.0.0/8 lookup 7 pref 100")),
             Severity::Problem,
             "an IPv4 rule of another program at priority 100: from all",
-            "no room for a `band` ahead of it; if nobody needs it, ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
+            "no room for a `band` ahead of it; if it is not needed, ip rule del from all to 10.0.0.0/8 lookup 7 pref 100",
         ),
         (
             |seen| seen.kernel.links.extend([link(4, "wg0", Some("wireguard"), 1500)]),

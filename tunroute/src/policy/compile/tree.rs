@@ -38,7 +38,7 @@ const LEAVES_OF_BLOCK: usize = 16;
 /// A source prefix and what its policy's rule does.
 type Source = (IpNet, RuleAction);
 
-/// The priorities that a tree may have: those between the band and the next rule of somebody else, who expects to be asked
+/// The priorities that a tree may have: those between the band and the next rule of another program, who expects to be asked
 /// after the policies.
 pub(super) fn room(band: Band, family: Family, observed: &[ObservedRule]) -> RangeInclusive<u32> {
     let first = band.last().saturating_add(1);

@@ -113,8 +113,8 @@ pub fn advice(family: Family, priority: u32, text: &str, ahead: Option<&str>) ->
         (Some(Owner { name, configure, .. }), None) => {
             format!("leave it, as {name} needs it; there is no room for a `band` ahead of it; {configure}")
         }
-        (None, Some(ahead)) => format!("write {ahead}; or, if nobody needs the rule, {ip} rule del {text}"),
-        (None, None) => format!("there is no room for a `band` ahead of it; if nobody needs it, {ip} rule del {text}"),
+        (None, Some(ahead)) => format!("write {ahead}; or, if the rule is not needed, {ip} rule del {text}"),
+        (None, None) => format!("there is no room for a `band` ahead of it; if it is not needed, {ip} rule del {text}"),
     }
 }
 
