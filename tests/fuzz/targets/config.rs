@@ -209,7 +209,7 @@ fn check_compiled(config: &Config) {
     let policies = config.policies.iter().map(|policy| policy.name.clone());
     let probed = config.tunnels.iter().map(|tunnel| tunroute::policy::compile::probes::table_name(&tunnel.name));
     let tables: BTreeMap<String, u32> = policies.chain(probed).zip(30_000..).collect();
-    let (closed, chosen) = (BTreeSet::new(), tunroute::policy::xdp::Chosen::default());
+    let (closed, chosen) = (BTreeSet::new(), tunroute::policy::xdp_devices::Chosen::default());
     let fast = Some(FastInputs {
         open: Open { v4: true, v6: true },
         closed: &closed,

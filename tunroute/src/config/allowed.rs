@@ -9,7 +9,7 @@ pub(crate) use super::{
     check::{MOST_LEVELS, MOST_POLICIES},
     source::printable,
 };
-use super::{prefix, report::Refusal, values};
+use super::{names, prefix, report::Refusal, values};
 
 fn reason(Refusal { message, help }: Refusal) -> String {
     if help.is_empty() { message } else { format!("{message} ({help})") }
@@ -20,7 +20,7 @@ pub(crate) fn tunnel(name: &str) -> Result<(), String> {
     if name == "lo" {
         return Err("`lo` is the loopback device and leads nowhere".to_owned());
     }
-    values::tunnel_name(name).map_err(reason)
+    names::tunnel_name(name).map_err(reason)
 }
 
 /// A tunnel's gateway.

@@ -10,6 +10,7 @@ mod file;
 pub mod keys;
 mod list;
 mod load;
+mod names;
 mod parse;
 mod prefix;
 mod report;

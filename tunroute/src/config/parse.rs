@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Config, Datapath, Interfaces, Mss, OnDown, Policy, Probe, ProbeTarget, StartLimit, Tunnel, Unmatched, Xdp,
     keys::{INTERFACES, POLICY, PROBE, START_LIMIT, TOP, TUNNEL},
-    list, prefix,
+    list, names, prefix,
     report::{Finding, Findings, Span, quote},
     section::{Field, Section},
     values,
@@ -97,7 +97,7 @@ pub(super) fn document(root: &DeTable<'_>, directory: &Path, findings: &mut Find
     let mut tunnels = Vec::new();
     if let Some(field) = top.get("tunnel") {
         for (name, span, table) in named_tables(&field, findings) {
-            findings.accept(values::tunnel_name(name), &span);
+            findings.accept(names::tunnel_name(name), &span);
             let (tunnel, tunnel_spans) = tunnel(name, span, table, findings);
             tunnels.push(tunnel);
             spans.tunnels.push(tunnel_spans);
@@ -338,7 +338,7 @@ fn policy(table: &DeTable<'_>, header: Span, directory: &Path, findings: &mut Fi
     let section = Section::new(table, POLICY, "[[policy]]", header.clone(), findings);
     let name = section.require("name", findings).and_then(|field| {
         let name = field.string(findings)?;
-        findings.accept(values::policy_name(name), &field.span()).map(|name| (name, field.span()))
+        findings.accept(names::policy_name(name), &field.span()).map(|name| (name, field.span()))
     });
     let (name, name_span) = name.unzip();
     let (table, table_span) = table_number(&section, findings);

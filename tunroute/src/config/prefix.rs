@@ -157,7 +157,7 @@ pub fn can_be_source(net: &IpNet) -> bool {
 
 /// What looks like an interface may be meant as one.
 fn or_followed(text: &str, refusal: Refusal) -> Refusal {
-    if text.contains(['.', ':', '/']) || super::values::device_name(text).is_err() {
+    if text.contains(['.', ':', '/']) || super::names::device_name(text).is_err() {
         return refusal;
     }
     Refusal { help: format!("{}; or write \"@{text}\" for the prefixes of that interface", refusal.help), ..refusal }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     commands::text::wrapped, config::Datapath, exits::health, exits::supervise, kernel::Traffic, policy::net::Family,
-    policy::xdp::Role,
+    policy::xdp_devices::Role,
 };
 
 /// Width of the printed status, in columns.

@@ -31,7 +31,8 @@ use crate::{
     control::socket::Answer,
     datapath::{Datapath, Place},
     kernel::Kinds,
-    policy::compile::{Desired, matching},
+    policy::compile::Desired,
+    policy::devices::matching,
     policy::fast::Hook,
     policy::net::{Family, IfIndex, KernelState, MainRoute},
 };

@@ -6,7 +6,8 @@ use super::{Daemon, UNDER_WAY, down::remove_fast_path, wants_no_programs};
 use crate::{
     config::Datapath,
     datapath::{self, DatapathError, anything_pinned},
-    policy::compile::{Desired, DesiredFast, matching},
+    policy::compile::{Desired, DesiredFast},
+    policy::devices::matching,
     policy::fast::{Attachment, FastOp, Hook, Part},
     policy::net::{IfIndex, KernelState},
     policy::plan::Undone,

@@ -8,11 +8,12 @@ use crate::{
     config::{Config, Datapath, Unmatched},
     datapath::features,
     kernel::sysctl::{self, RpFilter},
-    policy::compile::{FastInputs, Sources, matching},
+    policy::compile::{FastInputs, Sources},
+    policy::devices::matching,
     policy::fast::Open,
     policy::gates::{Gate, GateInput, Probes, gates, kept_out, main_decides, unguarded},
     policy::net::{Band, Family, IfIndex, KernelState, Link, LinkLayer},
-    policy::xdp::Chosen,
+    policy::xdp_devices::Chosen,
 };
 
 /// Which families and devices the fast path may decide, and why not the others.

@@ -12,11 +12,12 @@ use super::{Daemon, config_wants_no_fast_path};
 use crate::{
     config::{self, Config},
     control::status::XdpStatus,
-    kernel::xdp::look,
-    policy::compile::matching,
-    policy::fast::{Attachment, FastState, Part},
+    datapath::{attach_xdp, tcx},
+    kernel::xdp_features::look,
+    policy::devices::matching,
+    policy::fast::{Attachment, FastState, Hook, Part},
     policy::net::{IfIndex, KernelState, Link, LinkLayer},
-    policy::xdp::{Chosen, Device, Obstacle, Role, choose},
+    policy::xdp_devices::{Chosen, Device, Obstacle, Role, choose},
 };
 
 /// The chosen devices, as last looked at.
@@ -122,7 +123,10 @@ async fn devices(
     if tunnels.is_empty() {
         return Ok(BTreeMap::new());
     }
-    look(matching(&config.interfaces.ingress, kernel).filter(is_ethernet).chain(tunnels)).await
+    let devices = matching(&config.interfaces.ingress, kernel).filter(is_ethernet).chain(tunnels);
+    // Kernels before 6.6 have no TCX.
+    let programs = |device| tcx::programs(Hook::Egress, device).map_or(0, |programs| programs.len());
+    look(devices, attach_xdp::is_usable(), programs).await
 }
 
 /// Where there are programs of this project's.

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod attach;
+pub(crate) mod attach_xdp;
 mod error;
 mod events;
 mod exits;
@@ -13,7 +14,6 @@ mod remains;
 pub(crate) mod tcx;
 mod trial;
 mod words;
-pub(crate) mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -59,7 +59,7 @@ const CLASSIFIERS: [&str; 6] = ["ingress_l2", "ingress_l3", "egress_l2", "egress
 
 /// All programs that are loaded on this kernel.
 fn programs() -> impl Iterator<Item = &'static str> {
-    CLASSIFIERS.into_iter().chain(xdp::is_usable().then_some(xdp::PROGRAM))
+    CLASSIFIERS.into_iter().chain(attach_xdp::is_usable().then_some(attach_xdp::PROGRAM))
 }
 
 /// The programs' constant for the number of words of the map of prefixes, for other loaders.
@@ -137,8 +137,8 @@ impl Datapath {
             .load(OBJECT)?;
         for program in programs() {
             let error = |source| DatapathError::Program { program, source };
-            if program == xdp::PROGRAM {
-                xdp::program(&mut ebpf)?.load().map_err(error)?;
+            if program == attach_xdp::PROGRAM {
+                attach_xdp::program(&mut ebpf)?.load().map_err(error)?;
             } else {
                 classifier(&mut ebpf, program)?.load().map_err(error)?;
             }

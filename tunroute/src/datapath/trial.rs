@@ -18,8 +18,8 @@ use tunroute_common::{
 };
 
 use super::{
-    DatapathError, OBJECT, Result, WORD_COUNT, classifier, exits::Exits, info, map_error, summed, take,
-    words::Published, xdp,
+    DatapathError, OBJECT, Result, WORD_COUNT, attach_xdp, classifier, exits::Exits, info, map_error, summed, take,
+    words::Published,
 };
 use crate::{
     policy::fast::{DeviceExit, Exemption, FastState, Hook, Open},
@@ -114,11 +114,11 @@ impl Trial {
         let loaded = loader.load(OBJECT);
         forget();
         let mut ebpf = loaded?;
-        let early = xdp::is_usable().then_some(xdp::PROGRAM);
+        let early = attach_xdp::is_usable().then_some(attach_xdp::PROGRAM);
         for program in TWINS.map(|(_, program)| program).into_iter().chain(early) {
             let error = |source| DatapathError::Program { program, source };
-            if program == xdp::PROGRAM {
-                xdp::program(&mut ebpf)?.load().map_err(error)?;
+            if program == attach_xdp::PROGRAM {
+                attach_xdp::program(&mut ebpf)?.load().map_err(error)?;
             } else {
                 classifier(&mut ebpf, program)?.load().map_err(error)?;
             }
@@ -156,12 +156,12 @@ impl Trial {
 
     /// Runs a frame through the twin of the program that decides it as XDP, if it can.
     fn decides_early(&mut self, place: &Place, frame: &[u8]) -> Result<bool> {
-        let error = |source| DatapathError::Program { program: xdp::PROGRAM, source };
+        let error = |source| DatapathError::Program { program: attach_xdp::PROGRAM, source };
         let mut context = [0; XDP_CONTEXT];
         let length = u32::try_from(frame.len()).unwrap_or_default();
         context[XDP_END..XDP_END + 4].copy_from_slice(&length.to_ne_bytes());
         context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&place.device.to_ne_bytes());
-        match result_of(xdp::program(&mut self.ebpf)?, frame, &context).map_err(error)? {
+        match result_of(attach_xdp::program(&mut self.ebpf)?, frame, &context).map_err(error)? {
             XDP_PASS => Ok(false),
             XDP_DROP | XDP_REDIRECT => Ok(true),
             other => Err(error(odd_result(other))),

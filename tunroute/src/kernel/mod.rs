@@ -17,7 +17,7 @@ pub(crate) mod socket;
 pub mod sysctl;
 mod traffic;
 mod watch;
-pub mod xdp;
+pub mod xdp_features;
 
 use std::{collections::BTreeSet, fmt, io, net::IpAddr, ops};
 

@@ -19,13 +19,14 @@ use tunroute_common::maps::{Action, Clamp, Exempt, Exit, OWN_SET, Station, flags
 
 pub use self::sources::{Chain, ChainId, Lead, Sources};
 use crate::{
-    config::{Config, Datapath, DevicePattern, OnDown, Policy, Tunnel},
+    config::{Config, Datapath, OnDown, Policy, Tunnel},
     policy::ability::inability,
+    policy::devices::matching,
     policy::fast::{Attachment, DeviceExit, Exemption, Hook, Open, Part, address_words},
     policy::net::{
         Band, Family, IfIndex, Inability, KernelState, Link, LinkLayer, Route, RouteKind, Rule, RuleAction, TABLE_LOCAL,
     },
-    policy::xdp,
+    policy::xdp_devices,
 };
 
 /// The metric of the route that catches a policy's packets when no tunnel is up: the last one asked.
@@ -67,7 +68,7 @@ pub struct FastInputs<'a> {
     /// Tunnels where such packets come back, to be forwarded likewise.
     pub returning: &'a BTreeSet<IfIndex>,
     /// The devices that take part in XDP.
-    pub xdp: &'a xdp::Chosen,
+    pub xdp: &'a xdp_devices::Chosen,
 }
 
 /// What both datapaths are to look like.
@@ -191,11 +192,6 @@ pub fn active_tunnel<'a>(
         TunnelState::Up(link) => Some((tunnel, link)),
         _ => None,
     })
-}
-
-/// The existing devices that match one of the patterns.
-pub fn matching<'a>(patterns: &'a [DevicePattern], kernel: &'a KernelState) -> impl Iterator<Item = &'a Link> {
-    kernel.links.values().filter(|link| patterns.iter().any(|pattern| pattern.matches(&link.name)))
 }
 
 /// Compiles the configuration against what is observed.

@@ -2,9 +2,10 @@
 
 pub mod ability;
 pub mod compile;
+pub mod devices;
 pub mod fast;
 pub mod gates;
 pub mod model;
 pub mod net;
 pub mod plan;
-pub mod xdp;
+pub mod xdp_devices;

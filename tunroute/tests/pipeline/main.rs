@@ -19,7 +19,7 @@ use tunroute::{
         ObservedRule, Route, RouteKind, Rule, RuleAction,
     },
     policy::plan::{Op, PlanError, plan},
-    policy::xdp::Chosen,
+    policy::xdp_devices::Chosen,
 };
 use tunroute_common::maps::{Action, flags};
 

@@ -18,7 +18,7 @@ use tunroute::{
     policy::compile::{FastInputs, Inputs, Lead, compile},
     policy::fast::{FastOp, Open},
     policy::net::KernelState,
-    policy::xdp,
+    policy::xdp_devices,
     prefixes::index::{self, Content, Memory as _},
     prefixes::map::PrefixMap,
 };
@@ -132,7 +132,7 @@ fn engine(config: &Config, directory: &Path, prefixes: Prefixes, site: &Site) ->
 /// The prefixes as the index takes them, of policies without a tunnel that is up: that makes no difference to prefixes.
 fn compiled(config: &Config) -> Result<PrefixMap<Source>> {
     let (kernel, tables, failed) = (KernelState::default(), BTreeMap::new(), BTreeSet::new());
-    let (open, none, xdp) = (Open { v4: true, v6: true }, BTreeSet::new(), xdp::Chosen::default());
+    let (open, none, xdp) = (Open { v4: true, v6: true }, BTreeSet::new(), xdp_devices::Chosen::default());
     let fast = FastInputs {
         open,
         closed: &none,

@@ -16,7 +16,7 @@ use tunroute::{
     policy::gates::main_decides,
     policy::net::{Family, IfIndex, KernelState, LinkLayer, Route, RouteKind},
     policy::plan::{Op, plan},
-    policy::xdp::Chosen,
+    policy::xdp_devices::Chosen,
 };
 use tunroute_common::{
     decide::{Arrival, Verdict},

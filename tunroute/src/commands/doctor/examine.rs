@@ -13,7 +13,8 @@ use crate::{
     config::{Config, Datapath, DevicePattern, Mss, Policy},
     kernel::Question,
     policy::ability::shortcomings,
-    policy::compile::{Inputs, decisions, follow, matching, tree, wants_tree},
+    policy::compile::{Inputs, decisions, follow, tree, wants_tree},
+    policy::devices::matching,
     policy::gates::{
         Gate, concerns, kept_out,
         owner::{advice, owner},

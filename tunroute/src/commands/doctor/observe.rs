@@ -24,7 +24,8 @@ use crate::{
         Answer, Kernel, Kinds, Oracle, Question,
         sysctl::{RpFilter, rp_filter},
     },
-    policy::compile::{follow, matching},
+    policy::compile::follow,
+    policy::devices::matching,
     policy::gates::{Gate, GateInput, Probes, gates},
     policy::net::{Band, Family, IfIndex, KernelState},
 };

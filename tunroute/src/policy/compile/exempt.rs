@@ -13,9 +13,10 @@ use std::{
 use ipnet::IpNet;
 use tunroute_common::maps::{Exempt, OWN_SET};
 
-use super::{Inputs, fnv1a, matching, sources::holds};
+use super::{Inputs, fnv1a, sources::holds};
 use crate::{
     config::{DevicePattern, Policy},
+    policy::devices::matching,
     policy::net::{Family, IfIndex, KernelState, MainRoute},
 };
 

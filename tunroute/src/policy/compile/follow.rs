@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::matching;
 use crate::{
     config::{Config, Follow, can_be_source},
+    policy::devices::matching,
     policy::net::{IfIndex, KernelState},
 };
 

@@ -8,9 +8,10 @@ use crate::{
     config::Config,
     kernel::sysctl::RpFilter,
     policy::compile::{
-        Sources, matching,
+        Sources,
         sources::{Several, WayBack},
     },
+    policy::devices::matching,
     policy::net::{IfIndex, KernelState, Link},
 };
 

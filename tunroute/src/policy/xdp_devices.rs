@@ -1,4 +1,4 @@
-//! Which devices take part in XDP, and what keeps the others from it. Pure; [`crate::kernel::xdp`] asks the kernel.
+//! Which devices take part in XDP, and what keeps the others from it. Pure; [`crate::kernel::xdp_features`] asks the kernel.
 //!
 //! A frame that XDP redirects is never an skb here: nothing on its way may depend on what only an skb has (a checksum or a
 //! VLAN tag that stands beside the frame), and nothing on the target's way out may be passed over (queues, programs).
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Config, Xdp},
-    policy::compile::matching,
+    policy::devices::matching,
     policy::net::{IfIndex, KernelState, LinkLayer},
 };
 

@@ -9,10 +9,9 @@ use super::{
     socket::{Request, Socket, attributes, push_attribute, string_of, u32_of, value},
 };
 use crate::{
-    datapath::{tcx, xdp::is_usable},
     policy::fast::Hook,
     policy::net::{IfIndex, Link},
-    policy::xdp::{Device, Origin},
+    policy::xdp_devices::{Device, Origin},
 };
 
 /// The length of `struct genlmsghdr`.
@@ -43,16 +42,25 @@ const BIT_NAME: u16 = 2;
 /// Set in the type of an attribute that holds others.
 const NESTED: u16 = 1 << 15;
 
-/// Looks at these devices. One that is gone by now is left out.
+/// Looks at these devices; one that is gone by now is left out. `usable` says whether the program can run on this kernel, and
+/// `programs` counts those at a device's egress, which netlink does not.
 ///
 /// # Errors
 ///
 /// If the kernel cannot be asked.
-pub async fn look<'a>(links: impl IntoIterator<Item = &'a Link>) -> io::Result<BTreeMap<IfIndex, Device>> {
+pub async fn look<'a>(
+    links: impl IntoIterator<Item = &'a Link>,
+    usable: bool,
+    programs: impl Fn(IfIndex) -> usize,
+) -> io::Result<BTreeMap<IfIndex, Device>> {
     let mut sockets = Sockets::open()?;
+    if !usable {
+        sockets.netdev = None;
+    }
     let mut devices = BTreeMap::new();
     for link in links {
-        if let Some(device) = sockets.device(link).await? {
+        if let Some(mut device) = sockets.device(link).await? {
+            device.filters += programs(link.index);
             devices.insert(link.index, device);
         }
     }
@@ -106,15 +114,13 @@ impl Sockets {
                 Origin::Card { tags: self.offloads(of.index)?.is_none_or(|offloads| offloads.iter().any(takes)) }
             }
         };
-        // Kernels before 6.6 have no TCX.
-        device.filters = tcx::programs(Hook::Egress, of.index).map_or(0, |programs| programs.len());
-        device.filters += self.filters(of.index).await?;
+        device.filters = self.filters(of.index).await?;
         Ok(Some(device))
     }
 
     /// `NETDEV_XDP_ACT_…`, where the kernel tells.
     fn xdp_features(&mut self, device: IfIndex) -> io::Result<Option<u64>> {
-        let Some(family) = self.netdev.filter(|_| is_usable()) else { return Ok(None) };
+        let Some(family) = self.netdev else { return Ok(None) };
         let mut payload = vec![DEVICE_GET, 1, 0, 0];
         push_attribute(&mut payload, DEVICE_IFINDEX, &device.to_ne_bytes())?;
         let Ok(answer) = self.generic.ask(&Request { kind: family, flags: 0, payload })? else { return Ok(Some(0)) };
