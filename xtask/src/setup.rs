@@ -66,6 +66,8 @@ pub fn for_labs() -> Result<()> {
 pub fn for_testing() -> Result<PathBuf> {
     for_labs()?;
     install(FOR_TESTS)?;
+    // The bench's contestants are tested, too.
+    for_measuring()?;
     prometheus()
 }
 

@@ -158,11 +158,8 @@ impl Gates {
 
     /// What cannot be seen on this kernel.
     pub(super) fn unseen(&self) -> Option<String> {
-        self.only_rule_sets.then(|| {
-            "this kernel does not list its netfilter hooks (CONFIG_NETFILTER_NETLINK_HOOK): those of nftables and iptables \
-             are seen, those of BPF programs and of modules such as IPVS are not"
-                .to_owned()
-        })
+        self.only_rule_sets
+            .then(|| "netfilter: hooks of BPF programs and IPVS cannot be seen on this kernel".to_owned())
     }
 
     /// Hints for the operator about unmatched traffic.
