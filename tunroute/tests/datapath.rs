@@ -30,7 +30,7 @@ use tunroute::{
 };
 use tunroute_common::{
     decide::{Arrival, Verdict, decide_egress, decide_ingress},
-    maps::{Action, Clamp, Egress, Exempt, Exit, Outcome, Slot, Source, Stats, flags},
+    maps::{Action, Clamp, Egress, Exempt, Exit, LAYOUT_VERSION, Outcome, Slot, Source, Stats, flags},
     mss,
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Segmented, Slice},
 };
@@ -472,6 +472,49 @@ fn a_next_hop_that_does_not_answer_is_left_to_the_kernel() {
         ip("route replace default via 10.99.0.2 dev tunnel9 onlink table 500");
         ip("neigh replace 10.99.0.2 dev tunnel9 lladdr 02:00:00:00:09:02 nud reachable");
         assert_eq!(unresolved(&mut datapath, 2), Err(vec![0; 12]), "the kernel looks for the gateway of the slot");
+    });
+}
+
+/// A large change makes a new map. If that cannot be pinned, the change is in force all the same, in the programs as in the
+/// mirror, and the map is pinned later, for the next daemon.
+#[test]
+fn a_large_change_is_made_although_it_cannot_be_pinned() {
+    /// A slot of the example's.
+    const DROPS: u32 = 6;
+    isolated(|pins| {
+        let bpffs = pins.parent().unwrap();
+        let state = example();
+        let mut datapath = Datapath::open(pins, Method::Tcx, 8 * index::MINIMUM).unwrap();
+        for operation in filling(&state) {
+            datapath.apply(&operation).unwrap();
+        }
+        let change = |slot| -> Vec<FastOp> {
+            let prefix = |index: u16| format!("172.16.{}.{}/32", index >> 8, index & 255).parse().unwrap();
+            (0..300).map(|index| FastOp::PutSource(prefix(index), Source { slot, arrives_by: 0 })).collect()
+        };
+        let is_made = |datapath: &mut Datapath, slot, result| {
+            datapath.apply_entries(&change(slot).iter().collect::<Vec<_>>()).unwrap();
+            let source = |text: &str| datapath.state().sources.get(&text.parse().unwrap()).map(|source| source.slot);
+            assert_eq!(source("172.16.1.43/32"), Some(slot));
+            datapath.beat().unwrap();
+            let decided = run(datapath, "ingress_l2", &ethernet([172, 16, 1, 43], [203, 0, 113, 1]), 0).0;
+            assert_eq!(decided, result, "the programs read the new prefixes");
+        };
+        umount2(bpffs, MntFlags::MNT_DETACH).unwrap();
+        is_made(&mut datapath, 0, REDIRECT);
+        is_made(&mut datapath, DROPS, SHOT);
+        assert!(!datapath.maps_pinned());
+        mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        datapath.restore_pins().unwrap();
+        assert!(datapath.maps_pinned());
+        // A missing pin of the published map alone is noticed, too.
+        std::fs::remove_file(pins.join(format!("v{LAYOUT_VERSION}/WORDS"))).unwrap();
+        assert!(!datapath.maps_pinned());
+        datapath.restore_pins().unwrap();
+        assert!(datapath.maps_pinned());
+        let state = datapath.state().clone();
+        drop(datapath);
+        assert_eq!(Datapath::open(pins, Method::Tcx, index::MINIMUM).unwrap().state(), &state);
     });
 }
 

@@ -20,7 +20,7 @@ use nix::{
 use tracing::info;
 use tunroute_common::maps::{LAYOUT_VERSION, names};
 
-use super::{DatapathError, Method, Result};
+use super::{DatapathError, Method, Result, words::WORDS};
 use crate::{
     policy::fast::{Attachment, Part},
     policy::net::{IfIndex, Link},
@@ -83,7 +83,7 @@ impl Pins {
 
     /// Returns true if the maps are still pinned: another process may have removed them, or unmounted bpffs.
     pub(super) fn maps_pinned(&self) -> bool {
-        names::ALL.iter().all(|name| self.maps.join(name).exists())
+        names::ALL.iter().chain([&WORDS]).all(|name| self.maps.join(name).exists())
     }
 
     pub(super) fn is_pinned(&self, method: Method, attachment: &Attachment) -> bool {

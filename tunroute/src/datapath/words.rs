@@ -16,6 +16,7 @@ use std::{
 };
 
 use aya::maps::MapData;
+use tracing::warn;
 use tunroute_common::{maps::names, trie::Words};
 
 use super::{DatapathError, Result, map_error};
@@ -37,7 +38,7 @@ const MMAPABLE: u32 = 1 << 10;
 
 /// The published map's name below the pin directory. It is pinned since reaching it through the other map takes
 /// `CAP_SYS_ADMIN`.
-const WORDS: &str = "WORDS";
+pub(super) const WORDS: &str = "WORDS";
 /// Maximum number of operations that are applied to the published map; for more a new one is made.
 const CHANGED_IN_PLACE: usize = 256;
 
@@ -274,11 +275,11 @@ impl Index {
         self.renew(content)
     }
 
-    /// Publishes a new map.
+    /// Publishes a new map. One that cannot be pinned is in force all the same.
     ///
     /// # Errors
     ///
-    /// If there is no room for so much, or the kernel refuses another map.
+    /// If there is no room for so much, or the kernel refuses another map: then the one before stays.
     pub fn renew(&mut self, content: Content<'_>) -> Result<()> {
         self.damaged = true;
         let length = self.length();
@@ -290,7 +291,11 @@ impl Index {
         let _gone = fs::remove_file(self.directory.join(WORDS));
         *self.published.0.write().unwrap_or_else(PoisonError::into_inner) = words;
         self.damaged = false;
-        self.pin_missing()
+        // The programs already read the new map. `Datapath::restore_pins` pins it later.
+        if let Err(error) = self.pin_missing() {
+            warn!("{error}; the fast path goes on, but a restart of tunroute will have a gap until it is pinned");
+        }
+        Ok(())
     }
 
     /// Waits until no program runs any more that has read maps before this call: the kernel does so whenever a map in a map

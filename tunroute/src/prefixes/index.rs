@@ -272,6 +272,8 @@ fn rebuild<M: Memory + ?Sized>(
         return None;
     }
     let (used, recorded) = (memory.word(header::USED), memory.word(header::RECORD));
+    // Not so in a damaged array.
+    let free = memory.length().checked_sub(used.checked_add(recorded)?)?;
     let mut builder = Builder::new(usize::try_from(used).ok()?);
     let mut entries = Vec::new();
     let first = start & mask(sites.depth);
@@ -286,11 +288,11 @@ fn rebuild<M: Memory + ?Sized>(
         entries.push((place, builder.build(family, part, &deeper)));
     }
     let words = builder.into_words();
-    let end = used + words.len() as u64;
-    let record_end = recorded + journal.0.len() as u64;
-    if end + record_end > memory.length() {
+    if words.len() as u64 + journal.0.len() as u64 > free {
         return None;
     }
+    let end = used + words.len() as u64;
+    let record_end = recorded + journal.0.len() as u64;
     for (word, place) in words.iter().zip(used..) {
         memory.write(place, *word);
     }
@@ -308,7 +310,7 @@ fn rebuild<M: Memory + ?Sized>(
 
 /// Number of used words of an array.
 pub fn used<M: Memory + ?Sized>(memory: &M) -> u64 {
-    memory.word(header::USED) + memory.word(header::RECORD)
+    memory.word(header::USED).saturating_add(memory.word(header::RECORD))
 }
 
 fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
@@ -319,7 +321,7 @@ fn whole(builder: &mut Builder, family: Family, prefixes: &[Prefix]) -> u64 {
 
 /// The number of a source in the table; adds it if it is not there.
 fn number_of<M: Memory + ?Sized>(memory: &M, source: Source) -> Option<u32> {
-    let end = memory.word(header::SETS) & 0xffff_ffff;
+    let end = (memory.word(header::SETS) & 0xffff_ffff).min(memory.length());
     for place in header::TABLE + u64::from(FIRST_SOURCE)..end {
         let word = memory.word(place);
         if word == 0 {

@@ -359,7 +359,7 @@ pub struct Sites {
 }
 
 impl Sites {
-    /// Finds the affected entries of a prefix below the entry at `place`.
+    /// Finds the affected entries of a prefix below the entry at `root`. `None` if an entry on the path is damaged.
     pub fn find<W: Words + ?Sized>(words: &W, root: u64, start: u128, length: u32) -> Option<Self> {
         let mut sites = Self { first: root, count: 1, depth: 0, around: 0 };
         loop {
@@ -367,6 +367,9 @@ impl Sites {
             let (position, width) = (u32::try_from(entry.position()).ok()?, u32::try_from(entry.width()).ok()?);
             let around = u32::try_from(entry.number()).ok()?;
             match entry.kind() {
+                // Each entry examines later bits of the key than the one before.
+                Kind::Skip | Kind::Table if position < sites.depth => return None,
+                Kind::Table if width == 0 || position + width > u128::BITS => return None,
                 Kind::Skip
                     if length > position
                         && (half(start, position) ^ words.word(entry.place())) >> (63 - position % HALF) == 0 =>

@@ -8,7 +8,10 @@ use std::{
 
 use prefix_trie::joint::JointPrefixMap;
 use proptest::prelude::*;
-use tunroute_common::index::{exempt, source};
+use tunroute_common::{
+    index::{exempt, source},
+    trie::Kind,
+};
 
 use super::*;
 
@@ -34,7 +37,9 @@ impl Memory for Cells {
     }
 
     fn write(&self, index: u64, word: u64) {
-        self.0[usize::try_from(index).unwrap()].store(word, Ordering::Release);
+        if let Some(place) = self.0.get(usize::try_from(index).unwrap()) {
+            place.store(word, Ordering::Release);
+        }
     }
 }
 
@@ -145,17 +150,72 @@ proptest! {
         }
     }
 
-    /// What stands in the array may be anybody's: reading it ends, and nothing panics.
     #[test]
-    fn garbage_is_read_without_harm(words in prop::collection::vec(any::<u64>(), 8..200), address in any::<u128>()) {
-        let cells = Cells(words.into_iter().map(AtomicU64::new).collect());
-        let _whatever = (read(&cells), used(&cells));
-        for address in [IpAddr::V6(address.into()), IpAddr::V4((address as u32).into())] {
-            let (family, key) = key(address);
-            let _whatever = (look_up(&cells, address), exempt(&cells, 1, family, key));
-            let operation = FastOp::RemoveSource(address.into());
-            let _whatever = change(&cells, State::default().content(), &[&operation]);
+    fn garbage_is_read_without_harm(
+        words in prop::collection::vec(any_word(), 8..200),
+        address in any::<u128>(),
+        operation in any_operation(),
+        operations in prop::collection::vec(any_operation(), 0..20),
+    ) {
+        read_garbage(words, address, &operation, &operations);
+    }
+}
+
+/// A word as a damaged array may have it: anything, a small number, or an entry.
+fn any_word() -> impl Strategy<Value = u64> {
+    let kind = prop::sample::select(vec![
+        Kind::Near,
+        Kind::Table,
+        Kind::Sparse,
+        Kind::Leaves,
+        Kind::Runs,
+        Kind::Path,
+        Kind::Skip,
+        Kind::Two,
+    ]);
+    let entry = (kind, 0u32..128, 0u32..32, 0u32..100, 0u32..200);
+    prop_oneof![
+        any::<u64>(),
+        0..300u64,
+        entry.prop_map(|(kind, position, width, number, place)| Entry::new(kind, position, width, number, place).0),
+    ]
+}
+
+/// Reads and changes an array of any content: it ends, without a panic.
+fn read_garbage(words: Vec<u64>, address: u128, operation: &FastOp, operations: &[FastOp]) {
+    let mut state = State::default();
+    operations.iter().chain([operation]).for_each(|operation| state.apply(operation));
+    let cells = Cells(words.into_iter().map(AtomicU64::new).collect());
+    let _whatever = (read(&cells), used(&cells));
+    for address in [IpAddr::V6(address.into()), IpAddr::V4((address as u32).into())] {
+        let (family, key) = key(address);
+        let _whatever = (look_up(&cells, address), exempt(&cells, 1, family, key));
+        let _whatever = change(&cells, State::default().content(), &[&FastOp::RemoveSource(address.into())]);
+    }
+    let _whatever = change(&cells, state.content(), &[operation]);
+}
+
+/// Entries and counts of words that only a damaged array has.
+#[test]
+fn damaged_entries_are_read_without_harm() {
+    let root = |kind, position, width, place| Entry::new(kind, position, width, 1, place).0;
+    let counts = [(u64::MAX, u64::MAX), (u64::MAX, 1), (1, u64::MAX), (8, 8)];
+    let roots = [
+        root(Kind::Table, 0, 0, 9),
+        root(Kind::Table, 120, 31, 9),
+        // Leads to itself.
+        root(Kind::Skip, 0, 0, 19),
+    ];
+    for ((used, recorded), root) in counts.into_iter().flat_map(|counts| roots.map(|root| (counts, root))) {
+        let mut words = vec![0; 64];
+        for (place, word) in [(header::SOURCES_V4, root), (header::SOURCES_V6, root), (20, root)] {
+            words[place as usize] = word;
         }
+        words[header::USED as usize] = used;
+        words[header::RECORD as usize] = recorded;
+        words[header::SETS as usize] = u64::MAX;
+        let put = FastOp::PutSource("::/128".parse().unwrap(), Source { slot: 1, arrives_by: 0 });
+        read_garbage(words, 0, &put, &[]);
     }
 }
 
