@@ -4,7 +4,7 @@
 //! It knows nothing of tunroute's policies: it is told rules and routes, compiled or observed, and walks them. What it
 //! makes of them is compared with the fast path on the one hand and with the real kernel on the other.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeBounds};
 
 use ipnet::IpNet;
 use tunroute::policy::net::{
@@ -21,6 +21,8 @@ pub struct Packet<'a> {
     pub source: IpAddr,
     /// Where it goes to.
     pub destination: IpAddr,
+    /// The device that it has entered by; none if it is the host's own.
+    pub iif: Option<&'a str>,
     /// The device that its socket is bound to; none if it is forwarded.
     pub oif: Option<&'a str>,
 }
@@ -32,27 +34,54 @@ pub struct Entry {
     pub priority: u32,
     /// The source must be in here.
     pub from: IpNet,
-    /// The source must not be there.
+    /// The destination must be in here.
+    pub to: Option<IpNet>,
+    /// Matches what the selectors do not match.
     pub not: bool,
+    /// The packet must have entered by this device.
+    pub iif: Option<String>,
     /// The socket must be bound to this device.
     pub oif: Option<String>,
+    /// The packet must carry a mark (`fwmark`), which none does here.
+    pub marked: bool,
+    /// A route with a prefix of this length or shorter is passed over (`suppress_prefixlength`).
+    pub suppress: Option<u8>,
     /// What is done then.
-    pub action: RuleAction,
+    pub action: Action,
+}
+
+/// What a rule does with a packet that it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// What tunroute's rules do, among others.
+    Rule(RuleAction),
+    /// Refuses the packet: `unreachable`, `prohibit` or `blackhole`.
+    Refuse(Decision),
 }
 
 impl From<&Rule> for Entry {
     fn from(rule: &Rule) -> Self {
         let Rule { priority, from, not, oif, action } = rule.clone();
-        Self { priority, from, not, oif, action }
+        Self { not, oif, ..Self::new(priority, from, Action::Rule(action)) }
     }
 }
 
 impl Entry {
-    fn matches(&self, packet: &Packet<'_>) -> bool {
-        let of_family = Family::of(&self.from) == Family::of_addr(&packet.source);
-        of_family
-            && self.from.contains(&packet.source) != self.not
+    /// A rule that looks at the source alone.
+    #[must_use]
+    pub const fn new(priority: u32, from: IpNet, action: Action) -> Self {
+        Self { priority, from, to: None, not: false, iif: None, oif: None, marked: false, suppress: None, action }
+    }
+
+    /// Does the rule match a packet?
+    #[must_use]
+    pub fn matches(&self, packet: &Packet<'_>) -> bool {
+        let selected = self.from.contains(&packet.source)
+            && self.to.is_none_or(|to| to.contains(&packet.destination))
+            && self.iif.as_deref().is_none_or(|iif| packet.iif == Some(iif))
             && self.oif.as_deref().is_none_or(|oif| packet.oif == Some(oif))
+            && !self.marked;
+        Family::of(&self.from) == Family::of_addr(&packet.source) && selected != self.not
     }
 }
 
@@ -109,8 +138,7 @@ impl Host {
     ) -> Self {
         let mut host = Self { rules: rules.into_iter().collect(), ..Self::default() };
         for ((priority, table), family) in KERNEL_RULES.into_iter().flat_map(|rule| Family::ALL.map(|f| (rule, f))) {
-            let from = family.default_prefix();
-            host.rules.push(Entry { priority, from, not: false, oif: None, action: RuleAction::Lookup(table) });
+            host.rules.push(Entry::new(priority, family.default_prefix(), Action::Rule(RuleAction::Lookup(table))));
         }
         // Of the same priority, the one made first is asked first.
         host.rules.sort_by_key(|rule| rule.priority);
@@ -134,6 +162,34 @@ impl Host {
         host
     }
 
+    /// The same host with other people's rules and routes, and with the rule of the local table at this priority.
+    #[must_use]
+    pub fn with_others(
+        mut self,
+        local_rule: u32,
+        rules: impl IntoIterator<Item = Entry>,
+        routes: impl IntoIterator<Item = (u32, IpNet, Decision)>,
+    ) -> Self {
+        let is_local = |rule: &&mut Entry| rule.action == Action::Rule(RuleAction::Lookup(TABLE_LOCAL));
+        for rule in self.rules.iter_mut().filter(|rule| rule.priority == 0).filter(is_local) {
+            rule.priority = local_rule;
+        }
+        self.rules.extend(rules);
+        self.rules.sort_by_key(|rule| rule.priority);
+        for (table, dst, decision) in routes {
+            self.tables.entry(table).or_default().push((dst, 0, Some(decision)));
+        }
+        self
+    }
+
+    /// The same host with the rules of these priorities alone.
+    #[must_use]
+    pub fn among(&self, priorities: impl RangeBounds<u32>) -> Self {
+        let mut host = self.clone();
+        host.rules.retain(|rule| priorities.contains(&rule.priority));
+        host
+    }
+
     /// Walks the rules.
     #[must_use]
     pub fn walk(&self, packet: &Packet<'_>) -> Outcome {
@@ -152,14 +208,17 @@ impl Host {
             }
             match rule.action {
                 // One that leads nowhere is passed over (`fib_rules_lookup()`: `ctarget` is not set).
-                RuleAction::Nop => {}
-                RuleAction::Goto(priority) | RuleAction::Leave(priority) => {
+                Action::Rule(RuleAction::Nop) => {}
+                Action::Refuse(decision) => return (Outcome { decision, table: None }, asked),
+                Action::Rule(RuleAction::Goto(priority) | RuleAction::Leave(priority)) => {
                     let family = Family::of(&rule.from);
                     let is_target = |target: &Entry| target.priority == priority && Family::of(&target.from) == family;
                     at = self.rules.iter().position(is_target).unwrap_or(at).max(at);
                 }
-                RuleAction::Lookup(table) => {
-                    if let Some(decision) = self.look_up(table, packet.destination) {
+                Action::Rule(RuleAction::Lookup(table)) => {
+                    if let Some((length, decision)) = self.look_up(table, packet.destination)
+                        && rule.suppress.is_none_or(|suppressed| length > suppressed)
+                    {
                         return (Outcome { decision, table: Some(table) }, asked);
                     }
                 }
@@ -168,21 +227,25 @@ impl Host {
         (Outcome { decision: Decision::NoRoute, table: None }, asked)
     }
 
-    /// A table's answer: of the longest prefixes the one with the lowest metric. None if there is none, or a `throw`.
-    fn look_up(&self, table: u32, destination: IpAddr) -> Option<Decision> {
+    /// A table's answer, with the length of its prefix: of the longest prefixes the one with the lowest metric. None if there
+    /// is none, or a `throw`.
+    fn look_up(&self, table: u32, destination: IpAddr) -> Option<(u8, Decision)> {
         let holding = self.tables.get(&table)?.iter().filter(|(dst, ..)| dst.contains(&destination));
-        holding.min_by_key(|(dst, metric, _)| (u8::MAX - dst.prefix_len(), *metric))?.2
+        let (dst, _, decision) = holding.min_by_key(|(dst, metric, _)| (u8::MAX - dst.prefix_len(), *metric))?;
+        decision.map(|decision| (dst.prefix_len(), decision))
     }
 
     /// Is an IPv4 packet's source believed when it enters by a device (`__fib_validate_source()` in
-    /// `net/ipv4/fib_frontend.c`)? `strict` is rp_filter 1; otherwise it is 0.
+    /// `net/ipv4/fib_frontend.c`)? `strict` is rp_filter 1; otherwise it is 0. None if the way back has several devices, which
+    /// are not known here.
     #[must_use]
-    pub fn believes(&self, source: IpAddr, destination: IpAddr, iif: IfIndex, strict: bool) -> bool {
-        let back = Packet { source: destination, destination: source, oif: None };
+    pub fn believes(&self, source: IpAddr, destination: IpAddr, iif: IfIndex, strict: bool) -> Option<bool> {
+        let back = Packet { source: destination, destination: source, iif: None, oif: None };
         match self.walk(&back).decision {
-            Decision::Leaves { device, .. } => !strict || device == Some(iif),
-            Decision::Local => false,
-            Decision::Unreachable | Decision::Prohibit | Decision::Blackhole | Decision::NoRoute => !strict,
+            Decision::Leaves { device, .. } if strict => device.map(|device| device == iif),
+            Decision::Leaves { .. } => Some(true),
+            Decision::Local => Some(false),
+            Decision::Unreachable | Decision::Prohibit | Decision::Blackhole | Decision::NoRoute => Some(!strict),
         }
     }
 }
@@ -225,14 +288,14 @@ mod tests {
             ..KernelState::default()
         };
         let lookup = |priority, from, table| Entry::from(&Rule::new(priority, prefix(from), RuleAction::Lookup(table)));
-        let goto = |priority, from, to| Entry { action: RuleAction::Goto(to), ..lookup(priority, from, 0) };
+        let goto = |priority, from, to| Entry::new(priority, prefix(from), Action::Rule(RuleAction::Goto(to)));
         let elsewhere = |priority, from, to| Entry { not: true, ..goto(priority, from, to) };
-        let nop = |priority| Entry { action: RuleAction::Nop, ..lookup(priority, "0.0.0.0/0", 0) };
+        let nop = |priority| Entry::new(priority, prefix("0.0.0.0/0"), Action::Rule(RuleAction::Nop));
         let bound = |priority, table| Entry { oif: Some("tunnel".into()), ..lookup(priority, "0.0.0.0/0", table) };
         let check = |rules: Vec<Entry>, destination: &str, expected: Decision, table: Option<u32>| {
             let host = Host::new(rules.clone(), &routes, &kernel);
             let (source, destination) = (prefix("10.0.0.5/32").addr(), destination.parse().expect("an address"));
-            let outcome = host.walk(&Packet { source, destination, oif: None });
+            let outcome = host.walk(&Packet { source, destination, iif: Some("lan"), oif: None });
             assert_eq!(outcome, Outcome { decision: expected, table }, "to {destination} by {rules:?}");
         };
         let local = (Decision::Local, Some(TABLE_LOCAL));
@@ -284,8 +347,42 @@ mod tests {
                 "192.0.2.9",
                 (Decision::Prohibit, Some(3)),
             ),
+            // Selectors of others: destination, device, mark; a refusal; routes that are too short.
+            (vec![Entry { to: Some(prefix("192.0.2.0/24")), ..lookup(100, "0.0.0.0/0", 3) }], "203.0.113.1", none),
+            (
+                vec![Entry { to: Some(prefix("192.0.2.0/24")), ..lookup(100, "0.0.0.0/0", 3) }],
+                "192.0.2.9",
+                (Decision::Prohibit, Some(3)),
+            ),
+            (vec![Entry { iif: Some("wan".into()), ..lookup(100, "0.0.0.0/0", 3) }], "192.0.2.9", main),
+            (
+                vec![Entry { iif: Some("lan".into()), ..lookup(100, "0.0.0.0/0", 3) }],
+                "192.0.2.9",
+                (Decision::Prohibit, Some(3)),
+            ),
+            (vec![Entry { marked: true, ..lookup(100, "0.0.0.0/0", 3) }], "192.0.2.9", main),
+            (
+                vec![Entry { marked: true, not: true, ..lookup(100, "0.0.0.0/0", 3) }],
+                "192.0.2.9",
+                (Decision::Prohibit, Some(3)),
+            ),
+            (
+                vec![Entry::new(100, prefix("10.0.0.0/8"), Action::Refuse(Decision::Blackhole))],
+                "192.0.2.9",
+                (Decision::Blackhole, None),
+            ),
+            (vec![Entry { suppress: Some(0), ..lookup(100, "0.0.0.0/0", 1) }], "192.0.2.9", main),
+            (
+                vec![Entry { suppress: Some(0), ..lookup(100, "0.0.0.0/0", 1) }],
+                "198.51.100.7",
+                (Decision::Blackhole, Some(1)),
+            ),
         ] {
             check(rules, destination, decision, table);
         }
+        let late = Host::new([lookup(100, "0.0.0.0/0", 3)], &routes, &kernel).with_others(200, [], []);
+        let (source, destination) = (prefix("10.0.0.5/32").addr(), prefix("192.0.2.1/32").addr());
+        let outcome = late.walk(&Packet { source, destination, iif: None, oif: None });
+        assert_eq!(outcome.decision, Decision::Prohibit, "the local table's rule comes after");
     }
 }

@@ -219,7 +219,7 @@ fn outcomes(host: &Host, sources: &BTreeSet<IpAddr>) -> Vec<Outcome> {
     let of = |source: &IpAddr| {
         let source = *source;
         let reached = destinations.into_iter().filter(move |to| to.is_ipv4() == source.is_ipv4());
-        reached.map(move |destination| host.walk(&Packet { source, destination, oif: None }))
+        reached.map(move |destination| host.walk(&Packet { source, destination, iif: None, oif: None }))
     };
     sources.iter().flat_map(of).collect()
 }
@@ -332,8 +332,9 @@ fn few_rules_are_asked() {
     world.reach(&config(sources.clone(), 128), |_, _| {});
     let prefixes: Vec<IpNet> = sources.iter().map(|(prefix, _)| *prefix).collect();
     let host = world.host();
-    let asked =
-        |source| host.walk_counting(&Packet { source, destination: prefix("203.0.113.1/32").addr(), oif: None }).1;
+    let asked = |source| {
+        host.walk_counting(&Packet { source, destination: prefix("203.0.113.1/32").addr(), iif: None, oif: None }).1
+    };
     let asked: Vec<usize> = edges(&prefixes).into_iter().map(asked).collect();
     let (most, all) = (asked.iter().max().unwrap(), asked.iter().sum::<usize>());
     println!(

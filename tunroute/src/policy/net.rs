@@ -646,6 +646,17 @@ impl KernelState {
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
     }
+
+    /// The main table alone says where IPv4 sources are when rp_filter looks for the way back: no rule of somebody else is
+    /// asked before it. Rules with a device selector are passed over, since that lookup has no device.
+    #[must_use]
+    pub fn main_leads_back(&self) -> bool {
+        let decides = |rule: &&ObservedRule| {
+            let selected = rule.oif.is_some() || rule.iif.is_some();
+            rule.family == Family::V4 && !rule.ours && !rule.looks_up_local && !rule.l3mdev && !selected
+        };
+        self.rules.iter().find(decides).is_none_or(|rule| rule.looks_up_main)
+    }
 }
 
 /// One change to the kernel's rules and routes.

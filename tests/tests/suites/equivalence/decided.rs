@@ -35,10 +35,17 @@ fn agree(scenario: &Scenario, recipes: &[Recipe], tally: &Tally) -> Result<(), T
             ("ingress", decide_ingress(&arrival, &bytes, &model), situation.ingress(&packet)),
             ("egress", decide_egress(&arrival, &bytes, &model), situation.egress(&packet)),
         ] {
+            if situation.unseen(hook, &packet) {
+                continue;
+            }
             let fate = situation.fate(verdict, &state);
             tally.count(hook, fate);
             let about = || format!("{hook}: {packet:?}\nby the rules: {:?}\n{scenario}", situation.walk(&packet));
             prop_assert_eq!(fate, expected, "{}", about());
+            if hook == "ingress" {
+                let meant = situation.check_intent(&packet, fate);
+                prop_assert!(meant.is_ok(), "{meant:?}\n{}", about());
+            }
         }
     }
     Ok(())

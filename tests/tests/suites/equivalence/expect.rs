@@ -13,7 +13,7 @@ use tunroute::{
     config::{OnDown, Policy, Unmatched, Xdp},
     policy::compile::{ChainId, Desired, FastInputs, Inputs, active_tunnel, compile},
     policy::fast::{DeviceExit, FastState, Open},
-    policy::gates::main_decides,
+    policy::gates::{GateInput, GateReport, Probes, gates, main_decides},
     policy::net::{Family, IfIndex, KernelState, LinkLayer, Route, RouteKind},
     policy::plan::{Op, plan},
     policy::xdp_devices::Chosen,
@@ -23,14 +23,15 @@ use tunroute_common::{
     maps::{Outcome, Slot},
 };
 use tunroute_tests::{
-    rule_walk::{self, Decision, Host},
+    rule_walk::{self, Decision, Entry, Host},
     snapshot::has_tcx,
 };
 
 use super::{
+    intent::{Intent, Way},
     packet::Packet,
-    router::macs,
-    scenario::{DEVICES, Scenario, TUNNELS, special},
+    router::{is_own, macs},
+    scenario::{BAND, DEVICES, Foreign, Scenario, TUNNELS, UPLINK, special},
 };
 
 /// What becomes of a packet. The first part of each is the policy that it is counted for.
@@ -65,6 +66,37 @@ fn early(scenario: &Scenario, kernel: &KernelState) -> Chosen {
     chosen
 }
 
+/// What the gates say of a host, as the daemon asks them.
+struct Gated {
+    report: GateReport,
+    open: Open,
+    /// The ingress devices that are closed for both families: no program is there.
+    closed: BTreeSet<IfIndex>,
+}
+
+impl Gated {
+    fn new(scenario: &Scenario, kernel: &KernelState) -> Self {
+        let all: Vec<IfIndex> = kernel.links.keys().copied().collect();
+        let forwards = |device: &str| Family::ALL.map(|family| scenario.has(device, family));
+        let forwarding = kernel.links.values().map(|link| (link.index, forwards(&link.name)));
+        let report = gates(&GateInput {
+            state: kernel,
+            probes: &Probes::new(forwarding.collect()),
+            ingress: &all,
+            last: BAND.1,
+            policies: &scenario.config.policies,
+            bypass_netfilter: false,
+        });
+        let ingress = ["lan0", "lan1"].iter().filter_map(|name| Some(kernel.link(name)?.index));
+        let is_closed = |index: &IfIndex| !Family::ALL.into_iter().any(|family| report.is_open(*index, family));
+        let (closed, deciding): (BTreeSet<IfIndex>, BTreeSet<IfIndex>) = ingress.partition(is_closed);
+        let open = |family| !deciding.is_empty() && deciding.iter().all(|index| report.is_open(*index, family));
+        let [v4, v6] = scenario.open;
+        let open = Open { v4: v4 && open(Family::V4), v6: v6 && open(Family::V6) };
+        Self { report, open, closed }
+    }
+}
+
 /// A scenario, compiled, in the sight of both datapaths.
 pub struct Situation<'a> {
     pub scenario: &'a Scenario,
@@ -73,24 +105,31 @@ pub struct Situation<'a> {
     /// The policies' tables: the policy's index in the configuration.
     policies: BTreeMap<u32, usize>,
     failed: BTreeSet<(String, Family)>,
-    /// The compiled rules and routes beside the kernel's own.
+    gated: Gated,
+    /// The compiled rules and routes beside everybody else's.
     pub host: Host,
-    /// The same as a guard sees it: what leads inside is not exempt where a packet leaves by an uplink.
+    /// The same without other people's rules.
+    alone: Host,
+    /// The same as a guard sees it: besides, what leads inside is not exempt where a packet leaves by an uplink.
     guarded: Host,
+    intent: Intent<'a>,
 }
 
 impl<'a> Situation<'a> {
     /// Compiles a scenario against what is, or might be, observed of its host.
     pub fn new(scenario: &'a Scenario, kernel: &'a KernelState) -> Self {
         let (tables, failed) = (scenario.tables(), scenario.failed());
-        let [v4, v6] = scenario.open;
+        let gated = Gated::new(scenario, kernel);
+        let Open { v4, v6 } = gated.open;
         let fast = scenario.config.unmatched == Unmatched::Fast;
         let unmatched =
             |family| fast && !(family == Family::V4 && scenario.reverse_path) && main_decides(kernel, family);
         let unmatched = Open { v4: v4 && unmatched(Family::V4), v6: v6 && unmatched(Family::V6) };
         let tunnels = kernel.links.values().filter(|link| TUNNELS.contains(&link.name.as_str()));
         let xdp = early(scenario, kernel);
-        let returning = tunnels.filter(|_| fast && !scenario.reverse_path).map(|link| link.index).collect();
+        let certain = |index| Family::ALL.into_iter().all(|family| gated.report.is_open(index, family));
+        let returning =
+            tunnels.map(|link| link.index).filter(|index| fast && !scenario.reverse_path && certain(*index)).collect();
         let desired = compile(&Inputs {
             config: &scenario.config,
             kernel,
@@ -98,8 +137,8 @@ impl<'a> Situation<'a> {
             failed: &failed,
             rules: true,
             fast: Some(FastInputs {
-                open: Open { v4, v6 },
-                closed: &BTreeSet::new(),
+                open: gated.open,
+                closed: &gated.closed,
                 reverse_path: scenario.reverse_path,
                 unmatched,
                 returning: &returning,
@@ -107,6 +146,7 @@ impl<'a> Situation<'a> {
             }),
             before: None,
         });
+        let others = scenario.others.iter().map(|rule| rule.entry.clone());
         let number = |policy: &Policy| tables.get(&policy.name).copied();
         let policies = scenario.config.policies.iter().map(number).zip(0..);
         let policies: BTreeMap<u32, usize> = policies.filter_map(|(table, index)| Some((table?, index))).collect();
@@ -119,15 +159,47 @@ impl<'a> Situation<'a> {
         let local = kernel.local.iter().filter(|own| is_multicast(own) || of_uplink(own)).copied().collect();
         let outside = KernelState { local, ..kernel.clone() };
         let rules = || desired.rules.iter().map(Into::into);
+        let alone = Host::new(rules(), &desired.routes, kernel).with_others(scenario.local_rule, [], []);
+        let guarded = Host::new(rules(), desired.routes.iter().filter(may_leave), &outside);
         Self {
             scenario,
             kernel,
-            guarded: Host::new(rules(), desired.routes.iter().filter(may_leave), &outside),
+            guarded: guarded.with_others(scenario.local_rule, [], []),
             policies,
             failed,
-            host: Host::new(rules(), &desired.routes, kernel),
+            gated,
+            host: Host::new(rules(), &desired.routes, kernel).with_others(
+                scenario.local_rule,
+                others,
+                scenario.others_routes(kernel),
+            ),
+            alone,
+            intent: Intent::new(scenario, kernel),
             desired,
         }
+    }
+
+    /// Fails where the kernel's rules, or what becomes of a packet besides, differ from what is meant.
+    pub fn check_intent(&self, packet: &Packet, fate: Fate) -> Result<(), String> {
+        let Packet { source, destination, .. } = *packet;
+        let Way::Goes(meant) = self.intent.way(&self.as_seen(packet)) else { return Ok(()) };
+        if special(source) || special(destination) {
+            return Ok(());
+        }
+        let walk = self.walk(packet);
+        let same = |one: Decision| match (one, meant) {
+            (Decision::Leaves { device: one, .. }, Decision::Leaves { device: other, .. }) => one == other,
+            _ => one == meant,
+        };
+        if !same(walk.decision) {
+            return Err(format!("by the rules {walk:?}, and meant is {meant:?}"));
+        }
+        let right = match fate {
+            Fate::Pass | Fate::Aside(..) => true,
+            Fate::Drop(..) => meant == Decision::Blackhole,
+            Fate::Redirect(_, _, device, _) => same(Decision::Leaves { device: Some(device), gateway: None }),
+        };
+        if right { Ok(()) } else { Err(format!("{fate:?}, and meant is {meant:?}")) }
     }
 
     /// What a plan from nothing writes to the maps.
@@ -140,6 +212,17 @@ impl<'a> Situation<'a> {
             }
         }
         state
+    }
+
+    /// Does no program of this kind ever see the packet? What is sent to this host does not leave it. And a program that is at
+    /// no ingress device is asked nevertheless, unless a rule of others is about that device.
+    pub fn unseen(&self, program: &str, packet: &Packet) -> bool {
+        let index = self.ifindex(packet.device);
+        let ingress = packet.device.starts_with("lan");
+        match program {
+            "egress" => is_own(self.scenario, packet.destination),
+            _ => self.gated.closed.contains(&index) || !ingress && !self.gated.report.is_open(index, packet.family()),
+        }
     }
 
     /// How the packet arrives.
@@ -195,8 +278,25 @@ impl<'a> Situation<'a> {
 
     /// What the rules make of the packet's addresses.
     pub fn walk(&self, packet: &Packet) -> rule_walk::Outcome {
-        let Packet { source, destination, .. } = *packet;
-        self.host.walk(&rule_walk::Packet { source, destination, oif: None })
+        self.host.walk(&self.as_seen(packet))
+    }
+
+    /// The packet, as rules see it. One from an address of this host has not come in.
+    fn as_seen(&self, packet: &Packet) -> rule_walk::Packet<'static> {
+        let Packet { source, destination, device, .. } = *packet;
+        let iif = (!is_own(self.scenario, source)).then_some(device);
+        rule_walk::Packet { source, destination, iif, oif: None }
+    }
+
+    /// Do rules of others send the packet another way?
+    pub fn others_decide(&self, packet: &Packet) -> bool {
+        let seen = self.as_seen(packet);
+        self.host.walk(&seen) != self.alone.walk(&seen)
+    }
+
+    /// What the guard at an uplink makes of the packet's addresses.
+    pub fn guarded(&self, packet: &Packet) -> rule_walk::Outcome {
+        self.guarded.walk(&self.as_seen(packet))
     }
 
     /// Why the packet's policy does not apply, if none does.
@@ -224,7 +324,7 @@ impl<'a> Situation<'a> {
         }
         let Some(first) = self.policy_from(source) else { return Fate::Pass };
         let family = packet.family();
-        if !self.scenario.open[usize::from(family == Family::V6)] {
+        if !self.gated.open.family(family) {
             return Fate::Aside(first, Outcome::Closed);
         }
         let walk = self.walk(packet);
@@ -253,7 +353,7 @@ impl<'a> Situation<'a> {
     }
 
     /// May the fast path believe the source? It must where the kernel does, but for what it cannot know: with rp_filter, a
-    /// way back by policy, or by one of several routes.
+    /// way back by policy, by a rule of others, or by one of several routes.
     fn may_arrive(&self, packet: &Packet) -> bool {
         let Packet { source, destination, .. } = *packet;
         if self.kernel.local.iter().any(|own| own.contains(&source)) {
@@ -262,9 +362,14 @@ impl<'a> Situation<'a> {
         if packet.family() == Family::V6 || !self.scenario.reverse_path {
             return true;
         }
+        let others = |rule: &Foreign| {
+            let Foreign { entry: Entry { from, iif, oif, .. }, .. } = rule;
+            Family::of(from) == Family::V4 && iif.is_none() && oif.is_none() && rule.entry.priority < 32766
+        };
         self.policy_from(destination).is_none()
+            && !self.scenario.others.iter().any(others)
             && self.is_only_way_back(source)
-            && self.host.believes(source, destination, self.ifindex(packet.device), true)
+            && self.host.believes(source, destination, self.ifindex(packet.device), true) == Some(true)
     }
 
     /// Has the main table one route back to the source, of one next hop?
@@ -292,7 +397,7 @@ impl<'a> Situation<'a> {
         }
         let Some(first) = self.policy_from(source) else { return Fate::Pass };
         let family = packet.family();
-        let walk = self.guarded.walk(&rule_walk::Packet { source, destination, oif: None });
+        let walk = self.guarded(packet);
         let Some(policy) = walk.table.and_then(|table| self.policies.get(&table)).copied() else {
             return self.none_applies(first, family);
         };
@@ -316,14 +421,16 @@ impl<'a> Situation<'a> {
 
 /// The networks on the link at the uplink.
 fn networks_of_uplink(kernel: &KernelState) -> impl Iterator<Item = &IpNet> {
-    let uplink = kernel.link("net0").map(|link| link.index);
+    let uplink = kernel.link(UPLINK).map(|link| link.index);
     kernel.main.iter().filter(move |route| route.network && route.oif == uplink).map(|route| &route.dst)
 }
 
-/// May packets of a policy for an exempt destination leave by an uplink? All policies here have `allow-default`.
+/// May packets of a policy for an exempt destination leave by an uplink?
 fn leaves_anywhere(policy: &Policy, dst: &IpNet, kernel: &KernelState) -> bool {
     policy.exempt.iter().any(|exempt| exempt.contains(dst))
-        || policy.exempt_connected && networks_of_uplink(kernel).any(|network| network.contains(dst))
+        || policy.exempt_connected
+            && policy.allow_default
+            && networks_of_uplink(kernel).any(|network| network.contains(dst))
 }
 
 /// The destination is on the link that the packet is sent on, whatever rules say.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,7 +24,9 @@ use tunroute_tests::{
     pace::{SOON, patience, until},
 };
 
-use super::scenario::{DEVICES, GATEWAYS, Scenario, TUNNELS, special};
+use super::scenario::{
+    Address, DEVICES, Foreign, ForeignRoute, GATEWAYS, Inside, Scenario, TABLE_OTHERS, TUNNELS, Through, special,
+};
 
 /// The protocol number of a scenario's own routes, by which they are removed again.
 const PROTOCOL: u32 = 99;
@@ -38,6 +41,8 @@ pub struct Router {
     pub host: Netns,
     /// The other ends, by the same names.
     pub far: Netns,
+    /// The priority of the rule of the local table.
+    local_rule: AtomicU32,
     bpffs: BpfFs,
     _lab: Lab,
 }
@@ -69,39 +74,85 @@ impl Router {
         let tun = |device| TunPair::new((&host, device), (&far, device), TunOptions::default());
         let tuns = [tun("tun0")?, tun("tun1")?];
         let bpffs = BpfFs::mount(host.dir().join("bpf"))?;
-        Ok(Self { _tuns: tuns, host, far, bpffs, _lab: lab })
+        Ok(Self { _tuns: tuns, host, far, local_rule: AtomicU32::new(0), bpffs, _lab: lab })
     }
 
     /// Gives the router a scenario's addresses, routes and tunnels in the place of the last one's.
     pub fn set_up(&self, scenario: &Scenario) -> Result<()> {
         let mut script = String::new();
-        for (device, _) in DEVICES.iter().filter(|(name, _)| !TUNNELS.contains(name)) {
+        for (device, _) in DEVICES.into_iter().chain([("lo", LinkLayer::Other)]) {
             writeln!(script, "addr flush dev {device} scope global")?;
         }
         for family in ["-4", "-6"] {
-            writeln!(script, "{family} route flush table main proto {PROTOCOL}")?;
+            writeln!(script, "{family} route flush table all proto {PROTOCOL}\n{family} rule flush proto {PROTOCOL}")?;
         }
+        // IPv6 is away while the MTU is too small for it, its settings, too.
         for (device, tunnel) in TUNNELS.iter().zip(&scenario.tunnels) {
             let state = if tunnel.up { "up" } else { "down" };
-            writeln!(script, "link set {device} mtu {} {state}", tunnel.mtu)?;
+            writeln!(script, "link set {device} mtu 1500 {state}")?;
         }
-        for (device, address) in &scenario.addresses {
-            let nodad = if Family::of(address) == Family::V6 { "nodad" } else { "" };
-            writeln!(script, "addr add {address} dev {device} {nodad}")?;
+        self.host.ip(&script)?;
+        let mut script = String::new();
+        for (device, tunnel) in TUNNELS.iter().zip(&scenario.tunnels) {
+            let disabled = if tunnel.v6 { "0" } else { "1" };
+            self.host.sysctl(&[(&format!("ipv6/conf/{device}/disable_ipv6"), disabled)])?;
+            writeln!(script, "link set {device} mtu {}", tunnel.mtu)?;
+        }
+        for Address { device, own, peer } in &scenario.addresses {
+            let nodad = if Family::of(own) == Family::V6 { "nodad" } else { "" };
+            let peer = peer.map_or_else(String::new, |peer| format!("peer {peer}"));
+            let own = if peer.is_empty() { own.to_string() } else { own.addr().to_string() };
+            writeln!(script, "addr add {own} {peer} dev {device} {nodad}")?;
+        }
+        // With a device's last IPv4 address, its neighbours go (`fib_disable_ip()` in `net/ipv4/fib_frontend.c`).
+        for (gateway, family) in GATEWAYS.into_iter().zip(Family::ALL) {
+            if scenario.tunnel("eth1").is_some_and(|tunnel| tunnel.has(family)) {
+                writeln!(script, "neigh replace {gateway} lladdr {} dev eth1 nud permanent", macs("eth1")[1])?;
+            }
         }
         for family in Family::ALL {
-            let version = if family == Family::V4 { "-4" } else { "-6" };
-            for (dst, device) in scenario.routes.iter().filter(|(dst, _)| Family::of(dst) == family) {
-                writeln!(script, "{version} route add {dst} dev {device} proto {PROTOCOL}")?;
+            let (version, router) = match family {
+                Family::V4 => ("-4", "198.18.0.77"),
+                Family::V6 => ("-6", "fe80::77"),
+            };
+            for Inside { dst, device, through } in
+                scenario.routes.iter().filter(|route| Family::of(&route.dst) == family)
+            {
+                let way = match through {
+                    Through::Link => format!("dev {device}"),
+                    Through::Router => format!("via {router} dev {device} onlink"),
+                    Through::Several => {
+                        format!("nexthop via {router} dev {device} onlink nexthop via {router} dev net0 onlink")
+                    }
+                };
+                writeln!(script, "{version} route add {dst} proto {PROTOCOL} {way}")?;
+            }
+            for (dst, route) in scenario.foreign.iter().filter(|(dst, _)| Family::of(dst) == family) {
+                let route = match route {
+                    ForeignRoute::Device(device) => format!("{dst} dev {device}"),
+                    ForeignRoute::Refused(decision) => format!("{} {dst}", format!("{decision:?}").to_lowercase()),
+                };
+                writeln!(script, "{version} route add {route} table {TABLE_OTHERS} proto {PROTOCOL}")?;
+            }
+            for Foreign { text, .. } in scenario.others.iter().filter(|rule| Family::of(&rule.entry.from) == family) {
+                writeln!(script, "{version} rule add {text} protocol {PROTOCOL}")?;
+            }
+            let old = self.local_rule.load(Ordering::Relaxed);
+            if old != scenario.local_rule {
+                let new = scenario.local_rule;
+                writeln!(
+                    script,
+                    "{version} rule add pref {new} lookup local\n{version} rule del pref {old} lookup local"
+                )?;
             }
         }
         self.host.ip(&script)?;
+        self.local_rule.store(scenario.local_rule, Ordering::Relaxed);
         let strict = if scenario.reverse_path { "1" } else { "0" };
         self.host.sysctl(&[("ipv4/conf/all/rp_filter", strict)])
     }
 
-    /// Has every frame sent at once and nothing held back: neighbours need not be asked for, the gateways are known, and
-    /// what the kernel meters by time it does not send (redirects) or does not meter (other ICMP).
+    /// Has every frame sent at once and nothing held back: neighbours need not be asked for, and what the kernel meters by time it does not send (redirects) or does not meter (other ICMP).
     pub fn hold_nothing_back(&self) -> Result<()> {
         let mut script = String::new();
         for (device, layer) in DEVICES {
@@ -109,9 +160,6 @@ impl Router {
             if layer == LinkLayer::Ethernet {
                 writeln!(script, "link set {device} arp off")?;
             }
-        }
-        for gateway in GATEWAYS {
-            writeln!(script, "neigh replace {gateway} lladdr {} dev eth1 nud permanent", macs("eth1")[1])?;
         }
         self.host.ip(&script)?;
         // 255: a type that nothing sends.
@@ -198,5 +246,5 @@ impl Product {
 
 /// Is the address one that the router itself has?
 pub fn is_own(scenario: &Scenario, address: std::net::IpAddr) -> bool {
-    scenario.addresses.iter().any(|(_, own): &(&str, IpNet)| own.addr() == address)
+    scenario.addresses.iter().any(|own| own.own.addr() == address)
 }

@@ -86,7 +86,8 @@ struct Origin {
     own: BTreeSet<IpNet>,
     /// What the policies follow, in their order.
     followed: Vec<Vec<IpNet>>,
-    /// The IPv4 routes of the main table, where they are asked for the reverse path.
+    /// The IPv4 routes of the main table, where they are asked for the reverse path; one to everywhere without a certain
+    /// device, where rules of others are asked first.
     reverse: Option<Vec<MainRoute>>,
 }
 
@@ -119,11 +120,16 @@ impl Sources {
 
     /// Compiles them, unless they would be those before.
     pub(super) fn compile(inputs: &Inputs<'_>, reverse_path: bool) -> Arc<Self> {
-        let main = inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == Family::V4);
+        let reverse = || {
+            if !inputs.kernel.main_leads_back() {
+                return vec![MainRoute { dst: Family::V4.default_prefix(), ..MainRoute::default() }];
+            }
+            inputs.kernel.main.iter().filter(|route| Family::of(&route.dst) == Family::V4).cloned().collect()
+        };
         let origin = Origin {
             own: inputs.kernel.local.iter().copied().filter(|own| !is_link_local(own)).collect(),
             followed: inputs.config.policies.iter().map(|policy| policy.followed.clone()).collect(),
-            reverse: reverse_path.then(|| main.cloned().collect()),
+            reverse: reverse_path.then(reverse),
         };
         match inputs.before.filter(|before| before.origin == origin) {
             Some(before) => Arc::clone(before),

@@ -57,9 +57,9 @@ impl Probes {
         })
     }
 
-    /// Answers for tests of those who use them.
-    #[cfg(test)]
-    pub(super) fn new(forwarding: BTreeMap<IfIndex, [bool; 2]>) -> Self {
+    /// These answers, and neither netfilter hooks nor IPsec policies: for tests.
+    #[must_use]
+    pub const fn new(forwarding: BTreeMap<IfIndex, [bool; 2]>) -> Self {
         Self { forwarding, hooks: Ok(Vec::new()), lists_hooks: true, xfrm: Ok(false) }
     }
 }
