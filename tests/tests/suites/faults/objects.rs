@@ -125,7 +125,7 @@ fn foreign_rule_comes_first() -> Result<()> {
     Setting::new("both").lossless().run("foreign rule comes first", |scene| {
         let open = |scene: &Scene<'_>| Ok(scene.daemon.status()?["policies"][0]["carried_by"]["v6"] == "fast path");
         ensure!(open(scene)?, "{:#}", scene.daemon.status()?);
-        scene.host("-6 rule add pref 100 from 2001:db8:4::/48 lookup 999")?;
+        scene.host("-6 rule add pref 100 from 2a02:578:85a0:4::/64 lookup 999")?;
         scene.within("gate closed", IN_TIME, |scene| Ok(!open(scene)?))?;
         scene.flows_again("carried by the kernel", IN_TIME)?;
         scene.host("-6 rule del pref 100")?;
