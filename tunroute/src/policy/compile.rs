@@ -312,10 +312,11 @@ fn compile_routes(inputs: &Inputs<'_>, exemptions: &Exemptions) -> BTreeSet<Rout
     routes
 }
 
-/// Do programs ask the kernel for link-layer addresses by the policy's table, whether rules lead there or not?
+/// Do programs ask the kernel for link-layer addresses by the policy's table, although no rule leads there? Also while they are
+/// being loaded: an earlier daemon's programs ask until then.
 fn asks_for_neighbours(inputs: &Inputs<'_>, policy: &Policy) -> bool {
     let links = || policy.via.iter().filter_map(|tunnel| inputs.kernel.link(tunnel));
-    inputs.fast.is_some() && links().any(|link| link.layer == LinkLayer::Ethernet)
+    inputs.config.datapath == Datapath::Ebpf && links().any(|link| link.layer == LinkLayer::Ethernet)
 }
 
 /// A policy's routes in one family.
