@@ -6,16 +6,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tunroute::policy::net::Family;
 use tunroute_tests::{
-    Capture, TUNNELS, TunnelKind,
+    Capture, Daemon, DaemonOptions, Seen, TUNNELS, TunnelKind, World,
     device::ask_neighbours_often,
-    plan::REMOTE,
+    pace::until,
+    plan::{ISP, PLAIN_CLIENT, REMOTE},
+    reach,
     traffic::{Answer, ping_briefly},
 };
 
-use super::scene::{IN_TIME, Scene, Setting};
+use super::scene::{IN_TIME, Scene, Setting, programs};
 
 const DEVICE: &str = TUNNELS[0].device;
 
@@ -165,7 +168,7 @@ fn ifindex_is_reused_by_a_stranger() -> Result<()> {
             scene.within("given up", IN_TIME, |scene| scene.tunnel_is("pending"))?;
             std::thread::sleep(Duration::from_millis(300));
             let plan = &TUNNELS[0];
-            let astray = |seen: &tunroute_tests::Seen| {
+            let astray = |seen: &Seen| {
                 seen.device == "stranger-peer"
                     && seen.src.is_some_and(|src| src == plan.client.v6 || src == plan.host.v6)
             };
@@ -175,6 +178,87 @@ fn ifindex_is_reused_by_a_stranger() -> Result<()> {
             scene.flows_again("carried again", IN_TIME)?;
             scene.host("link del stranger")
         })?;
+    }
+    Ok(())
+}
+
+/// The daemon follows nothing for a moment, and its heartbeat is still valid, when the tunnel's number goes to another uplink,
+/// which gets the default routes. No packet of a policy leaves by it.
+#[test]
+fn ifindex_is_reused_by_an_uplink_unseen() -> Result<()> {
+    for family in Family::ALL {
+        let setting = Setting { family, changed: &["default"], ..Setting::new("both") };
+        setting.run("ifindex reused by an uplink unseen", |scene| {
+            let (world, plan) = (scene.world, &TUNNELS[0]);
+            let index = world.host.ifindex(DEVICE)?;
+            scene.daemon.freeze()?;
+            scene.host(&format!(
+                "link del {DEVICE}\nlink add net1 index {index} type veth peer name spare netns {}\n\
+                 link set net1 arp off up",
+                world.isp.name()
+            ))?;
+            world.isp.ip("link set spare up")?;
+            let mut capture = Capture::on(&world.isp, "spare")?;
+            scene.host("-4 route replace default dev net1\n-6 route replace default dev net1")?;
+            ensure!(world.host.ifindex("net1")? == index);
+            let own = |seen: &Seen| [plan.client, plan.host].map(|addrs| Some(addrs.of(family))).contains(&seen.src);
+            // What belongs to no policy takes the new uplink.
+            let (plain, remote) = (PLAIN_CLIENT.of(family), REMOTE.of(family));
+            until("the new uplink carries packets", || {
+                ping_briefly(&world.client, plain, remote)?;
+                let seen = capture.drain()?;
+                let leaked = seen.iter().filter(|seen| own(seen)).count();
+                ensure!(leaked == 0, "{leaked} packets left by the new uplink");
+                Ok(seen.iter().any(|seen| seen.src == Some(plain)))
+            })?;
+            capture.ensure_none(own, Duration::from_millis(500))?;
+            scene.daemon.signal(Signal::SIGCONT)?;
+            scene.within("given up", IN_TIME, |scene| scene.tunnel_is("pending"))?;
+            capture.ensure_none(own, Duration::from_millis(100))?;
+            scene.host(&format!(
+                "link del net1\n-4 route replace default via {} dev net0\n-6 route replace default via {} dev net0",
+                ISP.v4, ISP.v6
+            ))?;
+            world.set_present(0, true)?;
+            scene.flows_again("carried again", IN_TIME)
+        })?;
+    }
+    Ok(())
+}
+
+/// As udev names devices at boot: a tunnel and the uplink exchange their names while the daemon loads its programs, which end
+/// up on the devices that have the configured names then.
+#[test]
+fn names_are_exchanged_while_programs_are_loaded() -> Result<()> {
+    let other = TUNNELS[1].device;
+    for (mode, delay) in ["both", "ebpf"].into_iter().flat_map(|mode| [0, 150].map(|delay| (mode, delay))) {
+        let world = World::with(TunnelKind::Veth).build()?;
+        let config = format!("datapath = \"{mode}\"\n{}", world.config());
+        // Back and forth again.
+        for _ in 0..2 {
+            let mut daemon = Daemon::spawn(&world, &config, &DaemonOptions::default())?;
+            let log = daemon.log().len();
+            until("it answers", || Ok(daemon.client(&["status"])?.status.success()))?;
+            std::thread::sleep(Duration::from_millis(delay));
+            world.host.ip(&format!(
+                "link set net0 down\nlink set {other} down\nlink set net0 name away\nlink set {other} name net0\n\
+                 link set away name {other}\nlink set net0 up\nlink set {other} up"
+            ))?;
+            daemon.wait_ready()?;
+            let told = |daemon: &Daemon<'_>| format!("{mode}, {delay} ms; log:\n{}", daemon.log());
+            for (device, hook, wanted) in [("lan0", "ingress", 1), ("net0", "egress", 1), (other, "egress", 0)] {
+                until("the programs are in place", || Ok(programs(&world.host, device, hook)? == wanted))
+                    .with_context(|| format!("{device} {hook}; {}", told(&daemon)))?;
+            }
+            until("nothing to do", || Ok(daemon.client(&["plan"])?.status.success())).with_context(|| told(&daemon))?;
+            for family in Family::ALL {
+                let (src, dst) = (TUNNELS[0].client.of(family), REMOTE.of(family));
+                reach(&world.client, src, dst).with_context(|| told(&daemon))?;
+            }
+            let said = daemon.log().get(log..).unwrap_or_default().to_owned();
+            ensure!(!said.contains("File exists"), "{}", told(&daemon));
+            daemon.down()?;
+        }
     }
     Ok(())
 }

@@ -8,7 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tunroute::policy::net::{Family, PROTOCOL};
 use tunroute_tests::{
-    Daemon, DaemonOptions, Flow, FlowOptions, FlowReport, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
+    Daemon, DaemonOptions, Flow, FlowOptions, FlowReport, ForeignProgram, Netns, Snapshot, TUNNELS, TunnelKind, Watch,
+    World,
     pace::patience,
     plan::{REMOTE, REMOTE_ISP_DEVICE},
     reach,
@@ -223,18 +224,9 @@ impl Scene<'_> {
         self.host(&rename).or_else(|_| self.host(&format!("link set {from} down\n{rename}\nlink set {to} up")))
     }
 
-    /// Programs of this project on a hook of a device, attached in one way or the other. They run before everybody else's.
+    /// As [`programs`], in the host.
     pub fn programs(&self, device: &str, hook: &str) -> Result<usize> {
-        // tc fails where there is no clsact to ask.
-        let filters = self.world.host.query("tc", &format!("filter show dev {device} {hook}")).unwrap_or_default();
-        let filters = filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect();
-        let mut all = 0;
-        for programs in [self.world.host.tcx(device, hook)?, filters] {
-            let ours = programs.iter().take_while(|name| is_ours(name)).count();
-            ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
-            all += ours;
-        }
-        Ok(all)
+        programs(&self.world.host, device, hook)
     }
 
     /// The state of tunnel 0 in `status`.
@@ -259,6 +251,20 @@ impl Scene<'_> {
 
 /// What is said of this project's filters, where it is attached by them.
 pub const OUR_FILTERS: &str = "pref 2 ";
+
+/// Number of programs of this project on a hook of a device, attached in one way or the other. They run before all others.
+pub fn programs(host: &Netns, device: &str, hook: &str) -> Result<usize> {
+    // tc fails where there is no clsact to ask.
+    let filters = host.query("tc", &format!("filter show dev {device} {hook}")).unwrap_or_default();
+    let filters = filters.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect();
+    let mut all = 0;
+    for programs in [host.tcx(device, hook)?, filters] {
+        let ours = programs.iter().take_while(|name| is_ours(name)).count();
+        ensure!(!programs.iter().skip(ours).any(|name| is_ours(name)), "{device} {hook}: {programs:?}");
+        all += ours;
+    }
+    Ok(all)
+}
 
 /// Is this program this project's?
 fn is_ours(program: &str) -> bool {
