@@ -376,10 +376,6 @@ impl<'a> Year<'a> {
             Device::Down => self.world.set_tunnel(0, false)?,
             Device::Gone => self.world.set_present(0, false)?,
             Device::Replaced => {
-                // With no daemon that follows, a redirect to the number is one to the uplink (issue 17, item 16b).
-                if !reused_unseen() {
-                    self.wake()?;
-                }
                 let index = self.world.host.ifindex(DEVICE)?;
                 let isp = self.world.isp.name();
                 // Whatever the next hop is, the new link takes it.
@@ -524,11 +520,6 @@ impl<'a> Year<'a> {
         self.no_leak()?;
         Ok(calm.elapsed()?)
     }
-}
-
-/// May a number be used again while no daemon runs?
-fn reused_unseen() -> bool {
-    env::var("TUNROUTE_UNTIDY").is_ok_and(|features| features.contains("numbers"))
 }
 
 /// `ip route ACTION default …` by the uplink, in both families.
