@@ -21,7 +21,7 @@ use tunroute::{
     policy::plan::{Op, PlanError, plan},
     policy::xdp_devices::Chosen,
 };
-use tunroute_common::maps::{Action, flags};
+use tunroute_common::maps::{Action, Source, flags};
 
 const STORY: &str = r#"
     [interfaces]
@@ -382,6 +382,13 @@ fn reverse_paths_split_the_sources() {
             "2a02:578:85a0:1::/64 by 0",
         ]
     );
+
+    // A rule of somebody else that is asked before the main table may know another way back.
+    let mut kernel = host();
+    kernel.rules.extend(local_rules(30000).into_iter().map(|rule| ObservedRule { looks_up_local: false, ..rule }));
+    let fast = desired(&config, &kernel, true, true).fast.unwrap();
+    let mut v4 = fast.sources.prefixes().iter().filter(|(prefix, _)| Family::of(prefix) == Family::V4);
+    assert!(v4.all(|(_, lead)| lead.arrives_by == Source::OWN_ADDRESS), "{:?}", fast.sources);
 }
 
 #[test]
