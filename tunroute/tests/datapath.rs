@@ -136,7 +136,7 @@ fn another_daemon_finds_what_one_has_left() {
     });
 }
 
-/// Every kind of slot, nested prefixes, exemptions of two sets.
+/// Every kind of slot, nested prefixes, exemptions of every kind in two sets.
 fn example() -> FastState {
     let slot = |id, egress, exempt_set, next| Slot { id, egress, exempt_set, next, table: 0, reserved: 0 };
     let exit = |ifindex, flags, gateway: Option<&str>| DeviceExit {
@@ -158,6 +158,7 @@ fn example() -> FastState {
         slot(17, Egress::down(Action::Blackhole), 2, 0),
         slot(18, Egress::down(Action::Next), 1, 2),
         slot(19, Egress::down(Action::Next), 1, none),
+        slot(20, Egress::down(Action::Main), 1, none),
     ];
     let exits = [
         exit(7, 0, None),
@@ -168,7 +169,7 @@ fn example() -> FastState {
     ];
     let prefix = |text: &str| text.parse::<IpNet>().unwrap();
     let mut sources = PrefixMap::default();
-    for (index, arrives_by) in (0u32..9).zip([0, 0, 0, 0, 0, TEST_DEVICE, 0, 5, 0].into_iter().cycle()) {
+    for (index, arrives_by) in (0u32..10).zip([0, 0, 0, 0, 0, TEST_DEVICE, 0, 5, 0, 0]) {
         sources.insert(prefix(&format!("10.{index}.0.0/16")), Source { slot: index, arrives_by });
         sources.insert(prefix(&format!("2a02:{index:x}::/32")), Source { slot: index, arrives_by });
     }
@@ -176,13 +177,17 @@ fn example() -> FastState {
     sources.insert(prefix("10.1.1.1/32"), Source { slot: 1, arrives_by: Source::OWN_ADDRESS });
     sources.insert(prefix("2a02:1::1/128"), Source { slot: 1, arrives_by: Source::OWN_ADDRESS });
     sources.insert(prefix("2a02:2:1::/48"), Source { slot: 7, arrives_by: TEST_DEVICE });
-    let exempt = [(1, "192.0.2.0/24"), (2, "198.51.100.0/24"), (1, "2001:db8:1::/48"), (2, "2001:db8:2::/48")];
+    let exempt = [
+        (1, "192.0.2.0/24", Exempt::Anywhere),
+        (1, "192.0.2.128/25", Exempt::No),
+        (1, "2001:db8:1::/48", Exempt::Anywhere),
+        (2, "198.51.100.0/24", Exempt::Inside),
+        (2, "198.51.100.128/25", Exempt::Anywhere),
+        (2, "2001:db8:2::/48", Exempt::Inside),
+    ];
     FastState {
         sources,
-        exempt: exempt
-            .into_iter()
-            .map(|(set, text)| Exemption { set, prefix: prefix(text), kind: Exempt::Anywhere })
-            .collect(),
+        exempt: exempt.into_iter().map(|(set, text, kind)| Exemption { set, prefix: prefix(text), kind }).collect(),
         slots: (0..).zip(slots).collect(),
         exits: (0..).zip(exits).collect(),
         open: Open { v4: true, v6: true },

@@ -13,6 +13,7 @@ pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
     if let Some(span) = spans.datapath.as_ref().filter(|_| config.datapath == Datapath::Ebpf) {
         unguarded(config, span, spans, findings);
     }
+    let unprotected = matches!(config.datapath, Datapath::Kernel | Datapath::Shadow);
     let fates = fates(config);
     for ((policy, at), fate) in config.policies.iter().zip(&spans.policies).zip(fates) {
         if fate.shadowed {
@@ -28,6 +29,13 @@ pub(super) fn doubts(config: &Config, spans: &Spans, findings: &mut Findings) {
                             interface that the sources are behind";
                 findings.warning(Finding::new(span, message, help));
             }
+        }
+        if let Some(span) = at.routed.as_ref().filter(|_| unprotected) {
+            let message =
+                "when an inside route is withdrawn, packets to there leave by the uplink for some milliseconds";
+            let help = "without programs nothing stands at the uplink until the exemption is removed: write `datapath = \
+                        \"both\"`, or leave a route such as `unreachable` in the main table for the inside networks";
+            findings.warning(Finding::new(span, message, help));
         }
         if let (Some(span), Some(source)) = (&at.on_down, fate.let_go)
             && !config.interfaces.uplink.is_empty()

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-pub use exempt::{Exemptions, is_default};
+pub use exempt::{Exemptions, is_default, overruled};
 pub use follow::follow;
 use ipnet::IpNet;
 use tunroute_common::maps::{Action, Clamp, Exempt, Exit, OWN_SET, Station, flags};

@@ -608,6 +608,13 @@ pub struct MainRoute {
     pub network: bool,
 }
 
+impl MainRoute {
+    /// The devices of all next hops.
+    pub fn devices(&self) -> impl Iterator<Item = &IfIndex> {
+        self.oif.iter().chain(&self.hops)
+    }
+}
+
 /// An address of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {

@@ -3,6 +3,7 @@
 //! Where `ebpf` differs, the tests say so: with no rules there is nobody to answer a packet that is too big for the
 //! tunnel, or that has none; it is dropped at the uplink and counted.
 
+mod inside;
 mod odd_frames;
 mod places;
 

@@ -13,7 +13,7 @@ use crate::{
     config::{Config, Datapath, DevicePattern, Mss, Policy},
     kernel::Question,
     policy::ability::shortcomings,
-    policy::compile::{Inputs, decisions, follow, tree, wants_tree},
+    policy::compile::{Inputs, decisions, follow, overruled, tree, wants_tree},
     policy::devices::matching,
     policy::gates::{
         Gate, concerns, kept_out,
@@ -36,6 +36,8 @@ const OVERHEADS: [(&str, u32); 9] = [
 ];
 /// Number of addresses of a network among which one is looked for that is not this host's own.
 const FIRST_HOSTS: usize = 64;
+/// Number of routes that one finding names.
+const NAMED_ROUTES: usize = 3;
 /// The lowest band behind the kernel's rules for VRFs.
 const FIRST_BAND: u32 = 1003;
 
@@ -67,6 +69,7 @@ pub fn examine(config: &Config, seen: &Observation) -> Vec<Finding> {
     findings.extend(seen.narrow.iter().map(narrow));
     findings.extend(own_packets(config, seen));
     findings.extend(unanswered(config, seen, &Intent::new(&inputs)));
+    findings.extend(inside_routes(&inputs));
     findings.extend(kept_from_entering(config, seen, &inputs));
     findings.extend(answers(config, seen));
     findings.extend(reverse_paths(config, seen));
@@ -337,6 +340,35 @@ fn unanswered(config: &Config, seen: &Observation, intent: &Intent) -> Vec<Findi
         }
     }
     findings
+}
+
+/// Networks that the main table leads inside to, and that policies send into their tunnels.
+fn inside_routes(inputs: &Inputs<'_>) -> Vec<Finding> {
+    let Inputs { config, kernel, .. } = *inputs;
+    let finding = |(index, routes): (usize, Vec<&MainRoute>)| {
+        let policy = config.policies.get(index)?;
+        let device = |route: &MainRoute| {
+            let link = route.devices().find_map(|device| kernel.links.get(device));
+            link.map(|link| format!("{} by {}", route.dst, link.name))
+        };
+        let named: Vec<String> = routes.iter().copied().filter_map(device).take(NAMED_ROUTES).collect();
+        let rest = match routes.len() - named.len() {
+            0 => String::new(),
+            rest => format!(" and {rest} more"),
+        };
+        let (name, first) = (&policy.name, routes.first()?.dst);
+        let one = format!("write \"{first}\" to `exempt` of {name}");
+        Some(warning(
+            format!("the main table leads inside to {}{rest}, and the policy {name} overrules it", named.join(", ")),
+            "packets from the policy's sources to these networks go into its tunnel",
+            match routes.len() {
+                _ if config.interfaces.uplink.is_empty() => one,
+                1 => format!("{one}; or \"routed\", for all such networks"),
+                _ => format!("write \"routed\" to `exempt` of {name}; or some of the networks, such as \"{first}\""),
+            },
+        ))
+    };
+    overruled(inputs).into_iter().filter_map(finding).collect()
 }
 
 /// Sources of policies that the reverse path filter of the ingress devices drops, whichever datapath is configured.

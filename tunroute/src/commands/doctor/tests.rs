@@ -38,14 +38,14 @@ fn own(device: &str, address: [u8; 4], leaves_by: &str) -> OwnAddress {
     OwnAddress { device: device.to_owned(), address: IpAddr::from(address), leaves_by: Some(leaves_by.to_owned()) }
 }
 
+/// A route behind a router.
+fn route(dst: &str, oif: u32) -> MainRoute {
+    MainRoute { dst: dst.parse().unwrap(), oif: Some(oif), ..MainRoute::default() }
+}
+
 /// A host on which nothing is wrong.
 fn healthy() -> Observation {
-    let main = |dst: &str, oif: u32| MainRoute {
-        dst: dst.parse().unwrap(),
-        oif: Some(oif),
-        on_link: false,
-        ..MainRoute::default()
-    };
+    let main = |dst: &str, oif: u32| MainRoute { on_link: oif == 2, ..route(dst, oif) };
     let kernel = KernelState {
         links: [link(2, "lan0", None, 1500), link(3, "net0", None, 1500), link(4, "wg0", Some("wireguard"), 1420)]
             .into(),
@@ -297,7 +297,71 @@ fn advice_that_was_followed_is_not_given_again() {
     let first = text(&host(""));
     assert!(first.contains("198.51.100.7 of the uplink net0 is in 0.0.0.0/0 of the policy p"), "{first}");
     assert!(first.contains("write the far ends of the tunnels"), "{first}");
-    assert_eq!(host("\"198.51.100.0/24\", \"203.0.113.9/32\""), []);
+    assert_eq!(host("\"10.0.0.0/24\", \"198.51.100.0/24\", \"203.0.113.9/32\""), []);
+}
+
+#[test]
+fn main_table_routes_that_a_policy_overrules_are_found() {
+    // What stands below the policy, the routes besides those of a healthy host, and what is found with its fix.
+    type Case<'a> = (&'a str, &'a [(&'a str, u32)], Option<(&'a str, &'a str)>);
+    let docker = ("172.17.0.0/16", 5);
+    let behind = ("10.64.0.0/10", 2);
+    let many: Vec<String> = (0..200).map(|net| format!("10.64.{net}.0/24")).collect();
+    let many: Vec<(&str, u32)> = many.iter().map(|dst| (dst.as_str(), 2)).collect();
+    let cases: [Case<'_>; 14] = [
+        (
+            "",
+            &[docker],
+            Some((
+                "leads inside to 172.17.0.0/16 by docker0, and the policy p overrules it",
+                "write \"172.17.0.0/16\" to `exempt` of p; or \"routed\"",
+            )),
+        ),
+        (
+            "",
+            &[docker, behind, ("fd00:7::/48", 2)],
+            Some((
+                "10.64.0.0/10 by lan0, 172.17.0.0/16 by docker0, fd00:7::/48 by lan0, and the policy",
+                "write \"routed\" to `exempt` of p; or some of the networks, such as \"10.64.0.0/10\"",
+            )),
+        ),
+        ("", &many, Some(("10.64.2.0/24 by lan0 and 197 more, and", "\"routed\""))),
+        // Not exempt: the rest of a prefix, and what is on the link at an ingress device.
+        ("exempt = [\"connected\", \"10.64.0.0/11\"]", &[behind], Some(("10.64.0.0/10", "\"routed\""))),
+        ("exempt = []", &[], Some(("10.0.0.0/24 by lan0", "\"10.0.0.0/24\""))),
+        // Advice that was followed.
+        ("exempt = [\"connected\", \"routed\"]", &many, None),
+        ("exempt = [\"connected\", \"10.64.0.0/10\"]", &[behind, ("10.64.7.0/24", 2)], None),
+        // By an uplink, by the policy's own tunnel, a default route, or of a family that the policy has no source of.
+        ("", &[("198.51.100.0/24", 3)], None),
+        ("", &[("198.51.100.0/24", 4)], None),
+        ("", &[("fe80::/64", 2)], None),
+        ("from = \"192.0.2.0/24\"", &[("fd00:7::/48", 2)], None),
+        ("from = \"192.0.2.0/24\"", &[behind], Some(("10.64.0.0/10 by lan0", "\"10.64.0.0/10\""))),
+        // Left to the main table.
+        ("via = \"main\"", &many, None),
+        ("via = \"main\"", &[docker], None),
+    ];
+    for (setting, routes, expected) in cases {
+        let config = config(|text| {
+            let key = setting.split(' ').next().filter(|key| !key.is_empty());
+            let kept = text.lines().filter(|line| key.is_none_or(|key| !line.starts_with(key)));
+            kept.collect::<Vec<_>>().join("\n") + "\n" + setting
+        });
+        let mut seen = healthy();
+        seen.kernel.links.extend([link(5, "docker0", Some("bridge"), 1500)]);
+        seen.kernel.main.extend(routes.iter().map(|(dst, oif)| route(dst, *oif)));
+        let findings = examine(&config, &seen);
+        let found: Vec<&Finding> = findings.iter().filter(|finding| finding.what.contains("leads inside")).collect();
+        let Some((what, fix)) = expected else {
+            assert_eq!(found, [] as [&Finding; 0], "{setting} {routes:?}");
+            continue;
+        };
+        let [Finding { severity: Severity::Warning, what: told, fix: advice, .. }] = found.as_slice() else {
+            panic!("{setting} {routes:?}: {findings:#?}")
+        };
+        assert!(told.contains(what) && advice.contains(fix), "{told}: {advice}");
+    }
 }
 
 #[test]

@@ -48,6 +48,21 @@ fn sources_of_an_uplink() {
 }
 
 #[test]
+fn inside_routes_without_programs_at_the_uplink() {
+    let window = "when an inside route is withdrawn, packets to there leave by the uplink for some milliseconds";
+    for (datapath, exempt, messages) in [
+        ("kernel", "\"routed\"", &[window][..]),
+        ("shadow", "\"connected\", \"routed\"", &[window]),
+        ("kernel", "\"connected\"", &[]),
+        ("both", "\"routed\"", &[]),
+        ("ebpf", "\"routed\"", &[]),
+    ] {
+        let policies = file(&[("\"10.0.0.0/8\"", &format!("exempt = [{exempt}]"))]);
+        warned(&format!("datapath = \"{datapath}\"\n{policies}"), messages);
+    }
+}
+
+#[test]
 fn programs_without_rules_at_unknown_ways_out() {
     let none = "no device is an `uplink`, so rules stand in for the programs";
     let pattern = "a new device that matches `net*` is not guarded at first, so rules stand in";

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     net::IpAddr,
 };
 
@@ -17,7 +18,7 @@ use super::{Inputs, fnv1a, sources::holds};
 use crate::{
     config::{DevicePattern, Policy},
     policy::devices::matching,
-    policy::net::{Family, IfIndex, KernelState, MainRoute},
+    policy::net::{Family, IfIndex, KernelState, MainRoute, is_link_local},
 };
 
 /// The exemptions of all policies. Policies that declare the same ones share a set.
@@ -88,6 +89,31 @@ impl Exemptions {
     }
 }
 
+/// Routes of the main table that lead inside and that policies overrule, as none of their exemptions holds the destination:
+/// of each such policy, by its index. In order.
+#[must_use]
+pub fn overruled<'a>(inputs: &Inputs<'a>) -> Vec<(usize, Vec<&'a MainRoute>)> {
+    let exemptions = Exemptions::compile(inputs);
+    let ways = ways(inputs);
+    let policies = inputs.config.policies.iter().enumerate().filter(|(_, policy)| !policy.main);
+    let of_policy = |(index, policy): (usize, &Policy)| {
+        let entries = exemptions.sets.get(&exemptions.set_of(index))?;
+        let is_exempt = |dst: &IpNet| {
+            let longest = iter::successors(Some(*dst), IpNet::supernet).find_map(|around| entries.get(&around));
+            longest.is_some_and(|entry| entry.kind != Exempt::No)
+        };
+        let leads_elsewhere =
+            |device: &IfIndex| inputs.kernel.links.get(device).is_some_and(|link| !policy.via.contains(&link.name));
+        let routes = ways.iter().filter(|way| way.inside).map(|way| way.route);
+        let routes: Vec<&MainRoute> = routes
+            .filter(|route| policy.uses(Family::of(&route.dst)) && !is_link_local(&route.dst))
+            .filter(|route| route.devices().any(leads_elsewhere) && !is_exempt(&route.dst))
+            .collect();
+        (!routes.is_empty()).then_some((index, routes))
+    };
+    policies.filter_map(of_policy).collect()
+}
+
 /// A prefix that is so short that it is a default route, or one in parts (0.0.0.0/1 and 128.0.0.0/1, 2000::/3), and no
 /// network inside.
 #[must_use]
@@ -115,7 +141,7 @@ fn ways<'a>(inputs: &Inputs<'a>) -> Vec<Way<'a>> {
     };
     let way = |same: &[&'a MainRoute]| {
         let route = *same.first()?;
-        let mut hops = route.oif.iter().chain(&route.hops).peekable();
+        let mut hops = route.devices().peekable();
         let inside = hops.peek().is_some() && !hops.any(|device| uplinks.contains(device));
         Some(Way { route, inside, connected: same.iter().any(connected) })
     };
