@@ -235,12 +235,19 @@ impl Host {
         decision.map(|decision| (dst.prefix_len(), decision))
     }
 
-    /// Is an IPv4 packet's source believed when it enters by a device (`__fib_validate_source()` in
-    /// `net/ipv4/fib_frontend.c`)? `strict` is rp_filter 1; otherwise it is 0. None if the way back has several devices, which
-    /// are not known here.
+    /// Is an IPv4 packet's source believed when it enters by one device, to leave by another (`__fib_validate_source()` in
+    /// `net/ipv4/fib_frontend.c`)? That other one is the `iif` of the lookup (`__mkroute_input()` in `net/ipv4/route.c`).
+    /// `strict` is rp_filter 1; otherwise it is 0. None if the way back has several devices, which are not known here.
     #[must_use]
-    pub fn believes(&self, source: IpAddr, destination: IpAddr, iif: IfIndex, strict: bool) -> Option<bool> {
-        let back = Packet { source: destination, destination: source, iif: None, oif: None };
+    pub fn believes(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        iif: IfIndex,
+        out: Option<&str>,
+        strict: bool,
+    ) -> Option<bool> {
+        let back = Packet { source: destination, destination: source, iif: out, oif: None };
         match self.walk(&back).decision {
             Decision::Leaves { device, .. } if strict => device.map(|device| device == iif),
             Decision::Leaves { .. } => Some(true),

@@ -655,12 +655,12 @@ impl KernelState {
     }
 
     /// The main table alone says where IPv4 sources are when rp_filter looks for the way back: no rule of somebody else is
-    /// asked before it. Rules with a device selector are passed over, since that lookup has no device.
+    /// asked before it. The `iif` of that lookup is the device by which the packet leaves (`__mkroute_input()` in
+    /// `net/ipv4/route.c`); it has no `oif`.
     #[must_use]
     pub fn main_leads_back(&self) -> bool {
         let decides = |rule: &&ObservedRule| {
-            let selected = rule.oif.is_some() || rule.iif.is_some();
-            rule.family == Family::V4 && !rule.ours && !rule.looks_up_local && !rule.l3mdev && !selected
+            rule.family == Family::V4 && !rule.ours && !rule.looks_up_local && !rule.l3mdev && rule.oif.is_none()
         };
         self.rules.iter().find(decides).is_none_or(|rule| rule.looks_up_main)
     }

@@ -187,7 +187,15 @@ fn ask(oracle: &mut Oracle, situation: &Situation<'_>, packet: &Packet) -> Resul
             // For a broadcast, the kernel looks for a way back from nowhere (`brd_input` in `ip_route_input_slow()`).
             let broadcast = walk.decision == Decision::Local && !is_own(situation.scenario, destination);
             let to = if broadcast { Ipv4Addr::UNSPECIFIED.into() } else { destination };
-            let believed = if v4 && !own { situation.host.believes(source, to, iif, strict) } else { Some(true) };
+            let name = |device| situation.kernel.links[&device].name.as_str();
+            let out = match (walk.decision, answer) {
+                (Decision::Leaves { device: Some(device), .. }, _) => Some(name(device)),
+                (Decision::Leaves { .. }, Answer::Leaves { device, .. }) => Some(name(device)),
+                // It is not known which of several next hops the kernel has refused.
+                (Decision::Leaves { .. }, _) => return Ok(answer),
+                _ => None,
+            };
+            let believed = if v4 && !own { situation.host.believes(source, to, iif, out, strict) } else { Some(true) };
             match believed {
                 Some(true) => None,
                 Some(false) => Some(Refused::Dropped),

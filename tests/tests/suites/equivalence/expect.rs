@@ -363,13 +363,13 @@ impl<'a> Situation<'a> {
             return true;
         }
         let others = |rule: &Foreign| {
-            let Foreign { entry: Entry { from, iif, oif, .. }, .. } = rule;
-            Family::of(from) == Family::V4 && iif.is_none() && oif.is_none() && rule.entry.priority < 32766
+            let Foreign { entry: Entry { from, oif, .. }, .. } = rule;
+            Family::of(from) == Family::V4 && oif.is_none() && rule.entry.priority < 32766
         };
         self.policy_from(destination).is_none()
             && !self.scenario.others.iter().any(others)
             && self.is_only_way_back(source)
-            && self.host.believes(source, destination, self.ifindex(packet.device), true) == Some(true)
+            && self.host.believes(source, destination, self.ifindex(packet.device), None, true) == Some(true)
     }
 
     /// Has the main table one route back to the source, of one next hop?
