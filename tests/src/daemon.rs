@@ -88,6 +88,17 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no tunroute binary below {}: run `cargo build -p tunroute`", target.display()))
 }
 
+/// Copies a program so that it can be started at once. `cp` does it: a file that this process writes stays open in children
+/// that other threads start meanwhile, and the kernel refuses to run it (ETXTBSY).
+///
+/// # Errors
+/// It cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg(from).arg(to).status().context("cannot start cp")?;
+    ensure!(status.success(), "cannot copy {} to {}", from.display(), to.display());
+    Ok(())
+}
+
 /// The same, with XDP if that is forced and the configuration does not mention it.
 fn forced(config: &str) -> Cow<'_, str> {
     if xdp_forced() && !config.contains("xdp = ") { format!("xdp = \"on\"\n{config}").into() } else { config.into() }

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tunroute_tests::{
-    Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World, daemon::binary, plan::REMOTE, terminal::ENDED,
+    Daemon, DaemonOptions, TUNNELS, Terminal, TunnelKind, World,
+    daemon::{binary, copy_program},
+    plan::REMOTE,
+    terminal::ENDED,
 };
 
 const NO_PERMISSION: i32 = 77;
@@ -81,7 +84,7 @@ fn who_may_not_is_told_so_and_what_to_do() -> Result<()> {
     // For another user, who must reach the binary, but not the daemon: the world's directory is root's.
     let open = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir()?;
     let copy = open.path().join("tunroute");
-    fs::copy(binary()?, &copy)?;
+    copy_program(&binary()?, &copy)?;
     let config = open.path().join("tunroute.toml");
     fs::write(&config, world.config())?;
     let runtime = world.host.dir().join("run").display().to_string();

@@ -13,7 +13,7 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
-use tunroute_tests::pace::until;
+use tunroute_tests::{daemon::copy_program, pace::until};
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo"));
@@ -100,7 +100,7 @@ fn an_interrupted_demo_leaves_nothing() -> Result<()> {
 fn a_daemon_that_cannot_be_started_fails_the_demo() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let copy = dir.path().join("demo");
-    fs::copy(env!("CARGO_BIN_EXE_demo"), &copy)?;
+    copy_program(Path::new(env!("CARGO_BIN_EXE_demo")), &copy)?;
     std::os::unix::fs::symlink("/bin/false", dir.path().join("tunroute"))?;
     let output = Command::new(copy).stdin(Stdio::null()).output()?;
     let text = String::from_utf8(output.stdout)?;

@@ -23,7 +23,7 @@ use serde_json::json;
 use tunroute::policy::net::Family;
 use tunroute_tests::{
     Daemon, DaemonOptions, Flow, FlowOptions, ForeignProgram, Snapshot, TUNNELS, TunnelKind, Watch, World,
-    daemon::binary,
+    daemon::{binary, copy_program},
     pace::{SOON, patience, until},
     ping, ping_briefly,
     plan::REMOTE,
@@ -433,7 +433,7 @@ fn without_capabilities_it_says_so_in_one_line() -> Result<()> {
     let public = tempfile::Builder::new().prefix("tr-public-").tempdir()?;
     let allow = |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755));
     let copy = public.path().join("tunroute");
-    fs::copy(binary()?, &copy)?;
+    copy_program(&binary()?, &copy)?;
     let config = public.path().join("tunroute.toml");
     fs::write(&config, world.config())?;
     [public.path(), &copy, &config].into_iter().try_for_each(allow)?;

@@ -113,7 +113,8 @@ impl Daemon {
                 match opened {
                     Ok(fast) => {
                         self.use_programs(*fast);
-                        self.reconcile(Kinds::NONE).await;
+                        // The devices anew, as the programs' exits are entered now.
+                        self.reconcile(Kinds::LINKS).await;
                         if !self.loader.waiting.is_empty() {
                             self.load_twins();
                         }

@@ -608,7 +608,8 @@ impl Daemon {
         self.ask_for_gateways(self.desired.as_ref(), &snapshot.state).await;
         self.snapshot = Some(snapshot);
         if !observed || !lost.is_empty() || unpinned || gates != self.gates || xdp_changed {
-            self.reconcile(Kinds::NONE).await;
+            // The devices anew: a number that an exit is entered with again may be another device's by now.
+            self.reconcile(Kinds::LINKS).await;
         }
     }
 

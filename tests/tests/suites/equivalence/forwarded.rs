@@ -254,7 +254,9 @@ fn frame(packet: &Packet) -> Vec<u8> {
 
 /// What leaves, without what differs from one time to the next.
 fn comparable(scenario: &Scenario, seen: Seen) -> Option<Left> {
-    let own = seen.src.is_some_and(|src| is_own(scenario, src) || src == DUMMY);
+    // An IPv6 router also has the first address of each of its networks (RFC 4291, 2.6.1).
+    let anycast = |src: IpAddr| src.is_ipv6() && scenario.addresses.iter().any(|own| own.own.network() == src);
+    let own = seen.src.is_some_and(|src| is_own(scenario, src) || anycast(src) || src == DUMMY);
     // What the host says on the link by itself, IPv6 redirects among it, which it sends once a second.
     let link_local = |src: IpAddr| matches!(src, IpAddr::V6(src) if src.is_unicast_link_local());
     let chatter = seen.src.is_some_and(link_local) || seen.dst.is_some_and(|dst| dst.is_multicast());

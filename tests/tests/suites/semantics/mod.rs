@@ -22,7 +22,7 @@ use tunroute_tests::{
     pace::{SOON, patience, slowdown, until},
     ping,
     plan::{HOST, ISP, PLAIN_LAN, REMOTE},
-    traffic::Answer,
+    traffic::{self, Answer},
 };
 
 use self::places::{A_WHILE, Marks, Places, marked, packet};
@@ -505,7 +505,8 @@ fn neighbour_discovery_link_local_and_multicast_traffic_is_left_alone() -> Resul
         for family in Family::ALL {
             let src = TUNNELS[0].client.of(family);
             for dst in [TUNNELS[0].lan.of(family), REMOTE.of(family)] {
-                assert_eq!(ping(&world.client, src, dst)?, Answer::Reply, "{mode}: {src} > {dst}");
+                // In `ebpf` mode what comes before the gateway is known may be lost (docs/limits.md).
+                traffic::reach(&world.client, src, dst).with_context(|| mode.to_owned())?;
             }
         }
         client.wait_for(|seen| !seen.left() && seen.icmp == Some((136, 0)), SOON).context("an advertisement")?;
