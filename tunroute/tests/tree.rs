@@ -65,6 +65,9 @@ fn link(index: u32, name: &str) -> Link {
     Link { mtu: 1400, ..Link::new(index, name, LinkLayer::Ip) }
 }
 
+/// The index of the policy with `via = "main"`.
+const LEFT: usize = 4;
+
 /// A configuration with these sources, by the policy's index, and a tree above this number of prefixes.
 fn config(sources: impl IntoIterator<Item = (IpNet, usize)>, tree_above: u32) -> Config {
     let mut config = Config::parse("tree", POLICIES).unwrap();
@@ -259,9 +262,13 @@ proptest! {
         for (index, (mut wanted, tree_above, crowded)) in situations.into_iter().enumerate() {
             // Some of what there was stays.
             if kept & 1 << index != 0 {
-                wanted.extend(carried);
+                wanted.extend(carried.clone());
             }
-            world.foreign = crowded.then_some(20_129 + 40);
+            // While a rule of another program takes room away, the end of all rules stands for a moment before old rules of a
+            // larger tree, and what `via = "main"` leaves to the main table may meet one of those (docs/limits.md).
+            if !carried.values().chain(wanted.values()).any(|policy| *policy == LEFT) {
+                world.foreign = crowded.then_some(20_129 + 40);
+            }
             let mut list = World::default();
             list.reach(&config(wanted.clone(), u32::MAX), |_, _| {});
             let edges = edges(wanted.keys());

@@ -325,7 +325,7 @@ fn refusals_say_what_and_why_and_what_to_do() {
             ),
             (
                 KernelOp::AddRoute(route(200, "::/0", 1024, unicast("gone0", 9999, None))),
-                ["`ip -6 route add default dev gone0 table 200 protocol 116`", "No such device", "appears"],
+                ["`ip -6 route add default dev gone0 table 200 protocol 116`", "No such device", "os error 19"],
             ),
             (
                 KernelOp::AddRoute(route(201, "0.0.0.0/0", 0, unicast("t1", t1, None))),
@@ -333,7 +333,7 @@ fn refusals_say_what_and_why_and_what_to_do() {
             ),
             (
                 KernelOp::AddRoute(route(202, "0.0.0.0/0", 0, unicast("t0", t0, Some("127.0.0.1")))),
-                ["via 127.0.0.1 dev t0 onlink", "Nexthop has invalid gateway", "neighbour's address"],
+                ["via 127.0.0.1 dev t0 onlink", "Nexthop has invalid gateway", "table 202"],
             ),
             (
                 KernelOp::DelRule {

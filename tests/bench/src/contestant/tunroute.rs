@@ -168,6 +168,10 @@ impl Daemon {
             if answer.status.success() {
                 let status: Value = serde_json::from_slice(&answer.stdout).context("the status is no JSON")?;
                 let fast = &status["fast_path"];
+                if fast["loading"] == true && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
                 // Rules that stand in for programs must not be taken for them.
                 let runs = fast["state"] == if wants.programs { "on" } else { "off" };
                 let early = fast["attached"].to_string().contains("xdp") == wants.xdp;
