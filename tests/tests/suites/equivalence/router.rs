@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ipnet::IpNet;
 use tunroute::{
     datapath::{Datapath, Method},
@@ -226,7 +226,14 @@ impl Product {
                 Op::Kernel(operation) => batch.push(operation),
                 Op::Fast(operation) => {
                     self.apply(&mut batch, &snapshot).await?;
-                    self.datapath.apply(&operation).with_context(|| operation.to_string())?;
+                    // The kernel lets go of a detached XDP program a moment later, and is busy until then.
+                    until(&operation.to_string(), || match self.datapath.apply(&operation) {
+                        Ok(()) => Ok(true),
+                        Err(error) => {
+                            let error = anyhow::Error::from(error);
+                            if format!("{error:#}").contains("os error 16") { Ok(false) } else { Err(error) }
+                        }
+                    })?;
                 }
             }
         }
