@@ -127,8 +127,8 @@ fn copy_array<V: Pod>(ebpf: &mut Ebpf, from: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The exits' devices, and who takes part in XDP. The kernel takes its devices' numbers from the namespace of whoever enters them, so this is done
-/// in the host's.
+/// Copies the exits' devices and the XDP devices. The kernel resolves device numbers in the namespace of the process that
+/// enters them, so this is done in the host's.
 fn copy_devices(ebpf: &mut Ebpf, from: &Path) -> Result<()> {
     let stations: HashMap<_, u32, Station> = Map::HashMap(MapData::from_pin(from.join(names::STATION))?).try_into()?;
     let mut to: HashMap<&mut MapData, u32, Station> = map(ebpf, names::STATION)?.try_into()?;

@@ -24,8 +24,8 @@ pub struct Step {
     pub packet: Duration,
 }
 
-/// So many prefixes are always tried: even what grows quadratically installs them within seconds, and a smaller number
-/// tells nothing of its growth, since starting a process takes most of the time there.
+/// Number of prefixes that is always tried: even quadratic growth installs them within seconds, and a smaller number shows
+/// no growth, as starting a process takes most of the time there.
 const ALWAYS_TRIED: u32 = 1000;
 
 impl Limits {

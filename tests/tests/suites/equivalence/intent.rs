@@ -23,7 +23,7 @@ pub enum Way {
     Any,
 }
 
-/// What is known of a host whatever policies say.
+/// Facts about a host that do not depend on policies.
 pub struct Intent<'a> {
     scenario: &'a Scenario,
     kernel: &'a KernelState,

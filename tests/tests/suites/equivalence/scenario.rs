@@ -218,7 +218,7 @@ fn policy() -> impl Strategy<Value = PolicyPart> {
     let names: Vec<&str> = TUNNELS.into_iter().chain([MISSING]).collect();
     let via = prop::sample::subsequence(names, 1..=3).prop_shuffle();
     let on_down = select(vec!["unreachable", "blackhole", "prohibit", "next", "next"]);
-    // Rarely so many that they are a tree of several levels, where a tree is asked for.
+    // Rarely enough for a tree of several levels, where a tree is configured.
     let from = prop_oneof![9 => vec(prefix(0), 1..6), 1 => vec(prefix(0), 20..50)];
     let via = prop_oneof![7 => via, 1 => Just(vec!["main"])];
     let words = prop::sample::subsequence(vec!["connected", "routed"], 0..=2);

@@ -378,7 +378,7 @@ impl<'a> Year<'a> {
             Device::Replaced => {
                 let index = self.world.host.ifindex(DEVICE)?;
                 let isp = self.world.isp.name();
-                // Whatever the next hop is, the new link takes it.
+                // The new link takes any next hop.
                 self.host(&format!(
                     "link del {DEVICE}\nlink add net1 index {index} type veth peer name spare netns {isp}\nlink set net1 arp off up"
                 ))?;
